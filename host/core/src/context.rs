@@ -1,0 +1,227 @@
+//! What one run of a message reads and writes: a view of the state below, a buffer of effects above. Nothing here is
+//! durable; the pipeline takes the effects when the run ends.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+
+use crate::storage::StoreError;
+
+/// Names one write of one state key; 0 means "the key is absent". Opaque beyond equality.
+pub type Version = u64;
+
+/// One state entry as read: key, version, value.
+pub type Entry = (String, Version, Bytes);
+
+/// A read view of one processor's state.
+pub trait StateView: Send + Sync {
+    /// The value under `key` and its version; `(0, None)` where it is absent.
+    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(Version, Option<Bytes>), StoreError>>;
+
+    /// Up to `limit` entries of `start <= key < end` in key order; no `end` means to the last.
+    fn scan<'a>(
+        &'a self,
+        start: &'a str,
+        end: Option<&'a str>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Entry>, StoreError>>;
+}
+
+/// A message to send, as the processor asked for it; id and source are the host's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outgoing {
+    /// CloudEvents `type`.
+    pub kind: String,
+    /// CloudEvents `subject`.
+    pub subject: Option<String>,
+    /// Media type of `data`.
+    pub content_type: Option<String>,
+    /// The payload.
+    pub data: Bytes,
+    /// CloudEvents extension attributes.
+    pub extensions: BTreeMap<String, String>,
+}
+
+/// What a run may do at most.
+#[derive(Debug, Clone)]
+pub struct EffectLimits {
+    /// State keys written or read, together.
+    pub state_keys: usize,
+    /// Bytes of one state key.
+    pub key_bytes: usize,
+    /// Bytes of all writes and outgoing messages together.
+    pub effect_bytes: usize,
+    /// Outgoing messages.
+    pub outgoing: usize,
+    /// Entries one scan returns.
+    pub scan_entries: usize,
+}
+
+impl Default for EffectLimits {
+    fn default() -> Self {
+        Self { state_keys: 10_000, key_bytes: 1024, effect_bytes: 16 << 20, outgoing: 1_000, scan_entries: 10_000 }
+    }
+}
+
+/// Why a read or write of the context failed. The run cannot go on.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ContextError {
+    /// The store could not be read: run the message again.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The run is over one of its limits, and would be again: reject the message.
+    #[error("{what} is over its limit of {limit}")]
+    Limit {
+        /// What was counted, with its unit.
+        what: &'static str,
+        /// The limit.
+        limit: usize,
+    },
+}
+
+/// A range that a run read, and what it saw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RangeRead {
+    /// First key of the range.
+    pub start: String,
+    /// First key past the range; `None`: unbounded.
+    pub end: Option<String>,
+    /// How many entries were asked for.
+    pub limit: usize,
+    /// Keys and versions that were seen.
+    pub seen: Vec<(String, Version)>,
+}
+
+/// What a run read of the state, to be checked again when it commits.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReadSet {
+    /// Versions by key.
+    pub keys: BTreeMap<String, Version>,
+    /// Ranges, in the order read.
+    pub ranges: Vec<RangeRead>,
+}
+
+/// What a run wants to become true: state writes (`None` deletes) and messages to send.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Effects {
+    /// State writes by key; `None` deletes.
+    pub writes: BTreeMap<String, Option<Bytes>>,
+    /// Messages to send, in order.
+    pub outgoing: Vec<Outgoing>,
+}
+
+/// The processor's hands: reads through to a view of the state, buffers writes, remembers what was read.
+pub struct Context {
+    view: Arc<dyn StateView>,
+    limits: Arc<EffectLimits>,
+    reads: ReadSet,
+    effects: Effects,
+    effect_bytes: usize,
+}
+
+impl Context {
+    /// A context over `view`, with nothing read or written.
+    pub fn new(view: Arc<dyn StateView>, limits: Arc<EffectLimits>) -> Self {
+        Self { view, limits, reads: ReadSet::default(), effects: Effects::default(), effect_bytes: 0 }
+    }
+
+    /// The value under `key`, as this run left it.
+    pub async fn get(&mut self, key: &str) -> Result<Option<Bytes>, ContextError> {
+        if let Some(written) = self.effects.writes.get(key) {
+            return Ok(written.clone());
+        }
+        self.check_key(key)?;
+        let (version, value) = self.view.get(key).await?;
+        // The first version read is the one the run rests on: a later, different one is a conflict at the commit.
+        self.reads.keys.entry(key.to_owned()).or_insert(version);
+        Ok(value)
+    }
+
+    /// Writes `value` under `key`.
+    pub fn set(&mut self, key: &str, value: impl Into<Bytes>) -> Result<(), ContextError> {
+        self.write(key, Some(value.into()))
+    }
+
+    /// Removes `key`.
+    pub fn delete(&mut self, key: &str) -> Result<(), ContextError> {
+        self.write(key, None)
+    }
+
+    /// Writes `value` (`None` deletes) if the key holds `expected`; answers whether it did.
+    pub async fn compare_and_set(
+        &mut self,
+        key: &str,
+        expected: Option<&[u8]>,
+        value: Option<Bytes>,
+    ) -> Result<bool, ContextError> {
+        let holds = self.get(key).await?.as_deref() == expected;
+        if holds {
+            self.write(key, value)?;
+        }
+        Ok(holds)
+    }
+
+    /// Up to `limit` entries of `start <= key < end` in key order, as this run left them.
+    pub async fn scan(
+        &mut self,
+        start: &str,
+        end: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Bytes)>, ContextError> {
+        self.check("entries of a scan", limit, self.limits.scan_entries)?;
+        // Own deletes may hide entries of the view: ask for that many more.
+        let own = || self.effects.writes.range::<str, _>((
+            std::ops::Bound::Included(start),
+            end.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded),
+        ));
+        if limit == 0 || end.is_some_and(|end| end <= start) {
+            return Ok(Vec::new());
+        }
+        let asked = limit.saturating_add(own().filter(|(_, value)| value.is_none()).count());
+        let below = self.view.scan(start, end, asked).await?;
+        let seen = below.iter().map(|(key, version, _)| (key.clone(), *version)).collect();
+        let mut merged: BTreeMap<String, Option<Bytes>> =
+            below.into_iter().map(|(key, _, value)| (key, Some(value))).collect();
+        merged.extend(own().map(|(key, value)| (key.clone(), value.clone())));
+        self.reads.ranges.push(RangeRead { start: start.into(), end: end.map(Into::into), limit: asked, seen });
+        Ok(merged.into_iter().filter_map(|(key, value)| Some((key, value?))).take(limit).collect())
+    }
+
+    /// Sends a message once this one has committed.
+    pub fn send(&mut self, message: Outgoing) -> Result<(), ContextError> {
+        self.check("outgoing messages", self.effects.outgoing.len() + 1, self.limits.outgoing)?;
+        self.count_bytes(message.data.len() + message.kind.len())?;
+        self.effects.outgoing.push(message);
+        Ok(())
+    }
+
+    /// What the run read, and what it wants to become true.
+    pub fn finish(self) -> (ReadSet, Effects) {
+        (self.reads, self.effects)
+    }
+
+    fn write(&mut self, key: &str, value: Option<Bytes>) -> Result<(), ContextError> {
+        self.check_key(key)?;
+        self.count_bytes(key.len() + value.as_ref().map_or(0, Bytes::len))?;
+        self.effects.writes.insert(key.to_owned(), value);
+        Ok(())
+    }
+
+    fn check_key(&self, key: &str) -> Result<(), ContextError> {
+        let keys = self.reads.keys.len() + self.effects.writes.len();
+        self.check("state keys touched", keys + 1, self.limits.state_keys)?;
+        self.check("bytes of a state key", key.len(), self.limits.key_bytes)
+    }
+
+    fn count_bytes(&mut self, bytes: usize) -> Result<(), ContextError> {
+        self.effect_bytes += bytes;
+        self.check("bytes of effects", self.effect_bytes, self.limits.effect_bytes)
+    }
+
+    fn check(&self, what: &'static str, count: usize, limit: usize) -> Result<(), ContextError> {
+        if count > limit { Err(ContextError::Limit { what, limit }) } else { Ok(()) }
+    }
+}

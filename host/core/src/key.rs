@@ -1,0 +1,160 @@
+//! Who a message is: its record key, its fingerprint, and the ids derived from them. Pure functions.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::message::Message;
+
+/// Whose state and records these are: one processor of one tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Scope {
+    /// The tenant; `default` where there is one only.
+    pub tenant: Arc<str>,
+    /// The processor's name.
+    pub processor: Arc<str>,
+}
+
+impl Scope {
+    /// The scope of a processor of the default tenant.
+    pub fn of(processor: &str) -> Self {
+        Self { tenant: "default".into(), processor: processor.into() }
+    }
+}
+
+/// Key of a deduplication record: `tenant / processor / source namespace / idempotency key`.
+///
+/// Its text form percent-encodes `%` and `/` inside a part, so that it can be split again.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RecordKey {
+    /// Tenant and processor.
+    pub scope: Scope,
+    /// Source namespace: CloudEvents `source`.
+    pub source: Arc<str>,
+    /// The idempotency key inside the source.
+    pub key: Arc<str>,
+}
+
+impl RecordKey {
+    /// The key of `message` at the processor `scope`, by strategy message id.
+    pub fn by_message_id(scope: &Scope, message: &Message) -> Self {
+        let key = message.idempotency_key.as_ref().unwrap_or(&message.id);
+        Self { scope: scope.clone(), source: message.source.as_str().into(), key: key.as_str().into() }
+    }
+
+    /// A number that depends on nothing but the key: the message's seed.
+    pub fn seed(&self) -> u64 {
+        let mut first = [0; 8];
+        first.copy_from_slice(&self.hash(b"seed", 0).as_bytes()[..8]);
+        u64::from_le_bytes(first)
+    }
+
+    /// Stable id of the `position`-th outgoing message of this record: `hash(record key, position)`, 32 hex digits.
+    pub fn outgoing_id(&self, position: usize) -> String {
+        self.hash(b"outbox", position as u64).to_hex()[..32].to_owned()
+    }
+
+    fn hash(&self, purpose: &[u8], number: u64) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new();
+        for part in [purpose, self.scope.tenant.as_bytes(), self.scope.processor.as_bytes(), self.source.as_bytes(), self.key.as_bytes()] {
+            hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
+        }
+        hasher.update(&number.to_le_bytes()).finalize()
+    }
+}
+
+impl fmt::Display for RecordKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = [&self.scope.tenant, &self.scope.processor, &self.source, &self.key];
+        for (index, part) in parts.into_iter().enumerate() {
+            if index > 0 {
+                f.write_str("/")?;
+            }
+            f.write_str(&part.replace('%', "%25").replace('/', "%2F"))?;
+        }
+        Ok(())
+    }
+}
+
+/// A text that is not `tenant/processor/source/key`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a record key: write tenant/processor/source/key, with `/` inside a part as %2F and `%` as %25")]
+pub struct NotARecordKey(String);
+
+impl FromStr for RecordKey {
+    type Err = NotARecordKey;
+
+    fn from_str(text: &str) -> Result<Self, NotARecordKey> {
+        let parts: Vec<Arc<str>> =
+            text.split('/').map(|part| part.replace("%2F", "/").replace("%25", "%").into()).collect();
+        match <[Arc<str>; 4]>::try_from(parts) {
+            Ok([tenant, processor, source, key]) => Ok(Self { scope: Scope { tenant, processor }, source, key }),
+            Err(_) => Err(NotARecordKey(text.to_owned())),
+        }
+    }
+}
+
+/// Digest of what must be the same in every delivery of a message: its type and its payload.
+///
+/// Version 1: blake3 over `type` and `data`; JSON is taken in canonical form (members sorted by name, no space between
+/// tokens, numbers as written), so that a producer that serialises again is still recognised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// How it was computed.
+    pub version: u8,
+    /// The digest.
+    pub digest: [u8; 16],
+}
+
+impl Fingerprint {
+    /// The fingerprint of `message`.
+    pub fn of(message: &Message) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&(message.kind.len() as u64).to_le_bytes()).update(message.kind.as_bytes());
+        match message.is_json().then(|| canonical_json(&message.data)).flatten() {
+            Some(canonical) => hasher.update(&canonical),
+            None => hasher.update(&message.data),
+        };
+        let mut digest = [0; 16];
+        digest.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        Self { version: 1, digest }
+    }
+}
+
+/// JSON with members sorted and white space gone; `None` if it is not JSON.
+fn canonical_json(data: &[u8]) -> Option<Vec<u8>> {
+    let value: serde_json::Value = serde_json::from_slice(data).ok()?;
+    let mut out = Vec::with_capacity(data.len());
+    write_canonical(&value, &mut out);
+    Some(out)
+}
+
+fn write_canonical(value: &serde_json::Value, out: &mut Vec<u8>) {
+    use serde_json::Value;
+    match value {
+        Value::Object(members) => {
+            // Sorted here, not left to the map: another crate may switch serde_json to insertion order.
+            let mut members: Vec<_> = members.iter().collect();
+            members.sort_unstable_by_key(|(name, _)| *name);
+            out.push(b'{');
+            for (name, member) in members {
+                out.extend(serde_json::Value::from(name.as_str()).to_string().bytes());
+                out.push(b':');
+                write_canonical(member, out);
+                out.push(b',');
+            }
+            out.push(b'}');
+        }
+        Value::Array(items) => {
+            out.push(b'[');
+            for item in items {
+                write_canonical(item, out);
+                out.push(b',');
+            }
+            out.push(b']');
+        }
+        scalar => out.extend(scalar.to_string().bytes()),
+    }
+}
