@@ -173,10 +173,12 @@ impl Context {
     ) -> Result<Vec<(String, Bytes)>, ContextError> {
         self.check("entries of a scan", limit, self.limits.scan_entries)?;
         // Own deletes may hide entries of the view: ask for that many more.
-        let own = || self.effects.writes.range::<str, _>((
-            std::ops::Bound::Included(start),
-            end.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded),
-        ));
+        let own = || {
+            self.effects.writes.range::<str, _>((
+                std::ops::Bound::Included(start),
+                end.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded),
+            ))
+        };
         if limit == 0 || end.is_some_and(|end| end <= start) {
             return Ok(Vec::new());
         }

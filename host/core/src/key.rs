@@ -58,7 +58,13 @@ impl RecordKey {
 
     fn hash(&self, purpose: &[u8], number: u64) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new();
-        for part in [purpose, self.scope.tenant.as_bytes(), self.scope.processor.as_bytes(), self.source.as_bytes(), self.key.as_bytes()] {
+        for part in [
+            purpose,
+            self.scope.tenant.as_bytes(),
+            self.scope.processor.as_bytes(),
+            self.source.as_bytes(),
+            self.key.as_bytes(),
+        ] {
             hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
         }
         hasher.update(&number.to_le_bytes()).finalize()

@@ -1,16 +1,32 @@
 //! The rules of Hapax: message, idempotency key, record state machine, pipeline, and the traits at the seams. No runtime,
 //! no wasmtime, no driver, no I/O.
 
+pub mod admission;
+pub mod clock;
+pub mod committer;
+pub mod consumer;
 pub mod context;
+pub mod fault;
 pub mod key;
+mod lanes;
 pub mod message;
+pub mod metrics;
+pub mod options;
+mod overlay;
 pub mod processor;
 pub mod record;
+pub mod relay;
+pub mod run;
 pub mod storage;
 pub mod transport;
 
+pub use admission::Stored;
+pub use clock::{Clock, SystemClock};
+pub use committer::Committer;
+pub use consumer::{Ending, Handling, IdempotentConsumer, Parts};
 pub use context::Context;
 pub use key::{Fingerprint, RecordKey, Scope};
 pub use message::Message;
+pub use options::Options;
 pub use processor::{Failure, Invocation, MessageProcessor, NativeProcessor, Output};
 pub use record::Record;

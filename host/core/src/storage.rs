@@ -145,11 +145,8 @@ pub trait IdempotencyStorage: Send + Sync + 'static {
 /// Pending messages of a store. That they were sent is committed with a [`Group`].
 pub trait Outbox: Send + Sync + 'static {
     /// Up to `limit` rows after `after` (`None`: from the first), in order.
-    fn pending(
-        &self,
-        after: Option<OutboxPosition>,
-        limit: usize,
-    ) -> BoxFuture<'_, Result<Vec<OutboxRow>, StoreError>>;
+    fn pending(&self, after: Option<OutboxPosition>, limit: usize)
+    -> BoxFuture<'_, Result<Vec<OutboxRow>, StoreError>>;
 }
 
 /// Read-only paging for people.

@@ -1,0 +1,151 @@
+//! Who may run: the cache of terminal records, the table of messages in flight, and the decision by the record. Decides;
+//! runs and writes nothing.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+use tokio::sync::watch;
+
+use crate::key::{Fingerprint, RecordKey};
+use crate::processor::Output;
+use crate::record::{Record, State};
+
+/// What a record says about a message that arrives now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admission {
+    /// Run it; attempts were made before.
+    Fresh {
+        /// Attempts made so far.
+        attempts: u32,
+        /// Not before this time, in milliseconds since the Unix epoch; 0: at once.
+        not_before_ms: u64,
+    },
+    /// Its life has ended: this is the stored outcome.
+    Replay(Stored),
+    /// Somebody else runs it, or undoes it; ask again after this many milliseconds.
+    InFlight {
+        /// When to ask again.
+        after_ms: u64,
+    },
+    /// The key was used with another body.
+    Mismatch,
+}
+
+/// The stored outcome of a message whose life has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stored {
+    /// It completed with this result.
+    Completed(Output),
+    /// It failed for good with this error.
+    Failed(String),
+}
+
+/// How long a duplicate of something another owner does should wait before asking again.
+const ASK_AGAIN_MS: u64 = 1_000;
+
+/// Decides by the record (`None`: there is none). A pure function: DESIGN's table of states.
+pub fn decide(record: Option<&Record>, fingerprint: &Fingerprint, now_ms: u64) -> Admission {
+    let Some(record) = record else { return Admission::Fresh { attempts: 0, not_before_ms: 0 } };
+    if record.fingerprint != *fingerprint {
+        return Admission::Mismatch;
+    }
+    match &record.state {
+        State::Completed { output } => Admission::Replay(Stored::Completed(output.clone())),
+        State::DeadLettered { error } | State::Compensated { error } | State::CompensationFailed { error } => {
+            Admission::Replay(Stored::Failed(error.clone()))
+        }
+        State::RetryDue { at_ms, .. } => Admission::Fresh { attempts: record.attempts, not_before_ms: *at_ms },
+        State::InProgress { lease_end_ms, .. } if *lease_end_ms <= now_ms => {
+            Admission::Fresh { attempts: record.attempts, not_before_ms: 0 }
+        }
+        State::InProgress { lease_end_ms, .. } => Admission::InFlight { after_ms: lease_end_ms - now_ms },
+        State::Compensating { .. } => Admission::InFlight { after_ms: ASK_AGAIN_MS },
+    }
+}
+
+/// Terminal records in memory, bounded in bytes. Never holds "there is no record": only the store may say so.
+pub(crate) struct TerminalCache(Cache<RecordKey, Arc<Record>, Bytes>);
+
+#[derive(Clone)]
+struct Bytes;
+
+impl Weighter<RecordKey, Arc<Record>> for Bytes {
+    fn weight(&self, key: &RecordKey, record: &Arc<Record>) -> u64 {
+        let body = match &record.state {
+            State::Completed { output } => output.data.len(),
+            other => other.error().map_or(0, str::len),
+        };
+        (size_of::<(RecordKey, Record)>() + key.source.len() + key.key.len() + body) as u64
+    }
+}
+
+impl TerminalCache {
+    pub(crate) fn new(bytes: u64) -> Self {
+        // A guess of how many entries fit; it only sizes the cache's own tables.
+        let entries = (bytes / 512).max(16) as usize;
+        Self(Cache::with_weighter(entries, bytes, Bytes))
+    }
+
+    pub(crate) fn get(&self, key: &RecordKey) -> Option<Arc<Record>> {
+        self.0.get(key)
+    }
+
+    pub(crate) fn insert(&self, key: RecordKey, record: Arc<Record>) {
+        if record.state.is_terminal() {
+            self.0.insert(key, record);
+        }
+    }
+}
+
+/// Messages that are being run here, by record key.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct InFlight {
+    table: Arc<Mutex<HashMap<RecordKey, watch::Receiver<()>>>>,
+}
+
+/// The right to run a message; dropping it wakes everyone who waits for its end.
+#[derive(Debug)]
+pub(crate) struct Leading {
+    table: InFlight,
+    key: RecordKey,
+    _ended: watch::Sender<()>,
+}
+
+/// Waits for the end of a message that somebody else runs.
+pub(crate) struct Following(watch::Receiver<()>);
+
+impl InFlight {
+    /// Leads, if nobody does; else follows.
+    pub(crate) fn enter(&self, key: &RecordKey) -> Result<Leading, Following> {
+        let mut table = self.table.lock();
+        if let Some(ended) = table.get(key) {
+            return Err(Following(ended.clone()));
+        }
+        let (sender, ended) = watch::channel(());
+        table.insert(key.clone(), ended);
+        Ok(Leading { table: self.clone(), key: key.clone(), _ended: sender })
+    }
+
+    /// Whether somebody runs `key`.
+    pub(crate) fn contains(&self, key: &RecordKey) -> bool {
+        self.table.lock().contains_key(key)
+    }
+}
+
+impl Following {
+    /// Completes when the leader has ended, in whatever way: look again.
+    pub(crate) async fn ended(mut self) {
+        // Nothing is ever sent: an error, the sender's end, is the signal.
+        let _ = self.0.changed().await;
+    }
+}
+
+impl Drop for Leading {
+    fn drop(&mut self) {
+        // First out of the table, then (with the field) the signal: who wakes does not find it again.
+        self.table.table.lock().remove(&self.key);
+    }
+}

@@ -1,0 +1,185 @@
+//! The one writer: gives every commit its version, collects what is ready into a group, has the store write it, and tells
+//! each waiter what became of it. Owns a thread, since stores block. Looks into no message.
+
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+
+use crate::context::Version;
+use crate::fault;
+use crate::storage::{Commit, Group, IdempotencyStorage, OutboxPosition, StoreError, Verdict};
+
+/// Commits in one transaction, at most.
+const GROUP_COMMITS_MAX: usize = 4_096;
+
+/// The committer of one store; all consumers of the store share it.
+pub struct Committer {
+    sequencer: Mutex<Sequencer>,
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Sequencer {
+    next: Version,
+    /// `None` once the committer was closed.
+    jobs: Option<Sender<Job>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// The failure that closed the store.
+    failed: OnceLock<StoreError>,
+    /// Woken when a group with outgoing messages is durable.
+    outbox: Notify,
+}
+
+enum Job {
+    Commit(Box<Commit>, oneshot::Sender<Result<Verdict, StoreError>>),
+    Sent(Vec<OutboxPosition>, oneshot::Sender<Result<(), StoreError>>),
+}
+
+/// A commit on its way; `durable` waits for its end.
+pub struct Pending {
+    verdict: oneshot::Receiver<Result<Verdict, StoreError>>,
+}
+
+impl Pending {
+    /// What became of the commit. `Ok(Committed)` means durable.
+    pub async fn durable(self) -> Result<Verdict, StoreError> {
+        self.verdict.await.unwrap_or_else(|_| Err(StoreError::Closed("the committer has stopped".into())))
+    }
+}
+
+impl Committer {
+    /// Starts the committer of `storage`.
+    pub async fn start(storage: Arc<dyn IdempotencyStorage>) -> Result<Arc<Self>, StoreError> {
+        let last = storage.last_version().await?;
+        let (jobs, inbox) = mpsc::channel();
+        let shared = Arc::new(Shared::default());
+        let work = Worker { storage, inbox, shared: shared.clone() };
+        let thread = std::thread::Builder::new()
+            .name("hapax-committer".into())
+            .spawn(move || work.run())
+            .map_err(|error| StoreError::Io(error.to_string().into()))?;
+        let sequencer = Sequencer { next: last + 1, jobs: Some(jobs) };
+        Ok(Arc::new(Self { sequencer: Mutex::new(sequencer), shared, thread: Mutex::new(Some(thread)) }))
+    }
+
+    /// Sequences a commit: `build` gets its version. Commits are written in the order of their versions.
+    pub fn submit(&self, build: impl FnOnce(Version) -> Commit) -> (Version, Pending) {
+        let (reply, verdict) = oneshot::channel();
+        let mut sequencer = self.sequencer.lock();
+        let version = sequencer.next;
+        sequencer.next += 1;
+        // A closed committer drops the reply, which the waiter sees.
+        if let Some(jobs) = &sequencer.jobs {
+            let _ = jobs.send(Job::Commit(Box::new(build(version)), reply));
+        }
+        (version, Pending { verdict })
+    }
+
+    /// Marks outbox rows as sent, in the next group.
+    pub async fn mark_sent(&self, sent: Vec<OutboxPosition>) -> Result<(), StoreError> {
+        let (reply, done) = oneshot::channel();
+        if let Some(jobs) = &self.sequencer.lock().jobs {
+            let _ = jobs.send(Job::Sent(sent, reply));
+        }
+        done.await.unwrap_or_else(|_| Err(StoreError::Closed("the committer has stopped".into())))
+    }
+
+    /// Completes when a group with outgoing messages became durable since the last call.
+    pub async fn outbox_written(&self) {
+        self.shared.outbox.notified().await;
+    }
+
+    /// The failure that closed the store, if one did.
+    pub fn failure(&self) -> Option<&StoreError> {
+        self.shared.failed.get()
+    }
+
+    /// Writes what was submitted, then stops the thread.
+    pub fn close(&self) {
+        self.sequencer.lock().jobs = None;
+        if let Some(thread) = self.thread.lock().take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Committer {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+struct Worker {
+    storage: Arc<dyn IdempotencyStorage>,
+    inbox: Receiver<Job>,
+    shared: Arc<Shared>,
+}
+
+impl Worker {
+    /// Natural group commit: while one group is synced, the next one gathers in the inbox.
+    fn run(self) {
+        while let Ok(first) = self.inbox.recv() {
+            let mut group = Group::default();
+            let mut waiting = Vec::new();
+            let mut senders = Vec::new();
+            let mut next = Some(first);
+            while let Some(job) = next {
+                match job {
+                    Job::Commit(commit, reply) => {
+                        group.commits.push(*commit);
+                        waiting.push(reply);
+                    }
+                    Job::Sent(sent, reply) => {
+                        group.sent.extend(sent);
+                        senders.push(reply);
+                    }
+                }
+                next = if group.commits.len() < GROUP_COMMITS_MAX { self.inbox.try_recv().ok() } else { None };
+            }
+            self.write(&group, waiting, senders);
+        }
+    }
+
+    fn write(
+        &self,
+        group: &Group,
+        waiting: Vec<oneshot::Sender<Result<Verdict, StoreError>>>,
+        senders: Vec<oneshot::Sender<Result<(), StoreError>>>,
+    ) {
+        fault::point("group-gathered");
+        let verdicts = match self.shared.failed.get() {
+            Some(failure) => Err(StoreError::Closed(failure.to_string().into())),
+            None => futures_executor::block_on(self.storage.commit(group)),
+        };
+        match verdicts {
+            Ok(verdicts) => {
+                fault::point("group-durable");
+                for (reply, verdict) in waiting.into_iter().zip(verdicts) {
+                    let _ = reply.send(Ok(verdict));
+                }
+                for reply in senders {
+                    let _ = reply.send(Ok(()));
+                }
+                if group.commits.iter().any(|commit| !commit.effects.outgoing.is_empty()) {
+                    self.shared.outbox.notify_one();
+                }
+            }
+            Err(error) => {
+                // What the disk holds now is not known: going on could acknowledge what is not there.
+                let _ = self.shared.failed.set(error.clone());
+                for reply in waiting {
+                    let _ = reply.send(Err(error.clone()));
+                }
+                for reply in senders {
+                    let _ = reply.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+}

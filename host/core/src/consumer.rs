@@ -1,0 +1,478 @@
+//! The pipeline: one message's straight line from accept to its ending. Owns the order of things; the decisions stand here,
+//! the leaves (admission, overlay, committer, record) know nothing of each other.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use crate::admission::{Admission, InFlight, Leading, Stored, TerminalCache, decide};
+use crate::clock::Clock;
+use crate::committer::{Committer, Pending};
+use crate::context::{Context, Effects, ReadSet, Version};
+use crate::fault;
+use crate::key::{Fingerprint, RecordKey, Scope};
+use crate::lanes::{Lanes, Place, Turn};
+use crate::message::Message;
+use crate::metrics::IdempotencyMetrics;
+use crate::options::{MismatchPolicy, Options};
+use crate::overlay::{self, Overlay};
+use crate::processor::{Failure, Invocation, MessageProcessor, Output};
+use crate::record::{self, Event, Record};
+use crate::storage::{Commit, DeadLetter, IdempotencyStorage, StoreError, Verdict};
+
+/// What a consumer is made of.
+pub struct Parts {
+    /// Tenant and processor: whose state and records.
+    pub scope: Scope,
+    /// What processes the messages.
+    pub processor: Arc<dyn MessageProcessor>,
+    /// The store of record.
+    pub storage: Arc<dyn IdempotencyStorage>,
+    /// The committer of that store.
+    pub committer: Arc<Committer>,
+    /// Where time comes from.
+    pub clock: Arc<dyn Clock>,
+    /// Where counts go.
+    pub metrics: Arc<dyn IdempotencyMetrics>,
+    /// Settings.
+    pub options: Options,
+}
+
+/// One processor's idempotent consumer.
+///
+/// Cloning shares it. All its futures may be dropped at any time: what was not committed did not happen, what was
+/// committed is found again.
+#[derive(Clone)]
+pub struct IdempotentConsumer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    parts: Parts,
+    lanes: Lanes,
+    in_flight: InFlight,
+    cache: TerminalCache,
+    overlay: Arc<Overlay>,
+    effect_limits: Arc<crate::context::EffectLimits>,
+    stopping: watch::Sender<bool>,
+}
+
+/// How a delivery wants to be treated.
+#[derive(Debug, Clone, Copy)]
+pub struct Handling {
+    /// A duplicate of a message in flight waits for its outcome; otherwise it ends as [`Ending::InFlight`] at once.
+    pub wait_in_flight: bool,
+    /// A retryable failure is run again here, after its backoff; otherwise it ends as [`Ending::Retry`] and the
+    /// source delivers again.
+    pub retry_here: bool,
+}
+
+impl Default for Handling {
+    fn default() -> Self {
+        Self { wait_in_flight: true, retry_here: true }
+    }
+}
+
+/// A message in its place: accepted, its order fixed, nothing run yet.
+pub struct Accepted {
+    message: Arc<Message>,
+    key: RecordKey,
+    fingerprint: Fingerprint,
+    place: Option<Place>,
+    handling: Handling,
+    since: Instant,
+}
+
+/// How a delivery of a message ended. Everything but `Retry` and `InFlight` is durable and may be acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// It ran, and its effects are durable.
+    Completed {
+        /// Its result.
+        output: Output,
+    },
+    /// It had ended before: nothing ran.
+    Duplicate(Stored),
+    /// Its key was used with another body: nothing ran.
+    Mismatch,
+    /// It failed for good; the record keeps the message and the error.
+    DeadLettered {
+        /// What went wrong.
+        error: String,
+    },
+    /// It is due again later.
+    Retry {
+        /// What went wrong.
+        error: String,
+        /// Due after this many milliseconds.
+        after_ms: u64,
+    },
+    /// It is being run by somebody else.
+    InFlight {
+        /// Ask again after this many milliseconds.
+        after_ms: u64,
+    },
+}
+
+impl Ending {
+    /// The outcome's name, as the command line, the API and the metrics print it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Completed { .. } => "completed",
+            Self::Duplicate(_) => "duplicate",
+            Self::Mismatch => "mismatch",
+            Self::DeadLettered { .. } => "dead-lettered",
+            Self::Retry { .. } => "retry",
+            Self::InFlight { .. } => "in-flight",
+        }
+    }
+}
+
+/// A message that may run: nobody else does, and its record allows it.
+struct Claim {
+    /// Held until the ending is durable and in the cache.
+    _leading: Leading,
+    turn: Option<Turn>,
+    /// The record as it was found.
+    found: Option<Arc<Record>>,
+    /// Attempts made before this claim.
+    attempts: u32,
+    /// Due at this time, in milliseconds since the Unix epoch.
+    not_before_ms: u64,
+    /// When it was admitted, likewise.
+    now_ms: u64,
+}
+
+/// A run that ended, as it left its context.
+struct Run {
+    result: Result<Output, Failure>,
+    reads: ReadSet,
+    effects: Effects,
+}
+
+/// A run on its way to the disk.
+struct Sequenced {
+    version: Version,
+    pending: Pending,
+    record: Record,
+    ending: Ending,
+}
+
+enum Admitted {
+    Run(Claim),
+    Ended(Ending),
+}
+
+impl IdempotentConsumer {
+    /// Joins the parts.
+    pub fn new(parts: Parts) -> Self {
+        let inner = Inner {
+            lanes: Lanes::default(),
+            in_flight: InFlight::default(),
+            cache: TerminalCache::new(parts.options.cache_bytes),
+            overlay: Arc::new(Overlay::default()),
+            effect_limits: Arc::new(parts.options.effects.clone()),
+            stopping: watch::channel(false).0,
+            parts,
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The processor's scope.
+    pub fn scope(&self) -> &Scope {
+        &self.inner.parts.scope
+    }
+
+    /// Stops waiting for retries: messages that wait for their next attempt end as [`Ending::Retry`]. Runs under way
+    /// go on to their end.
+    pub fn stop(&self) {
+        self.inner.stopping.send_replace(true);
+    }
+
+    /// Processes one message: `accept`, then `process`.
+    pub async fn handle(&self, message: Message, handling: Handling) -> Result<Ending, StoreError> {
+        self.process(self.accept(message, handling)).await
+    }
+
+    /// Derives key and fingerprint and takes the message's place in its lane: messages of one ordering key run in the
+    /// order in which they were accepted.
+    pub fn accept(&self, message: Message, handling: Handling) -> Accepted {
+        let inner = &*self.inner;
+        Accepted {
+            key: RecordKey::by_message_id(&inner.parts.scope, &message),
+            fingerprint: Fingerprint::of(&message),
+            place: inner.parts.options.ordering.key(&message).map(|key| inner.lanes.enter(key)),
+            message: Arc::new(message),
+            handling,
+            since: Instant::now(),
+        }
+    }
+
+    /// The straight line. Returns when the ending is durable.
+    pub async fn process(&self, accepted: Accepted) -> Result<Ending, StoreError> {
+        let since = accepted.since;
+        let ending = self.inner.process(accepted).await?;
+        let elapsed_us = since.elapsed().as_micros() as u64;
+        self.inner.parts.metrics.ended(&self.inner.parts.scope, ending.name(), elapsed_us);
+        Ok(ending)
+    }
+}
+
+impl Inner {
+    async fn process(&self, mut message: Accepted) -> Result<Ending, StoreError> {
+        loop {
+            let claim = match self.admit(&mut message).await? {
+                Admitted::Run(claim) => claim,
+                Admitted::Ended(ending) => return Ok(ending),
+            };
+            if let Some(ending) = self.run_to_its_end(&message, claim).await? {
+                return Ok(ending);
+            }
+            // Somebody else wrote the record meanwhile: see what it says now.
+        }
+    }
+
+    /// Invoke, sequence, commit; again after a conflict, and after the backoff of a failure that may pass.
+    async fn run_to_its_end(&self, message: &Accepted, mut claim: Claim) -> Result<Option<Ending>, StoreError> {
+        loop {
+            if let Some(ending) = self.wait_until_due(message, &claim).await {
+                return Ok(Some(ending));
+            }
+            let running = self.overlay.begin();
+            let run = self.invoke(message, &claim).await;
+            fault::point("invoked");
+            let Ok(sequenced) = self.sequence(message, &claim, run) else {
+                self.parts.metrics.conflict(&self.parts.scope);
+                continue;
+            };
+            drop(running);
+            let Sequenced { version, pending, record, ending } = sequenced;
+            let retry = matches!(ending, Ending::Retry { .. });
+            if !retry {
+                // The next of the lane may go: it sees these effects in the overlay.
+                claim.turn = None;
+            }
+            match self.durable(version, pending).await? {
+                Verdict::Committed if retry && message.handling.retry_here => claim.next_attempt(record),
+                Verdict::Committed => {
+                    self.cache.insert(message.key.clone(), Arc::new(record));
+                    return Ok(Some(ending));
+                }
+                Verdict::Conflict => self.parts.metrics.conflict(&self.parts.scope),
+                Verdict::Taken(_) => return Ok(None),
+            }
+        }
+    }
+
+    /// Decides whether the message may run. Order of looking: cache of terminal records, in-flight table, store.
+    async fn admit(&self, message: &mut Accepted) -> Result<Admitted, StoreError> {
+        if !message.handling.wait_in_flight && self.in_flight.contains(&message.key) {
+            return Ok(Admitted::Ended(Ending::InFlight { after_ms: 0 }));
+        }
+        let turn = match message.place.take() {
+            Some(place) => Some(place.turn().await),
+            None => None,
+        };
+        loop {
+            let cached = self.cache.get(&message.key);
+            self.parts.metrics.cache(&self.parts.scope, cached.is_some());
+            if let Some(record) = cached {
+                return self.answer(message, &record).await.map(Admitted::Ended);
+            }
+            let leading = match self.in_flight.enter(&message.key) {
+                Ok(leading) => leading,
+                Err(_) if !message.handling.wait_in_flight => {
+                    return Ok(Admitted::Ended(Ending::InFlight { after_ms: 0 }));
+                }
+                Err(following) => {
+                    following.ended().await;
+                    continue;
+                }
+            };
+            let found = self.parts.storage.admit(&message.key).await?.map(Arc::new);
+            let now_ms = self.parts.clock.now_ms();
+            let (attempts, not_before_ms) = match decide(found.as_deref(), &message.fingerprint, now_ms) {
+                Admission::Fresh { attempts, not_before_ms } => (attempts, not_before_ms),
+                _ => {
+                    let record = found.expect("only a record can refuse");
+                    self.cache.insert(message.key.clone(), record.clone());
+                    drop(leading);
+                    return self.answer(message, &record).await.map(Admitted::Ended);
+                }
+            };
+            return Ok(Admitted::Run(Claim { _leading: leading, turn, found, attempts, not_before_ms, now_ms }));
+        }
+    }
+
+    /// The ending of a message that must not run, by the record that says so.
+    async fn answer(&self, message: &Accepted, record: &Record) -> Result<Ending, StoreError> {
+        match decide(Some(record), &message.fingerprint, self.parts.clock.now_ms()) {
+            Admission::Replay(stored) => Ok(Ending::Duplicate(stored)),
+            Admission::InFlight { after_ms } => Ok(Ending::InFlight { after_ms }),
+            Admission::Mismatch => self.mismatch(message, record).await,
+            Admission::Fresh { .. } => unreachable!("a record that allows a run is not answered from"),
+        }
+    }
+
+    /// The key was used with another body. The record stays byte for byte as it is.
+    async fn mismatch(&self, message: &Accepted, record: &Record) -> Result<Ending, StoreError> {
+        let error = "the idempotency key was used before with another body; give the message a key of its own";
+        tracing::error!(key = %message.key, "mismatch: {error}");
+        if self.parts.options.mismatch == MismatchPolicy::DeadLetter {
+            let (_, pending) = self.parts.committer.submit(|version| Commit {
+                key: message.key.clone(),
+                expected_epoch: Some(record.epoch),
+                record: None,
+                version,
+                reads: ReadSet::default(),
+                effects: Effects::default(),
+                dead_letter: Some(self.dead_letter(message, error.to_owned(), 0)),
+            });
+            pending.durable().await?;
+        }
+        Ok(Ending::Mismatch)
+    }
+
+    /// Waits out the backoff; an ending if the message is to be put off instead.
+    async fn wait_until_due(&self, message: &Accepted, claim: &Claim) -> Option<Ending> {
+        let after_ms = claim.not_before_ms.saturating_sub(self.parts.clock.now_ms());
+        if after_ms == 0 {
+            return None;
+        }
+        let mut stopping = self.stopping.subscribe();
+        let stop = message.handling.retry_here && {
+            tokio::select! {
+                () = self.parts.clock.sleep(after_ms) => false,
+                _ = stopping.wait_for(|stop| *stop) => true,
+            }
+        };
+        if message.handling.retry_here && !stop {
+            return None;
+        }
+        let error = claim.found.as_ref().and_then(|record| record.state.error()).unwrap_or_default().to_owned();
+        Some(Ending::Retry { error, after_ms })
+    }
+
+    /// Runs the processor. No transaction is held, nothing is written.
+    async fn invoke(&self, message: &Accepted, claim: &Claim) -> Run {
+        let invocation = Invocation {
+            message: message.message.clone(),
+            idempotency_key: message.key.key.clone(),
+            attempt: claim.attempts + 1,
+            seed: message.key.seed(),
+        };
+        let view = self.overlay.over(self.parts.storage.view(&self.parts.scope));
+        let mut context = Context::new(view, self.effect_limits.clone());
+        let result = self.parts.processor.process(&invocation, &mut context).await;
+        let (reads, effects) = context.finish();
+        Run { result, reads, effects }
+    }
+
+    /// Checks that what the run read still stands (also when it failed: it may have failed on what is no longer so),
+    /// turns it into a record, and gives it its place in the order of commits.
+    fn sequence(&self, message: &Accepted, claim: &Claim, run: Run) -> Result<Sequenced, overlay::Stale> {
+        let now_ms = self.parts.clock.now_ms();
+        let attempts = claim.attempts + 1;
+        let (event, ending) = self.conclude(message, attempts, run.result, now_ms);
+        let completed = matches!(ending, Ending::Completed { .. });
+        let effects = if completed { run.effects } else { Effects::default() };
+        let dead_letter = match &ending {
+            Ending::DeadLettered { error } => Some(self.dead_letter(message, error.clone(), attempts)),
+            _ => None,
+        };
+        let record = self.next_record(message, claim, event, now_ms);
+        let expected_epoch = claim.found.as_ref().map(|record| record.epoch);
+        let writes = effects.writes.clone();
+        let commit = |version| Commit {
+            key: message.key.clone(),
+            expected_epoch,
+            record: Some(record.clone()),
+            version,
+            reads: run.reads.clone(),
+            effects,
+            dead_letter,
+        };
+        let (version, pending) = self.overlay.sequence(&run.reads, &writes, || {
+            let (version, pending) = self.parts.committer.submit(commit);
+            (version, (version, pending))
+        })?;
+        Ok(Sequenced { version, pending, record, ending })
+    }
+
+    /// What a run's result means: completed, once more, or failed for good.
+    fn conclude(
+        &self,
+        message: &Accepted,
+        attempts: u32,
+        result: Result<Output, Failure>,
+        now_ms: u64,
+    ) -> (Event, Ending) {
+        let options = &self.parts.options;
+        match result {
+            Ok(output) => (Event::Completed(output.clone()), Ending::Completed { output }),
+            Err(Failure::Retry { reason, after_ms }) if attempts < options.attempts_max => {
+                let after_ms = after_ms.unwrap_or_else(|| options.backoff_ms(&message.key, attempts));
+                let event = Event::Failed { error: reason.clone(), retry_at_ms: now_ms + after_ms };
+                (event, Ending::Retry { error: reason, after_ms })
+            }
+            Err(failure) => {
+                let error = match failure {
+                    Failure::Retry { reason, .. } => format!("failed {attempts} times, the last time: {reason}"),
+                    for_good => for_good.to_string(),
+                };
+                (Event::GivenUp { error: error.clone() }, Ending::DeadLettered { error })
+            }
+        }
+    }
+
+    fn next_record(&self, message: &Accepted, claim: &Claim, event: Event, now_ms: u64) -> Record {
+        let found = claim.found.as_deref();
+        let state =
+            record::next(found.map(|record| &record.state), event).expect("a claim is only given where a run may end");
+        Record {
+            expires_ms: state.is_terminal().then(|| now_ms.saturating_add(self.parts.options.retention_ms)),
+            state,
+            epoch: found.map_or(0, |record| record.epoch) + 1,
+            attempts: claim.attempts + 1,
+            fingerprint: message.fingerprint,
+            component: self.parts.processor.digest().to_owned(),
+            saga: None,
+            received_ms: found.map_or(claim.now_ms, |record| record.received_ms),
+            changed_ms: now_ms,
+        }
+    }
+
+    fn dead_letter(&self, message: &Accepted, error: String, attempts: u32) -> DeadLetter {
+        DeadLetter {
+            message: (*message.message).clone(),
+            fingerprint: message.fingerprint,
+            error,
+            attempts,
+            component: self.parts.processor.digest().to_owned(),
+            at_ms: self.parts.clock.now_ms(),
+        }
+    }
+
+    /// Waits for the disk, and tells the overlay.
+    async fn durable(&self, version: Version, pending: Pending) -> Result<Verdict, StoreError> {
+        let verdict = pending.durable().await?;
+        match verdict {
+            Verdict::Committed => self.overlay.durable(version),
+            Verdict::Taken(_) | Verdict::Conflict => self.overlay.withdrawn(version),
+        }
+        Ok(verdict)
+    }
+}
+
+impl Claim {
+    /// The claim to the attempt after the one that `record` tells of.
+    fn next_attempt(&mut self, record: Record) {
+        self.attempts = record.attempts;
+        self.not_before_ms = match &record.state {
+            record::State::RetryDue { at_ms, .. } => *at_ms,
+            _ => 0,
+        };
+        self.found = Some(Arc::new(record));
+    }
+}

@@ -1,0 +1,86 @@
+//! What a processor's owner may set, with units and defaults. Reading it from a file is the binary's.
+
+use crate::context::EffectLimits;
+use crate::key::RecordKey;
+use crate::message::Message;
+
+/// Settings of one consumer.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Attempts before a message fails for good; at least 1.
+    pub attempts_max: u32,
+    /// Backoff before the second attempt, in milliseconds; doubles with each further one.
+    pub backoff_base_ms: u64,
+    /// Longest backoff, in milliseconds.
+    pub backoff_max_ms: u64,
+    /// How long a terminal record is kept, in milliseconds.
+    pub retention_ms: u64,
+    /// What happens to a message whose key was used with another body.
+    pub mismatch: MismatchPolicy,
+    /// Which messages must run one after the other.
+    pub ordering: Ordering,
+    /// What one run may do.
+    pub effects: EffectLimits,
+    /// Bytes of terminal records kept in memory.
+    pub cache_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            attempts_max: 5,
+            backoff_base_ms: 100,
+            backoff_max_ms: 60_000,
+            retention_ms: 7 * 24 * 60 * 60 * 1_000,
+            mismatch: MismatchPolicy::DeadLetter,
+            ordering: Ordering::PartitionKey,
+            effects: EffectLimits::default(),
+            cache_bytes: 32 << 20,
+        }
+    }
+}
+
+/// What happens to a message whose idempotency key was used with another body. It never runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MismatchPolicy {
+    /// Kept as a dead letter beside the record, and an error in the log.
+    DeadLetter,
+    /// Refused; not kept.
+    Reject,
+}
+
+/// Where a message's ordering key comes from. Messages without one run in parallel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ordering {
+    /// The CloudEvents extension `partitionkey`.
+    PartitionKey,
+    /// The attribute `subject`.
+    Subject,
+    /// The attribute `source`: every source in its own order.
+    Source,
+    /// No order.
+    None,
+}
+
+impl Ordering {
+    /// The message's ordering key.
+    pub fn key<'m>(&self, message: &'m Message) -> Option<&'m str> {
+        match self {
+            Self::PartitionKey => message.extensions.get("partitionkey").map(String::as_str),
+            Self::Subject => message.subject.as_deref(),
+            Self::Source => Some(&message.source),
+            Self::None => None,
+        }
+    }
+}
+
+impl Options {
+    /// Delay before the attempt after `attempt`, in milliseconds: exponential with full jitter. The jitter comes from
+    /// the key, not from a generator: re-runs are repeatable, different keys still spread.
+    pub fn backoff_ms(&self, key: &RecordKey, attempt: u32) -> u64 {
+        let doubled =
+            self.backoff_base_ms.saturating_mul(1u64.checked_shl(attempt.saturating_sub(1)).unwrap_or(u64::MAX));
+        let longest = doubled.min(self.backoff_max_ms);
+        key.seed().rotate_left(attempt) % (longest + 1)
+    }
+}

@@ -1,0 +1,213 @@
+//! What is executed and not yet durable, visible to later messages of the same processor; and the check that what a
+//! message read still stands when its turn to commit comes. Reads below it come from the store.
+//!
+//! Optimistic concurrency control: runs read without locks, remember versions, and are checked when they are sequenced. An
+//! entry stays until it is durable *and* every run that began before it has ended, so the check never needs the store.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+
+use crate::context::{Entry, RangeRead, ReadSet, StateView, Version};
+use crate::storage::StoreError;
+
+/// The not yet durable writes of one processor.
+#[derive(Debug, Default)]
+pub(crate) struct Overlay {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Version of the last sequenced commit.
+    last: Version,
+    /// Writes by key, oldest first; `None` deletes.
+    keys: BTreeMap<String, VecDeque<(Version, Option<Bytes>)>>,
+    /// Sequenced commits that still have entries, oldest first.
+    commits: VecDeque<Sequenced>,
+    /// Runs under way, counted by the version that was the last when they began.
+    running: BTreeMap<Version, usize>,
+}
+
+#[derive(Debug)]
+struct Sequenced {
+    version: Version,
+    keys: Vec<String>,
+    durable: bool,
+}
+
+/// A run under way; dropping it ends the run.
+pub(crate) struct Running {
+    overlay: Arc<Overlay>,
+    began: Version,
+}
+
+/// What a run read has changed: run it again.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Stale;
+
+impl Overlay {
+    /// Begins a run: entries it may have missed are kept until it ends.
+    pub(crate) fn begin(self: &Arc<Self>) -> Running {
+        let mut inner = self.inner.lock();
+        let began = inner.last;
+        *inner.running.entry(began).or_default() += 1;
+        Running { overlay: self.clone(), began }
+    }
+
+    /// Checks `reads` and, if they stand, hands `submit` the right to sequence: it answers the version under which
+    /// `writes` become visible. No other commit of this processor is sequenced in between.
+    pub(crate) fn sequence<T>(
+        &self,
+        reads: &ReadSet,
+        writes: &BTreeMap<String, Option<Bytes>>,
+        submit: impl FnOnce() -> (Version, T),
+    ) -> Result<T, Stale> {
+        let mut inner = self.inner.lock();
+        if !inner.stands(reads) {
+            return Err(Stale);
+        }
+        let (version, submitted) = submit();
+        inner.last = version;
+        if !writes.is_empty() {
+            for (key, value) in writes {
+                inner.keys.entry(key.clone()).or_default().push_back((version, value.clone()));
+            }
+            inner.commits.push_back(Sequenced { version, keys: writes.keys().cloned().collect(), durable: false });
+        }
+        Ok(submitted)
+    }
+
+    /// The commit `version` is durable: its entries may go as soon as nobody needs them.
+    pub(crate) fn durable(&self, version: Version) {
+        let mut inner = self.inner.lock();
+        if let Ok(at) = inner.commits.binary_search_by_key(&version, |commit| commit.version) {
+            inner.commits[at].durable = true;
+        }
+        inner.prune();
+    }
+
+    /// The commit `version` was not made: whoever read its writes no longer stands.
+    pub(crate) fn withdrawn(&self, version: Version) {
+        let mut inner = self.inner.lock();
+        if let Ok(at) = inner.commits.binary_search_by_key(&version, |commit| commit.version)
+            && let Some(commit) = inner.commits.remove(at)
+        {
+            inner.remove_entries(&commit);
+        }
+    }
+
+    /// A view of the state as it is with everything that is sequenced, over `below`.
+    pub(crate) fn over(self: &Arc<Self>, below: Arc<dyn StateView>) -> Arc<dyn StateView> {
+        Arc::new(OverlayView { overlay: self.clone(), below })
+    }
+}
+
+impl Inner {
+    fn stands(&self, reads: &ReadSet) -> bool {
+        let current = |key: &str| self.keys.get(key).and_then(VecDeque::back);
+        let key_stands = |(key, version): (&String, &Version)| {
+            // A delete reads as "absent", which has version 0.
+            current(key).is_none_or(|(now, value)| *version == if value.is_some() { *now } else { 0 })
+        };
+        reads.keys.iter().all(key_stands) && reads.ranges.iter().all(|range| self.range_stands(range))
+    }
+
+    fn range_stands(&self, read: &RangeRead) -> bool {
+        let seen: BTreeMap<&str, Version> = read.seen.iter().map(|(key, version)| (key.as_str(), *version)).collect();
+        // A scan that was cut short says nothing of what comes after its last entry.
+        let last = if read.seen.len() >= read.limit { read.seen.last().map(|(key, _)| key.as_str()) } else { None };
+        self.within(&read.start, read.end.as_deref())
+            .take_while(|(key, _)| last.is_none_or(|last| key.as_str() <= last))
+            .filter_map(|(key, versions)| Some((key, versions.back()?)))
+            .all(|(key, (version, value))| seen.get(key.as_str()) == value.as_ref().map(|_| version))
+    }
+
+    fn within(
+        &self,
+        start: &str,
+        end: Option<&str>,
+    ) -> impl Iterator<Item = (&String, &VecDeque<(Version, Option<Bytes>)>)> {
+        self.keys.range::<str, _>((Bound::Included(start), end.map_or(Bound::Unbounded, Bound::Excluded)))
+    }
+
+    fn prune(&mut self) {
+        let needed_after = self.running.keys().next().copied().unwrap_or(Version::MAX);
+        while let Some(commit) = self.commits.front() {
+            if !commit.durable || commit.version > needed_after {
+                return;
+            }
+            let commit = self.commits.pop_front().expect("there is a front");
+            self.remove_entries(&commit);
+        }
+    }
+
+    fn remove_entries(&mut self, commit: &Sequenced) {
+        for key in &commit.keys {
+            if let Some(versions) = self.keys.get_mut(key) {
+                versions.retain(|(version, _)| *version != commit.version);
+                if versions.is_empty() {
+                    self.keys.remove(key);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut inner = self.overlay.inner.lock();
+        if let Some(count) = inner.running.get_mut(&self.began) {
+            *count -= 1;
+            if *count == 0 {
+                inner.running.remove(&self.began);
+                inner.prune();
+            }
+        }
+    }
+}
+
+struct OverlayView {
+    overlay: Arc<Overlay>,
+    below: Arc<dyn StateView>,
+}
+
+impl StateView for OverlayView {
+    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(Version, Option<Bytes>), StoreError>> {
+        let above = self.overlay.inner.lock().keys.get(key).and_then(|versions| versions.back().cloned());
+        match above {
+            Some((version, Some(value))) => Box::pin(std::future::ready(Ok((version, Some(value))))),
+            Some((_, None)) => Box::pin(std::future::ready(Ok((0, None)))),
+            None => self.below.get(key),
+        }
+    }
+
+    fn scan<'a>(
+        &'a self,
+        start: &'a str,
+        end: Option<&'a str>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Entry>, StoreError>> {
+        Box::pin(async move {
+            let above: Vec<(String, (Version, Option<Bytes>))> = self
+                .overlay
+                .inner
+                .lock()
+                .within(start, end)
+                .filter_map(|(key, versions)| Some((key.clone(), versions.back()?.clone())))
+                .collect();
+            // Deletes above may hide entries below: read that many more.
+            let hidden = above.iter().filter(|(_, (_, value))| value.is_none()).count();
+            let below = self.below.scan(start, end, limit.saturating_add(hidden)).await?;
+            let mut merged: BTreeMap<String, (Version, Option<Bytes>)> =
+                below.into_iter().map(|(key, version, value)| (key, (version, Some(value)))).collect();
+            merged.extend(above);
+            let present = merged.into_iter().filter_map(|(key, (version, value))| Some((key, version, value?)));
+            Ok(present.take(limit).collect())
+        })
+    }
+}

@@ -1,0 +1,97 @@
+//! Sends what is in the outbox, in order, and has it marked as sent. At least once, under a stable id.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+use crate::committer::Committer;
+use crate::fault;
+use crate::message::Message;
+use crate::storage::{Outbox, OutboxPosition, OutboxRow, StoreError};
+use crate::transport::{Publisher, TransportError};
+
+/// Messages in one batch, at most. Publishers count on it: only one batch can be sent and not yet marked.
+pub const BATCH_MESSAGES_MAX: usize = 1_024;
+
+/// Longest wait between two tries of a publisher that is not available, in milliseconds.
+const RETRY_MS_MAX: u64 = 30_000;
+
+/// Why the relay stopped before its end.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RelayError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The publisher needs somebody's help; what is not sent stays in the outbox.
+    #[error("the outbox could not be sent: {0}")]
+    Publisher(TransportError),
+}
+
+/// Moves one store's outbox to one publisher.
+pub struct Relay {
+    outbox: Arc<dyn Outbox>,
+    committer: Arc<Committer>,
+    publisher: Box<dyn Publisher>,
+    clock: Arc<dyn Clock>,
+    sent: u64,
+}
+
+impl Relay {
+    /// A relay from `outbox` to `publisher`.
+    pub fn new(
+        outbox: Arc<dyn Outbox>,
+        committer: Arc<Committer>,
+        publisher: Box<dyn Publisher>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self { outbox, committer, publisher, clock, sent: 0 }
+    }
+
+    /// Sends until `stop` turns true and the outbox is empty; answers how many messages were sent. While the publisher
+    /// is not available, stopping does not wait for it: the rest stays in the outbox.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<u64, RelayError> {
+        loop {
+            // Read before looking: what is written after an empty look wakes the wait below.
+            let stopping = *stop.borrow_and_update();
+            let rows = self.outbox.pending(None, BATCH_MESSAGES_MAX).await?;
+            if !rows.is_empty() {
+                if !self.send(rows, &mut stop).await? {
+                    return Ok(self.sent);
+                }
+            } else if stopping {
+                return Ok(self.sent);
+            } else {
+                tokio::select! {
+                    () = self.committer.outbox_written() => {}
+                    changed = stop.changed() => if changed.is_err() { return Ok(self.sent) },
+                }
+            }
+        }
+    }
+
+    /// Sends one batch and has it marked. `false`: told to stop while the publisher was not available.
+    async fn send(&mut self, rows: Vec<OutboxRow>, stop: &mut watch::Receiver<bool>) -> Result<bool, RelayError> {
+        let (positions, batch): (Vec<OutboxPosition>, Vec<Message>) =
+            rows.into_iter().map(|row| (row.position, row.message)).unzip();
+        let mut delay_ms = 100;
+        while let Err(error) = self.publisher.publish(&batch).await {
+            let TransportError::Unavailable(reason) = &error else { return Err(RelayError::Publisher(error)) };
+            if *stop.borrow() {
+                tracing::warn!("outbox: {reason}; {} messages stay in it", batch.len());
+                return Ok(false);
+            }
+            tracing::warn!("outbox: {reason}; trying again in {delay_ms} ms");
+            tokio::select! {
+                () = self.clock.sleep(delay_ms) => {}
+                _ = stop.wait_for(|stop| *stop) => {}
+            }
+            delay_ms = (delay_ms * 2).min(RETRY_MS_MAX);
+        }
+        fault::point("outbox-sent");
+        self.sent += batch.len() as u64;
+        self.committer.mark_sent(positions).await?;
+        fault::point("outbox-marked");
+        Ok(true)
+    }
+}
