@@ -1,0 +1,172 @@
+//! The store in memory: the same rules as on redb, nothing durable. For tests, and as the plainest reading of the contract.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, ready};
+use hapax_core::context::{Entry, StateView, Version};
+use hapax_core::key::{RecordKey, Scope};
+use hapax_core::message::Message;
+use hapax_core::record::Record;
+use hapax_core::storage::{
+    Commit, DeadLetter, Group, IdempotencyStorage, Inspect, Outbox, OutboxPosition, OutboxRow, StoreError, Verdict,
+};
+use parking_lot::Mutex;
+
+/// The store in memory; cloning shares it.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryStore {
+    inner: Arc<Mutex<Inner>>,
+}
+
+type State = BTreeMap<String, (Version, Bytes)>;
+
+#[derive(Debug, Default)]
+struct Inner {
+    records: BTreeMap<RecordKey, Record>,
+    state: BTreeMap<Scope, State>,
+    outbox: BTreeMap<OutboxPosition, Message>,
+    dead_letters: BTreeMap<(RecordKey, [u8; 16]), DeadLetter>,
+    last: Version,
+}
+
+impl Inner {
+    fn write(&mut self, commit: &Commit) -> Verdict {
+        let found = self.records.get(&commit.key);
+        if found.map(|record| record.epoch) != commit.expected_epoch {
+            return Verdict::Taken(found.cloned().map(Box::new));
+        }
+        let state = self.state.entry(commit.key.scope.clone()).or_default();
+        let keys_stand =
+            commit.reads.keys.iter().all(|(key, version)| state.get(key).map_or(0, |(now, _)| *now) == *version);
+        let ranges_stand = commit.reads.ranges.iter().all(|range| {
+            let now = scan(state, &range.start, range.end.as_deref(), range.limit);
+            now.into_iter().map(|(key, version, _)| (key, version)).eq(range.seen.iter().cloned())
+        });
+        if !keys_stand || !ranges_stand {
+            return Verdict::Conflict;
+        }
+        for (key, value) in &commit.effects.writes {
+            match value {
+                Some(value) => drop(state.insert(key.clone(), (commit.version, value.clone()))),
+                None => drop(state.remove(key)),
+            }
+        }
+        self.outbox.extend(commit.outbox_rows().map(|row| (row.position, row.message)));
+        if let Some(record) = &commit.record {
+            self.records.insert(commit.key.clone(), record.clone());
+        }
+        if let Some(letter) = &commit.dead_letter {
+            self.dead_letters.insert((commit.key.clone(), letter.fingerprint.digest), letter.clone());
+        }
+        Verdict::Committed
+    }
+}
+
+fn scan(state: &State, start: &str, end: Option<&str>, limit: usize) -> Vec<Entry> {
+    if end.is_some_and(|end| end <= start) {
+        return Vec::new();
+    }
+    let range = (Bound::Included(start), end.map_or(Bound::Unbounded, Bound::Excluded));
+    let entries = state.range::<str, _>(range).take(limit);
+    entries.map(|(key, (version, value))| (key.clone(), *version, value.clone())).collect()
+}
+
+impl IdempotencyStorage for MemoryStore {
+    fn admit<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
+        Box::pin(ready(Ok(self.inner.lock().records.get(key).cloned())))
+    }
+
+    fn commit<'a>(&'a self, group: &'a Group) -> BoxFuture<'a, Result<Vec<Verdict>, StoreError>> {
+        let mut inner = self.inner.lock();
+        for sent in &group.sent {
+            inner.outbox.remove(sent);
+        }
+        if let Some(last) = group.commits.last() {
+            inner.last = last.version;
+        }
+        let verdicts = group.commits.iter().map(|commit| inner.write(commit)).collect();
+        Box::pin(ready(Ok(verdicts)))
+    }
+
+    fn view(&self, scope: &Scope) -> Arc<dyn StateView> {
+        Arc::new(MemoryView { store: self.clone(), scope: scope.clone() })
+    }
+
+    fn last_version(&self) -> BoxFuture<'_, Result<Version, StoreError>> {
+        Box::pin(ready(Ok(self.inner.lock().last)))
+    }
+
+    fn cleanup(&self, older_than_ms: u64, limit: usize) -> BoxFuture<'_, Result<usize, StoreError>> {
+        let mut inner = self.inner.lock();
+        let old = |record: &Record| record.state.is_terminal() && record.changed_ms < older_than_ms;
+        let keys: Vec<_> =
+            inner.records.iter().filter(|(_, r)| old(r)).map(|(key, _)| key.clone()).take(limit).collect();
+        for key in &keys {
+            inner.records.remove(key);
+        }
+        Box::pin(ready(Ok(keys.len())))
+    }
+}
+
+impl Outbox for MemoryStore {
+    fn pending(
+        &self,
+        after: Option<OutboxPosition>,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<OutboxRow>, StoreError>> {
+        let inner = self.inner.lock();
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let rows = inner.outbox.range((start, Bound::Unbounded)).take(limit);
+        let rows = rows.map(|(position, message)| OutboxRow { position: *position, message: message.clone() });
+        Box::pin(ready(Ok(rows.collect())))
+    }
+}
+
+impl Inspect for MemoryStore {
+    fn records<'a>(
+        &'a self,
+        processor: Option<&'a str>,
+        after: Option<&'a RecordKey>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<(RecordKey, Record)>, StoreError>> {
+        let inner = self.inner.lock();
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let rows = inner.records.range((start, Bound::Unbounded));
+        let rows = rows.filter(|(key, _)| processor.is_none_or(|name| *key.scope.processor == *name));
+        Box::pin(ready(Ok(rows.take(limit).map(|(key, record)| (key.clone(), record.clone())).collect())))
+    }
+
+    fn dead_letters<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Vec<DeadLetter>, StoreError>> {
+        let inner = self.inner.lock();
+        let letters = inner.dead_letters.iter().filter(|((of, _), _)| of == key);
+        Box::pin(ready(Ok(letters.map(|(_, letter)| letter.clone()).collect())))
+    }
+}
+
+struct MemoryView {
+    store: MemoryStore,
+    scope: Scope,
+}
+
+impl StateView for MemoryView {
+    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(Version, Option<Bytes>), StoreError>> {
+        let inner = self.store.inner.lock();
+        let entry = inner.state.get(&self.scope).and_then(|state| state.get(key));
+        let answer = entry.map_or((0, None), |(version, value)| (*version, Some(value.clone())));
+        Box::pin(ready(Ok(answer)))
+    }
+
+    fn scan<'a>(
+        &'a self,
+        start: &'a str,
+        end: Option<&'a str>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Entry>, StoreError>> {
+        let inner = self.store.inner.lock();
+        let entries = inner.state.get(&self.scope).map(|state| scan(state, start, end, limit));
+        Box::pin(ready(Ok(entries.unwrap_or_default())))
+    }
+}

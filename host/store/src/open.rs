@@ -1,0 +1,266 @@
+//! Opening a store folder: creates one where there is nothing, and refuses what is lost, damaged, of another version or in
+//! use. Never serves an empty store where there was one.
+//!
+//! A store is a folder: `records.redb`, the database, and `STORE`, its identity in text. A folder with an identity and
+//! without its database has lost it, and that is what the identity is for.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use redb::{Database, DatabaseError, ReadableDatabase as _, StorageBackend};
+
+use crate::layout::{self, META};
+
+const DATABASE: &str = "records.redb";
+const IDENTITY: &str = "STORE";
+/// Bytes of the database's own page cache.
+const PAGE_CACHE_BYTES: usize = 64 << 20;
+
+/// Why a store was not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// There is nothing, and nothing was to be created.
+    #[error("{0} holds no store. Check the path; `hapax run` and `hapax up` create one")]
+    Missing(PathBuf),
+    /// The path is no store folder.
+    #[error("{path} is not a store: {reason}. Give a folder that is empty, does not exist yet, or holds a store")]
+    NotAStore {
+        /// The path given.
+        path: PathBuf,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// Another process has it open.
+    #[error("{0} is in use by another process. Stop that process, or use a store of your own")]
+    Locked(PathBuf),
+    /// Another version of Hapax wrote it.
+    #[error(
+        "{path} has format {found}; this hapax reads format {expected}. Use the hapax that wrote it, or another store"
+    )]
+    Version {
+        /// The store.
+        path: PathBuf,
+        /// The format found.
+        found: u32,
+        /// The format that this build reads.
+        expected: u32,
+    },
+    /// What is there is not what was written. Nothing was changed.
+    #[error(
+        "{path} is damaged: {reason}. Nothing was changed. Put back a backup of the folder; do not delete {IDENTITY} to go on \
+         empty, for then every message would count as new"
+    )]
+    Damaged {
+        /// The store.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The disk has no room.
+    #[error("{path}: the disk is full ({reason}). Free some space and start again; nothing is lost")]
+    Full {
+        /// The store.
+        path: PathBuf,
+        /// What the system said.
+        reason: String,
+    },
+    /// The operating system refused.
+    #[error("{path}: {reason}. Check that the folder and its disk can be read and written")]
+    Io {
+        /// The store.
+        path: PathBuf,
+        /// What the system said.
+        reason: String,
+    },
+}
+
+/// Whether a store may be created where there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Create {
+    /// Created where the folder is empty or absent.
+    IfAbsent,
+    /// Must be there.
+    Never,
+}
+
+pub(crate) fn open(path: &Path, create: Create) -> Result<Database, OpenError> {
+    let io = |error: std::io::Error| io_error(path, &error);
+    let file = path.join(DATABASE);
+    let identity = read_identity(path)?;
+    let length = match std::fs::metadata(&file) {
+        Ok(metadata) => metadata.len(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(io(error)),
+    };
+    match (&identity, length) {
+        (Some(_), 0) => return Err(damaged(path, format!("it has an identity, but {DATABASE} is missing or empty"))),
+        (None, 0) if create == Create::Never => return Err(OpenError::Missing(path.into())),
+        (None, 0) => create_folder(path)?,
+        // An identity is written last: a creation that was cut short has a database and none.
+        (None | Some(_), _) => {}
+    }
+    let database = builder().create(&file).map_err(|error| database_error(path, error))?;
+    let found = identify(path, &database, length == 0)?;
+    match identity {
+        Some(expected) if expected != found => {
+            Err(damaged(path, format!("{DATABASE} belongs to store {found}, the folder to store {expected}")))
+        }
+        Some(_) => Ok(database),
+        None => {
+            write_identity(path, &found).map_err(io)?;
+            Ok(database)
+        }
+    }
+}
+
+/// Opens or creates a database on a backend of the caller's; for tests that lose writes.
+pub(crate) fn open_backend(backend: impl StorageBackend) -> Result<Database, OpenError> {
+    let path = Path::new("(backend)");
+    let empty = backend.len().map_err(|error| io_error(path, &error))? == 0;
+    let database = builder().create_with_backend(backend).map_err(|error| database_error(path, error))?;
+    identify(path, &database, empty)?;
+    Ok(database)
+}
+
+fn builder() -> redb::Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(PAGE_CACHE_BYTES);
+    builder
+        .set_repair_callback(|session| tracing::info!("store: recovering, {:.0} % done", session.progress() * 100.0));
+    builder
+}
+
+/// Checks version and identity of the database; gives it both when it is new.
+fn identify(path: &Path, database: &Database, new: bool) -> Result<String, OpenError> {
+    let read = || -> Result<Option<(u32, String)>, redb::Error> {
+        let txn = database.begin_read()?;
+        let meta = match txn.open_table(META) {
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+            other => other?,
+        };
+        let format =
+            meta.get(layout::META_FORMAT)?.and_then(|value| value.value().try_into().ok().map(u32::from_le_bytes));
+        let id = meta.get(layout::META_STORE_ID)?.map(|value| String::from_utf8_lossy(value.value()).into_owned());
+        Ok(format.zip(id))
+    };
+    match read().map_err(|error| storage_error(path, &error))? {
+        Some((layout::FORMAT, id)) => Ok(id),
+        Some((found, _)) => Err(OpenError::Version { path: path.into(), found, expected: layout::FORMAT }),
+        // A creation may have been cut short between the empty database and its first transaction.
+        None if new || is_untouched(database) => initialise(database).map_err(|error| storage_error(path, &error)),
+        None => Err(damaged(path, format!("{DATABASE} is a redb database, but not one of Hapax"))),
+    }
+}
+
+fn is_untouched(database: &Database) -> bool {
+    database.begin_read().is_ok_and(|txn| txn.list_tables().is_ok_and(|mut tables| tables.next().is_none()))
+}
+
+fn initialise(database: &Database) -> Result<String, redb::Error> {
+    let id = new_id();
+    let txn = database.begin_write()?;
+    {
+        let mut meta = txn.open_table(META)?;
+        meta.insert(layout::META_FORMAT, &layout::FORMAT.to_le_bytes()[..])?;
+        meta.insert(layout::META_STORE_ID, id.as_bytes())?;
+        meta.insert(layout::META_LAST_VERSION, &0u64.to_le_bytes()[..])?;
+        txn.open_table(layout::RECORDS)?;
+        txn.open_table(layout::STATE)?;
+        txn.open_table(layout::OUTBOX)?;
+        txn.open_table(layout::DEAD_LETTERS)?;
+    }
+    txn.commit()?;
+    Ok(id)
+}
+
+/// 32 hex digits that no other store has: the standard library's per-process random keys, twice.
+fn new_id() -> String {
+    use std::hash::{BuildHasher, RandomState};
+    format!("{:016x}{:016x}", RandomState::new().hash_one(1), RandomState::new().hash_one(2))
+}
+
+fn create_folder(path: &Path) -> Result<(), OpenError> {
+    if path.is_file() {
+        return Err(OpenError::NotAStore { path: path.into(), reason: "it is a file" });
+    }
+    std::fs::create_dir_all(path).map_err(|error| io_error(path, &error))?;
+    let strangers = std::fs::read_dir(path)
+        .map_err(|error| io_error(path, &error))?
+        .filter_map(Result::ok)
+        .any(|entry| entry.file_name() != DATABASE);
+    if strangers {
+        return Err(OpenError::NotAStore { path: path.into(), reason: "the folder holds other files" });
+    }
+    Ok(())
+}
+
+fn read_identity(path: &Path) -> Result<Option<String>, OpenError> {
+    match std::fs::read_to_string(path.join(IDENTITY)) {
+        Ok(text) => match text.lines().find_map(|line| line.strip_prefix("id = ")) {
+            Some(id) => Ok(Some(id.to_owned())),
+            None => Err(damaged(path, format!("{IDENTITY} names no id"))),
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(_) if path.is_file() => Err(OpenError::NotAStore { path: path.into(), reason: "it is a file" }),
+        Err(error) => Err(io_error(path, &error)),
+    }
+}
+
+/// Temporary file, rename, and both synced: the identity is there whole or not at all.
+fn write_identity(path: &Path, id: &str) -> std::io::Result<()> {
+    let new = path.join("STORE.new");
+    let mut file = std::fs::File::create(&new)?;
+    writeln!(
+        file,
+        "This folder is a Hapax store. Do not edit or delete this file.\nformat = {}\nid = {id}",
+        layout::FORMAT
+    )?;
+    file.sync_all()?;
+    std::fs::rename(&new, path.join(IDENTITY))?;
+    std::fs::File::open(path)?.sync_all()
+}
+
+fn damaged(path: &Path, reason: String) -> OpenError {
+    OpenError::Damaged { path: path.into(), reason }
+}
+
+fn database_error(path: &Path, error: DatabaseError) -> OpenError {
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => OpenError::Locked(path.into()),
+        DatabaseError::UpgradeRequired(_) => damaged(path, "another version of redb wrote it".into()),
+        other => storage_error(path, &other.into()),
+    }
+}
+
+fn storage_error(path: &Path, error: &redb::Error) -> OpenError {
+    match error {
+        redb::Error::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => damaged(path, error.to_string()),
+        redb::Error::Io(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            damaged(path, "it is cut short".into())
+        }
+        redb::Error::Io(error) => io_error(path, error),
+        other => damaged(path, other.to_string()),
+    }
+}
+
+fn io_error(path: &Path, error: &std::io::Error) -> OpenError {
+    let (path, reason) = (path.to_owned(), error.to_string());
+    if is_full(error) { OpenError::Full { path, reason } } else { OpenError::Io { path, reason } }
+}
+
+/// No room on the disk, over the quota, or over the limit of a file's size.
+pub(crate) fn is_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
+/// An error of the running store, by what the host can do about it.
+pub(crate) fn running_error(error: impl Into<redb::Error>) -> hapax_core::storage::StoreError {
+    use hapax_core::storage::StoreError;
+    match error.into() {
+        redb::Error::Io(error) if is_full(&error) => StoreError::Full(error.to_string().into()),
+        redb::Error::Corrupted(reason) => StoreError::Damaged(reason.into()),
+        redb::Error::PreviousIo => StoreError::Closed("an earlier write failed".into()),
+        other => StoreError::Io(other.to_string().into()),
+    }
+}
