@@ -1,0 +1,241 @@
+//! What every store must do, whatever it is made of. One function a rule; `all` runs them, each on a store of its own.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use hapax_core::context::{Effects, Outgoing, RangeRead, ReadSet};
+use hapax_core::record::{Record, State};
+use hapax_core::storage::{Commit, DeadLetter, Group, Store, Verdict};
+use hapax_core::{Fingerprint, Message, Output, RecordKey, Scope};
+
+fn key(name: &str) -> RecordKey {
+    RecordKey::by_message_id(&Scope::of("p"), &Message::new(name, "/s", "t"))
+}
+
+fn record(epoch: u64, state: State) -> Record {
+    Record {
+        state,
+        epoch,
+        attempts: 1,
+        fingerprint: Fingerprint { version: 1, digest: [7; 16] },
+        component: "c".into(),
+        saga: None,
+        received_ms: 1,
+        changed_ms: 2,
+        expires_ms: Some(3),
+    }
+}
+
+fn completed(text: &str) -> State {
+    State::Completed { output: Output { content_type: None, data: text.to_owned().into() } }
+}
+
+fn commit(name: &str, version: u64, writes: &[(&str, Option<&str>)]) -> Commit {
+    let writes = writes.iter().map(|(k, v)| ((*k).to_owned(), v.map(|v| v.to_owned().into()))).collect();
+    Commit {
+        key: key(name),
+        expected_epoch: None,
+        record: Some(record(1, completed(name))),
+        version,
+        reads: ReadSet::default(),
+        effects: Effects { writes, outgoing: Vec::new() },
+        dead_letter: None,
+    }
+}
+
+async fn write(store: &impl Store, commits: Vec<Commit>) -> Vec<Verdict> {
+    store.commit(&Group { commits, sent: Vec::new() }).await.unwrap()
+}
+
+/// Runs every rule, each on a fresh store from `make`.
+pub async fn all<S: Store>(make: impl Fn() -> Arc<S>) {
+    what_was_committed_is_found(&*make()).await;
+    a_taken_key_writes_nothing(&*make()).await;
+    only_the_expected_epoch_may_write(&*make()).await;
+    a_read_that_changed_is_a_conflict(&*make()).await;
+    a_range_that_changed_is_a_conflict(&*make()).await;
+    a_conflict_spares_its_neighbours(&*make()).await;
+    scans_are_ordered_bounded_and_scoped(&*make()).await;
+    the_outbox_keeps_order_until_sent(&*make()).await;
+    dead_letters_keep_every_body(&*make()).await;
+    cleanup_spares_what_is_open(&*make()).await;
+    records_are_paged(&*make()).await;
+}
+
+async fn what_was_committed_is_found(store: &impl Store) {
+    assert_eq!(store.last_version().await.unwrap(), 0);
+    assert_eq!(store.admit(&key("a")).await.unwrap(), None);
+    assert!(!store.is_processed(&key("a")).await.unwrap());
+    assert_eq!(write(store, vec![commit("a", 5, &[("k", Some("v"))])]).await, [Verdict::Committed]);
+    assert_eq!(store.admit(&key("a")).await.unwrap(), Some(record(1, completed("a"))));
+    assert!(store.is_processed(&key("a")).await.unwrap());
+    assert_eq!(store.processed_result(&key("a")).await.unwrap().unwrap().data, "a");
+    assert_eq!(store.view(&Scope::of("p")).get("k").await.unwrap(), (5, Some("v".into())));
+    assert_eq!(store.last_version().await.unwrap(), 5);
+    write(store, vec![commit("b", 6, &[("k", None)])]).await;
+    assert_eq!(store.view(&Scope::of("p")).get("k").await.unwrap(), (0, None));
+}
+
+async fn a_taken_key_writes_nothing(store: &impl Store) {
+    write(store, vec![commit("a", 1, &[("k", Some("first"))])]).await;
+    let verdicts = write(store, vec![commit("a", 2, &[("k", Some("second"))])]).await;
+    assert_eq!(verdicts, [Verdict::Taken(Some(Box::new(record(1, completed("a")))))]);
+    assert_eq!(store.view(&Scope::of("p")).get("k").await.unwrap(), (1, Some("first".into())));
+    // Also inside one group: the second of two deliveries finds the first one's record.
+    let verdicts = write(store, vec![commit("b", 3, &[]), commit("b", 4, &[("k", Some("twice"))])]).await;
+    assert!(matches!(verdicts[..], [Verdict::Committed, Verdict::Taken(Some(_))]));
+    assert_eq!(store.view(&Scope::of("p")).get("k").await.unwrap().0, 1);
+}
+
+async fn only_the_expected_epoch_may_write(store: &impl Store) {
+    let due = |epoch| record(epoch, State::RetryDue { error: "e".into(), at_ms: 9 });
+    let at = |expected_epoch, record| Commit { expected_epoch, record: Some(record), ..commit("a", 1, &[]) };
+    assert_eq!(write(store, vec![at(Some(1), due(2))]).await, [Verdict::Taken(None)]);
+    assert_eq!(write(store, vec![at(None, due(1))]).await, [Verdict::Committed]);
+    assert_eq!(write(store, vec![at(Some(1), due(2))]).await, [Verdict::Committed]);
+    assert_eq!(write(store, vec![at(Some(1), due(2))]).await, [Verdict::Taken(Some(Box::new(due(2))))]);
+    // Without a record to write, what is there stays byte for byte.
+    let untouched = Commit { expected_epoch: Some(2), record: None, ..commit("a", 4, &[]) };
+    assert_eq!(write(store, vec![untouched]).await, [Verdict::Committed]);
+    assert_eq!(store.admit(&key("a")).await.unwrap(), Some(due(2)));
+}
+
+async fn a_read_that_changed_is_a_conflict(store: &impl Store) {
+    write(store, vec![commit("a", 1, &[("k", Some("1"))])]).await;
+    let reading = |name, version, read: u64| Commit {
+        reads: ReadSet { keys: BTreeMap::from([("k".to_owned(), read)]), ranges: Vec::new() },
+        ..commit(name, version, &[("k", Some("2"))])
+    };
+    assert_eq!(write(store, vec![reading("b", 2, 0)]).await, [Verdict::Conflict]);
+    assert_eq!(store.admit(&key("b")).await.unwrap(), None);
+    // Two of one group that read the same version: the second has read what is no longer so.
+    let verdicts = write(store, vec![reading("b", 2, 1), reading("c", 3, 1), reading("d", 4, 2)]).await;
+    assert_eq!(verdicts, [Verdict::Committed, Verdict::Conflict, Verdict::Committed]);
+    assert_eq!(store.view(&Scope::of("p")).get("k").await.unwrap().0, 4);
+}
+
+async fn a_range_that_changed_is_a_conflict(store: &impl Store) {
+    write(store, vec![commit("a", 1, &[("k/1", Some("x"))])]).await;
+    let reading = |name: &str, version, seen: &[(&str, u64)]| Commit {
+        reads: ReadSet {
+            keys: BTreeMap::new(),
+            ranges: vec![RangeRead {
+                start: "k/".into(),
+                end: Some("k0".into()),
+                limit: 10,
+                seen: seen.iter().map(|(key, version)| ((*key).to_owned(), *version)).collect(),
+            }],
+        },
+        ..commit(name, version, &[("k/2", Some("y"))])
+    };
+    assert_eq!(write(store, vec![reading("b", 2, &[])]).await, [Verdict::Conflict]);
+    assert_eq!(write(store, vec![reading("b", 2, &[("k/1", 1)])]).await, [Verdict::Committed]);
+    assert_eq!(write(store, vec![reading("c", 3, &[("k/1", 1)])]).await, [Verdict::Conflict], "a phantom");
+}
+
+async fn a_conflict_spares_its_neighbours(store: &impl Store) {
+    let stale = Commit {
+        reads: ReadSet { keys: BTreeMap::from([("k".to_owned(), 77)]), ranges: Vec::new() },
+        ..commit("b", 2, &[("from-b", Some("x"))])
+    };
+    let verdicts = write(store, vec![commit("a", 1, &[]), stale, commit("c", 3, &[])]).await;
+    assert_eq!(verdicts, [Verdict::Committed, Verdict::Conflict, Verdict::Committed]);
+    assert!(store.admit(&key("a")).await.unwrap().is_some() && store.admit(&key("c")).await.unwrap().is_some());
+    assert_eq!(store.admit(&key("b")).await.unwrap(), None);
+    assert_eq!(store.view(&Scope::of("p")).get("from-b").await.unwrap(), (0, None));
+}
+
+async fn scans_are_ordered_bounded_and_scoped(store: &impl Store) {
+    write(store, vec![commit("a", 1, &[("b", Some("2")), ("a", Some("1")), ("c", Some("3")), ("c/d", Some("4"))])])
+        .await;
+    let mut other = commit("x", 2, &[("b", Some("other"))]);
+    other.key.scope = Scope::of("p2");
+    write(store, vec![other]).await;
+    let view = store.view(&Scope::of("p"));
+    let keys = async |start: &str, end: Option<&str>, limit| {
+        let entries = view.scan(start, end, limit).await.unwrap();
+        entries.into_iter().map(|(key, ..)| key).collect::<Vec<_>>()
+    };
+    assert_eq!(keys("", None, 10).await, ["a", "b", "c", "c/d"]);
+    assert_eq!(keys("b", Some("c/"), 10).await, ["b", "c"]);
+    assert_eq!(keys("", None, 2).await, ["a", "b"]);
+    assert_eq!(keys("c", Some("a"), 10).await, [""; 0]);
+    assert_eq!(store.view(&Scope::of("p2")).scan("", None, 9).await.unwrap(), [("b".into(), 2, "other".into())]);
+}
+
+async fn the_outbox_keeps_order_until_sent(store: &impl Store) {
+    let sending = |name: &str, version, count: usize| {
+        let mut commit = commit(name, version, &[]);
+        let outgoing = |n| Outgoing { kind: format!("{name}{n}"), ..Outgoing::default() };
+        commit.effects.outgoing = (0..count).map(outgoing).collect();
+        commit
+    };
+    write(store, vec![sending("b", 1, 2), sending("a", 2, 1)]).await;
+    let rows = store.pending(None, 10).await.unwrap();
+    let kinds =
+        |rows: &[hapax_core::storage::OutboxRow]| rows.iter().map(|r| r.message.kind.clone()).collect::<Vec<_>>();
+    assert_eq!(kinds(&rows), ["b0", "b1", "a0"]);
+    assert_eq!(rows[1].message.id, key("b").outgoing_id(1));
+    assert_eq!(kinds(&store.pending(Some(rows[0].position), 1).await.unwrap()), ["b1"]);
+    store.commit(&Group { commits: Vec::new(), sent: vec![rows[1].position] }).await.unwrap();
+    assert_eq!(kinds(&store.pending(None, 10).await.unwrap()), ["b0", "a0"]);
+    assert_eq!(store.last_version().await.unwrap(), 2);
+}
+
+async fn dead_letters_keep_every_body(store: &impl Store) {
+    let letter = |digest: u8| DeadLetter {
+        message: Message::new("a", "/s", "t").with_data("text/plain", vec![digest]),
+        fingerprint: Fingerprint { version: 1, digest: [digest; 16] },
+        error: "e".into(),
+        attempts: 1,
+        component: "c".into(),
+        at_ms: 4,
+    };
+    let dead = record(1, State::DeadLettered { error: "e".into() });
+    let first = Commit { record: Some(dead), dead_letter: Some(letter(1)), ..commit("a", 1, &[]) };
+    let other_body =
+        Commit { expected_epoch: Some(1), record: None, dead_letter: Some(letter(2)), ..commit("a", 2, &[]) };
+    assert_eq!(write(store, vec![first, other_body]).await, [Verdict::Committed, Verdict::Committed]);
+    assert_eq!(store.dead_letters(&key("a")).await.unwrap(), [letter(1), letter(2)]);
+    assert_eq!(store.dead_letters(&key("ab")).await.unwrap(), []);
+}
+
+async fn cleanup_spares_what_is_open(store: &impl Store) {
+    let states = [
+        ("done", completed("")),
+        ("dead", State::DeadLettered { error: "e".into() }),
+        ("due", State::RetryDue { error: "e".into(), at_ms: 1 }),
+        ("running", State::InProgress { owner: "o".into(), lease_end_ms: 1 }),
+        ("undoing", State::Compensating { error: "e".into() }),
+        ("stuck", State::CompensationFailed { error: "e".into() }),
+    ];
+    let commits = (1..).zip(states).map(|(version, (name, state))| Commit {
+        record: Some(record(1, state)),
+        ..commit(name, version, &[("state", Some("stays"))])
+    });
+    write(store, commits.collect()).await;
+    assert_eq!(store.cleanup(2, 10).await.unwrap(), 0, "changed at 2 is not before 2");
+    assert_eq!(store.cleanup(3, 1).await.unwrap(), 1);
+    assert_eq!(store.cleanup(3, 10).await.unwrap(), 1);
+    assert_eq!(store.cleanup(u64::MAX, 10).await.unwrap(), 0);
+    let left = store.records(None, None, 10).await.unwrap();
+    let mut left: Vec<_> = left.iter().map(|(key, _)| &*key.key).collect();
+    left.sort_unstable();
+    assert_eq!(left, ["due", "running", "stuck", "undoing"]);
+    assert!(store.view(&Scope::of("p")).get("state").await.unwrap().1.is_some());
+}
+
+async fn records_are_paged(store: &impl Store) {
+    write(store, vec![commit("b", 1, &[]), commit("a", 2, &[]), commit("c", 3, &[])]).await;
+    let mut other = commit("a", 4, &[]);
+    other.key.scope = Scope::of("p2");
+    write(store, vec![other]).await;
+    let names = async |processor, after: Option<&RecordKey>, limit| {
+        let page = store.records(processor, after, limit).await.unwrap();
+        page.into_iter().map(|(key, _)| format!("{}{}", key.scope.processor, key.key)).collect::<Vec<_>>()
+    };
+    assert_eq!(names(None, None, 10).await, ["pa", "pb", "pc", "p2a"]);
+    assert_eq!(names(Some("p"), Some(&key("a")), 10).await, ["pb", "pc"]);
+    assert_eq!(names(Some("p2"), None, 10).await, ["p2a"]);
+    assert_eq!(names(Some("p"), None, 1).await, ["pa"]);
+}
