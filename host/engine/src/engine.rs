@@ -1,0 +1,139 @@
+//! The engine: one wasmtime configuration, its pool, its heartbeat and its permits, shared by all processors. Refuses
+//! to fail where it can do with less: without a pool it allocates on demand.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig};
+
+use crate::cache::CodeCache;
+use crate::error::EngineError;
+use crate::ticker::Ticker;
+
+/// Tables one slot of the pool offers; a component with more takes several slots.
+pub(crate) const TABLES_PER_SLOT: u32 = 8;
+/// Core instances one component may have: a language runtime with its adapters has under ten.
+const CORE_INSTANCES_PER_COMPONENT: u32 = 50;
+/// Memory and tables of a slot that are wiped in place, and not given back to the kernel, when an instance ends.
+const KEEP_RESIDENT_BYTES: usize = 64 << 10;
+/// Elements a table of the pool can hold; a processor's own limit may be lower.
+const POOL_TABLE_ELEMENTS: usize = 100_000;
+
+/// How the engine is set up.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// Where compiled code is kept between starts; `None`: nowhere. Made with mode 0700, used by this user only.
+    pub cache_dir: Option<PathBuf>,
+    /// Instances that run at once, of all processors; more wait.
+    pub max_instances: u32,
+    /// Time between two looks at the deadlines.
+    pub tick: Duration,
+    /// Whether to reserve the instances' address space at the start (4 GiB each).
+    pub pooling: bool,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self { cache_dir: None, max_instances: 256, tick: Duration::from_millis(10), pooling: true }
+    }
+}
+
+/// Compiles and runs components. Cheap to clone; its thread ends with the last clone and the last processor.
+#[derive(Clone)]
+pub struct Engine {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) wasmtime: wasmtime::Engine,
+    pub(crate) ticker: Ticker,
+    /// As many permits as the pool has slots: who holds one finds room, who does not waits.
+    pub(crate) permits: Semaphore,
+    pub(crate) max_instances: u32,
+    pub(crate) cache: Option<CodeCache>,
+    pooling: bool,
+}
+
+impl Engine {
+    /// Sets the engine up: address space, heartbeat thread, folder of the cache.
+    pub fn new(config: EngineConfig) -> Result<Self, EngineError> {
+        if config.max_instances == 0 || config.tick.is_zero() {
+            return Err(EngineError::Zero);
+        }
+        let (wasmtime, pooling) = make_wasmtime(&config)?;
+        let ticker = Ticker::start(wasmtime.clone(), config.tick).map_err(EngineError::Thread)?;
+        let cache = config.cache_dir.and_then(|dir| CodeCache::open(dir, &wasmtime));
+        let permits = Semaphore::new(config.max_instances as usize);
+        let max_instances = config.max_instances;
+        Ok(Self { inner: Arc::new(Inner { wasmtime, ticker, permits, max_instances, cache, pooling }) })
+    }
+
+    /// Whether instances come from the pool; if not, they are allocated on demand, which is slower.
+    pub fn is_pooling(&self) -> bool {
+        self.inner.pooling
+    }
+}
+
+fn make_wasmtime(config: &EngineConfig) -> Result<(wasmtime::Engine, bool), EngineError> {
+    if config.pooling {
+        match wasmtime::Engine::new(&pooling_config(config.max_instances)) {
+            Ok(engine) => return Ok((engine, true)),
+            Err(error) => tracing::warn!(
+                max_instances = config.max_instances,
+                reason = %format!("{error:#}"),
+                "no room for the instance pool, allocating on demand: slower; lower `max_instances` or raise the \
+                 limit of address space (ulimit -v)"
+            ),
+        }
+    }
+    let engine =
+        wasmtime::Engine::new(&on_demand_config()).map_err(|error| EngineError::Setup(format!("{error:#}")))?;
+    Ok((engine, false))
+}
+
+fn base_config() -> Config {
+    let mut config = Config::new();
+    config
+        .wasm_component_model(true)
+        .epoch_interruption(true)
+        .parallel_compilation(true)
+        .memory_init_cow(true)
+        // What runs again must come to the same result, on any machine.
+        .cranelift_nan_canonicalization(true)
+        .wasm_relaxed_simd(false)
+        .wasm_memory64(false)
+        // The contract's functions are plain: no machinery for guests with tasks of their own.
+        .concurrency_support(false);
+    config
+}
+
+fn pooling_config(max_instances: u32) -> Config {
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(max_instances)
+        .total_core_instances(max_instances.saturating_mul(CORE_INSTANCES_PER_COMPONENT))
+        .max_core_instances_per_component(CORE_INSTANCES_PER_COMPONENT)
+        .total_memories(max_instances)
+        .total_tables(max_instances.saturating_mul(TABLES_PER_SLOT))
+        .total_stacks(max_instances)
+        .table_elements(POOL_TABLE_ELEMENTS)
+        .max_tables_per_module(TABLES_PER_SLOT)
+        .max_unused_warm_slots(max_instances)
+        .linear_memory_keep_resident(KEEP_RESIDENT_BYTES)
+        .table_keep_resident(KEEP_RESIDENT_BYTES);
+    let mut config = base_config();
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    config
+}
+
+/// Without the pool the address space is taken to be scarce: nothing reserved, bounds checked in code.
+fn on_demand_config() -> Config {
+    let mut config = base_config();
+    config
+        .allocation_strategy(InstanceAllocationStrategy::OnDemand)
+        .memory_reservation(0)
+        .memory_guard_size(64 << 10)
+        .memory_reservation_for_growth(1 << 20);
+    config
+}

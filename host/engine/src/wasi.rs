@@ -1,0 +1,246 @@
+//! WASI 0.2 for components that import it: a clock and randomness seeded by the message, output to the log, and
+//! nothing else: no files, no sockets, no environment, no arguments.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hapax_core::Invocation;
+use rand_core::TryRng;
+use tokio::io::AsyncWrite;
+use wasmtime::component::{Linker, ResourceTable};
+use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
+use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
+use wasmtime_wasi::{HostMonotonicClock, HostWallClock, WasiCtx, WasiCtxView, WasiView};
+
+use crate::bindings::hapax::processor::log::Level;
+use crate::host::log::{Granted, LogBudget, emit};
+use crate::host::{HostState, Shared};
+
+/// Open handles (streams, pollables) an instance may have.
+const MAX_HANDLES: usize = 10_000;
+/// Random bytes one call may ask for.
+const MAX_RANDOM_BYTES: u64 = 1 << 20;
+/// How far the monotonic clock moves with each reading: it never stands still, and is the same on every re-run.
+const MONOTONIC_STEP_NS: u64 = 1_000;
+/// What a stream takes in one write.
+const WRITE_BYTES: usize = 64 << 10;
+/// A line without an end is cut here.
+const LINE_BYTES: usize = 8 << 10;
+
+/// Offers the granted part of WASI to the linker.
+pub(crate) fn add_imports(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
+    wasmtime_wasi::p2::add_to_linker_async(linker)
+}
+
+/// One message's WASI.
+pub(crate) struct Wasi {
+    ctx: WasiCtx,
+    table: ResourceTable,
+}
+
+impl Wasi {
+    pub(crate) fn new(shared: &Arc<Shared>, invocation: &Invocation) -> Self {
+        let budget = Arc::new(Mutex::new(LogBudget::new(shared.limits.log_bytes)));
+        let output = |level| Output {
+            lines: Arc::new(Mutex::new(Lines {
+                level,
+                shared: Arc::clone(shared),
+                message_id: invocation.message.id.clone(),
+                budget: Arc::clone(&budget),
+                partial: Vec::new(),
+            })),
+        };
+        let ctx = WasiCtx::builder()
+            .stdout(output(Level::Info))
+            .stderr(output(Level::Warn))
+            .wall_clock(MessageTime(Duration::from_millis(invocation.message.now_ms())))
+            .monotonic_clock(Steps(AtomicU64::new(0)))
+            .secure_random(Seeded::new(invocation.seed, "secure"))
+            .insecure_random(Seeded::new(invocation.seed, "insecure"))
+            .insecure_random_seed(u128::from(invocation.seed))
+            .max_random_size(MAX_RANDOM_BYTES)
+            .allow_tcp(false)
+            .allow_udp(false)
+            .allow_ip_name_lookup(false)
+            .build();
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(MAX_HANDLES);
+        Self { ctx, table }
+    }
+}
+
+impl WasiView for HostState {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        let wasi = self.wasi.as_mut().expect("WASI is linked only for components that import it");
+        WasiCtxView { ctx: &mut wasi.ctx, table: &mut wasi.table }
+    }
+}
+
+/// The wall clock: stands at the message's time.
+struct MessageTime(Duration);
+
+impl HostWallClock for MessageTime {
+    fn resolution(&self) -> Duration {
+        Duration::from_millis(1)
+    }
+
+    fn now(&self) -> Duration {
+        self.0
+    }
+}
+
+/// The monotonic clock: a step a reading.
+struct Steps(AtomicU64);
+
+impl HostMonotonicClock for Steps {
+    fn resolution(&self) -> u64 {
+        MONOTONIC_STEP_NS
+    }
+
+    fn now(&self) -> u64 {
+        self.0.fetch_add(MONOTONIC_STEP_NS, Ordering::Relaxed)
+    }
+}
+
+/// blake3's extendable output over the message's seed: as long as wanted, the same for ever.
+struct Seeded(blake3::OutputReader);
+
+impl Seeded {
+    fn new(seed: u64, purpose: &str) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"hapax wasi random ").update(purpose.as_bytes()).update(&seed.to_le_bytes());
+        Self(hasher.finalize_xof())
+    }
+
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.0.fill(&mut bytes);
+        bytes
+    }
+}
+
+impl TryRng for Seeded {
+    type Error = Infallible;
+
+    fn try_next_u32(&mut self) -> Result<u32, Infallible> {
+        Ok(u32::from_le_bytes(self.take()))
+    }
+
+    fn try_next_u64(&mut self) -> Result<u64, Infallible> {
+        Ok(u64::from_le_bytes(self.take()))
+    }
+
+    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Infallible> {
+        self.0.fill(bytes);
+        Ok(())
+    }
+}
+
+/// Text on its way to the log, a line at a time.
+struct Lines {
+    level: Level,
+    shared: Arc<Shared>,
+    message_id: String,
+    budget: Arc<Mutex<LogBudget>>,
+    partial: Vec<u8>,
+}
+
+impl Lines {
+    fn write(&mut self, bytes: &[u8]) {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            for part in piece.chunks(LINE_BYTES) {
+                self.partial.extend_from_slice(part);
+                if part.ends_with(b"\n") || self.partial.len() >= LINE_BYTES {
+                    self.end_line();
+                }
+            }
+        }
+    }
+
+    fn end_line(&mut self) {
+        let line = std::mem::take(&mut self.partial);
+        let text = String::from_utf8_lossy(&line);
+        let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        match budget.take(line.len()) {
+            Granted::Yes => emit(self.level, &self.shared.name, &self.message_id, text.trim_end()),
+            Granted::Notice => emit(Level::Warn, &self.shared.name, &self.message_id, &budget.notice()),
+            Granted::No => {}
+        }
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        if !self.partial.is_empty() {
+            self.end_line();
+        }
+    }
+}
+
+/// Standard output or error.
+#[derive(Clone)]
+struct Output {
+    lines: Arc<Mutex<Lines>>,
+}
+
+impl Output {
+    fn write_lines(&self, bytes: &[u8]) {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).write(bytes);
+    }
+}
+
+impl IsTerminal for Output {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdoutStream for Output {
+    fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn p2_stream(&self) -> Box<dyn OutputStream> {
+        Box::new(self.clone())
+    }
+}
+
+#[wasmtime_wasi::async_trait]
+impl Pollable for Output {
+    async fn ready(&mut self) {}
+}
+
+impl OutputStream for Output {
+    fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        self.write_lines(&bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> StreamResult<()> {
+        Ok(())
+    }
+
+    fn check_write(&mut self) -> StreamResult<usize> {
+        Ok(WRITE_BYTES)
+    }
+}
+
+impl AsyncWrite for Output {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        self.write_lines(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
