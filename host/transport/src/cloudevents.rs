@@ -1,0 +1,226 @@
+//! CloudEvents 1.0 in JSON: one message to a line and back. Refuses what it cannot keep whole, naming the field.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use hapax_core::Message;
+use hapax_core::message::{is_json_type, parse_rfc3339_ms};
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+/// Input that is no message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidMessage {
+    /// It is not JSON.
+    #[error("not JSON: {0}; write one CloudEvent as a JSON object")]
+    NotJson(String),
+    /// A field is missing or wrong.
+    #[error("field \"{field}\": {reason}")]
+    Field {
+        /// The attribute's name.
+        field: String,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// It is larger than allowed.
+    #[error(
+        "the message has {bytes} bytes, over the limit of {limit}; raise `max_message_bytes` (`--max-message-bytes`), or put \
+         the payload elsewhere and send a reference"
+    )]
+    TooLarge {
+        /// Its size, as far as it was read.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+}
+
+fn field(field: &str, reason: impl Into<String>) -> InvalidMessage {
+    InvalidMessage::Field { field: field.to_owned(), reason: reason.into() }
+}
+
+/// The members of an object, each as written. A name that comes twice is an error: which one was meant is not known.
+struct Members<'a>(BTreeMap<String, &'a RawValue>);
+
+impl<'de> Deserialize<'de> for Members<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct MembersVisitor;
+        impl<'de> Visitor<'de> for MembersVisitor {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
+                let mut members = BTreeMap::new();
+                while let Some((name, value)) = map.next_entry::<String, &RawValue>()? {
+                    if members.contains_key(&name) {
+                        return Err(serde::de::Error::custom(format!("the member \"{name}\" comes twice")));
+                    }
+                    members.insert(name, value);
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(MembersVisitor)
+    }
+}
+
+/// Reads one CloudEvent. `data` is kept byte for byte as written.
+pub fn parse(bytes: &[u8]) -> Result<Message, InvalidMessage> {
+    let Members(mut members) =
+        serde_json::from_slice(bytes).map_err(|error| InvalidMessage::NotJson(error.to_string()))?;
+    if let Some(version) = text(&mut members, "specversion")?
+        && version != "1.0"
+    {
+        return Err(field("specversion", format!("is {version}; this host reads 1.0")));
+    }
+    let mut required = |name| {
+        text(&mut members, name)?
+            .filter(|value| !value.is_empty())
+            .ok_or_else(|| field(name, "is missing or empty; every message needs `id`, `source` and `type`"))
+    };
+    let mut message = Message::new(required("id")?, required("source")?, required("type")?);
+    message.subject = text(&mut members, "subject")?;
+    message.time = text(&mut members, "time")?;
+    if let Some(time) = &message.time
+        && parse_rfc3339_ms(time).is_none()
+    {
+        return Err(field("time", format!("`{time}` is not RFC 3339, such as 2026-11-24T05:00:00Z")));
+    }
+    message.content_type = text(&mut members, "datacontenttype")?;
+    message.data_schema = text(&mut members, "dataschema")?;
+    message.data = data(&mut members, message.content_type.as_deref())?;
+    for (name, value) in members {
+        if let Some(value) = extension(&name, value)? {
+            message.extensions.insert(name, value);
+        }
+    }
+    Ok(message)
+}
+
+/// A member that must be text; null counts as absent.
+fn text(members: &mut BTreeMap<String, &RawValue>, name: &str) -> Result<Option<String>, InvalidMessage> {
+    match members.remove(name) {
+        None => Ok(None),
+        Some(raw) => serde_json::from_str::<Option<String>>(raw.get()).map_err(|_| field(name, "must be a string")),
+    }
+}
+
+fn data(members: &mut BTreeMap<String, &RawValue>, content_type: Option<&str>) -> Result<Bytes, InvalidMessage> {
+    let encoded = text(members, "data_base64")?;
+    let raw = members.remove("data");
+    match (raw, encoded) {
+        (Some(_), Some(_)) => Err(field("data_base64", "stands beside `data`; give one of them")),
+        (None, None) => Ok(Bytes::new()),
+        (None, Some(encoded)) => {
+            STANDARD.decode(encoded).map(Bytes::from).map_err(|error| field("data_base64", error.to_string()))
+        }
+        (Some(raw), None) if content_type.is_none_or(is_json_type) => Ok(Bytes::copy_from_slice(raw.get().as_bytes())),
+        (Some(raw), None) => match serde_json::from_str::<String>(raw.get()) {
+            Ok(text) => Ok(text.into()),
+            Err(_) => Ok(Bytes::copy_from_slice(raw.get().as_bytes())),
+        },
+    }
+}
+
+fn extension(name: &str, value: &RawValue) -> Result<Option<String>, InvalidMessage> {
+    if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()) {
+        return Err(field(name, "is no attribute name: use lower-case letters and digits, or put it into `data`"));
+    }
+    match serde_json::from_str(value.get()) {
+        Ok(Value::Null) => Ok(None),
+        Ok(Value::String(text)) => Ok(Some(text)),
+        Ok(Value::Bool(_) | Value::Number(_)) => Ok(Some(value.get().to_owned())),
+        _ => Err(field(name, "an attribute is a string, a number or a boolean; put structure into `data`")),
+    }
+}
+
+/// One CloudEvent as one line of JSON, without its end of line.
+pub fn to_json(message: &Message) -> Vec<u8> {
+    let mut out = br#"{"specversion":"1.0""#.to_vec();
+    let mut member = |name: &str, value: &str| {
+        out.push(b',');
+        out.extend(Value::from(name).to_string().bytes());
+        out.push(b':');
+        out.extend(value.bytes());
+    };
+    for (name, value) in message.attributes() {
+        member(&name, &Value::from(value).to_string());
+    }
+    if !message.data.is_empty() {
+        let text = std::str::from_utf8(&message.data).ok();
+        match text {
+            // Written by serde_json again: a line must not hold line ends, and must be JSON.
+            Some(text) if message.is_json() && is_one_line_of_json(text) => member("data", text),
+            Some(text) if !message.is_json() => member("data", &Value::from(text).to_string()),
+            _ => member("data_base64", &Value::from(STANDARD.encode(&message.data)).to_string()),
+        }
+    }
+    out.push(b'}');
+    out
+}
+
+fn is_one_line_of_json(text: &str) -> bool {
+    !text.contains(['\n', '\r']) && serde_json::from_str::<&RawValue>(text).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_comes_back_as_it_was() {
+        let json = Message::new("i", "/s", "t").with_data("application/json", r#"{"b": 1, "a":[2.0]}"#);
+        let text = Message::new("i\"", "/s", "t").with_data("text/plain", "two\nlines");
+        let bytes = Message::new("i", "/s", "t").with_data("application/octet-stream", vec![0xff, 0]);
+        let lines = Message::new("i", "/s", "t").with_data("application/json", "{\n}");
+        let mut plain = Message::new("i", "/s", "t");
+        plain.subject = Some("s".into());
+        plain.time = Some("2026-11-24T05:00:00Z".into());
+        plain.extensions.insert("partitionkey".into(), "p".into());
+        for message in [json, text, bytes, lines, plain] {
+            let line = to_json(&message);
+            assert!(!line.contains(&b'\n'));
+            assert_eq!(parse(&line).as_ref(), Ok(&message), "{}", String::from_utf8_lossy(&line));
+        }
+    }
+
+    #[test]
+    fn errors_name_the_field() {
+        for (input, word) in [
+            ("", "not JSON"),
+            ("[]", "object"),
+            (r#"{"id":"i","id":"i"}"#, "twice"),
+            (r#"{"source":"/s","type":"t"}"#, "\"id\""),
+            (r#"{"id":"","source":"/s","type":"t"}"#, "\"id\""),
+            (r#"{"id":7,"source":"/s","type":"t"}"#, "\"id\": must be a string"),
+            (r#"{"id":"i","type":"t"}"#, "\"source\""),
+            (r#"{"id":"i","source":"/s"}"#, "\"type\""),
+            (r#"{"id":"i","source":"/s","type":"t","specversion":"0.3"}"#, "0.3"),
+            (r#"{"id":"i","source":"/s","type":"t","time":"noon"}"#, "RFC 3339"),
+            (r#"{"id":"i","source":"/s","type":"t","data":1,"data_base64":"AA=="}"#, "beside"),
+            (r#"{"id":"i","source":"/s","type":"t","data_base64":"?"}"#, "data_base64"),
+            (r#"{"id":"i","source":"/s","type":"t","Extra":"x"}"#, "\"Extra\""),
+            (r#"{"id":"i","source":"/s","type":"t","extra":{}}"#, "\"extra\""),
+        ] {
+            let error = parse(input.as_bytes()).expect_err(input).to_string();
+            assert!(error.contains(word), "{input}: {error}");
+        }
+    }
+
+    #[test]
+    fn data_is_kept_as_written() {
+        let of = |rest: &str| parse(format!(r#"{{"id":"i","source":"/s","type":"t",{rest}}}"#).as_bytes()).expect(rest);
+        assert_eq!(of(r#""data":{ "n" : 1e0 }"#).data, r#"{ "n" : 1e0 }"#);
+        assert_eq!(of(r#""datacontenttype":"text/plain","data":"a\nb""#).data, "a\nb");
+        assert_eq!(of(r#""data_base64":"/wA=""#).data, vec![0xff, 0]);
+        assert_eq!(of(r#""n":7,"no":null"#).extensions, BTreeMap::from([("n".into(), "7".into())]));
+    }
+}
