@@ -5,4 +5,5 @@
 pub mod backend;
 pub mod bench;
 pub mod conformance;
+pub mod process;
 pub mod processors;

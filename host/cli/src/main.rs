@@ -1,1 +1,82 @@
-fn main() {}
+//! The binary: reads the command line, joins the parts, runs a command. Decides nothing about messages.
+
+mod build;
+mod check;
+mod config;
+mod exit;
+mod host;
+mod records;
+mod report;
+mod run;
+mod send;
+mod state;
+mod up;
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A host for message processors that ship as WebAssembly components: a message may be delivered many times, its effects
+/// happen once.
+#[derive(Parser)]
+#[command(name = "hapax", version, propagate_version = true)]
+struct Cli {
+    /// Print JSON on standard output.
+    #[arg(long, global = true)]
+    json: bool,
+    /// What to log to standard error, such as `info` or `hapax_core=debug`.
+    #[arg(long, global = true, value_name = "FILTER", default_value = "warn")]
+    log: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a file of messages through a processor, to its end.
+    Run(run::Args),
+    /// Serve processors over HTTP until told to stop.
+    Up(up::Args),
+    /// Check a configuration, or a component against the contract, without running anything.
+    Check(check::Args),
+    /// Send a message to a running host.
+    Send(send::Args),
+    /// Look at deduplication records.
+    #[command(subcommand)]
+    Records(records::Command),
+    /// Look at a processor's state.
+    #[command(subcommand)]
+    State(state::Command),
+    /// Build a guest's folder into a component.
+    Build(build::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log_to_stderr(&cli.log);
+    let result = match cli.command {
+        Command::Run(args) => run::command(args, cli.json),
+        Command::Up(args) => up::command(&args, cli.json),
+        Command::Check(args) => check::command(&args, cli.json),
+        Command::Send(args) => send::command(&args, cli.json),
+        Command::Records(command) => records::command(command, cli.json),
+        Command::State(command) => state::command(command, cli.json),
+        Command::Build(args) => build::command(&args, cli.json),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => exit::report(&error, cli.json),
+    }
+}
+
+/// For people on a terminal, JSON otherwise.
+fn log_to_stderr(filter: &str) {
+    let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|_| "warn".into());
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() {
+        subscriber.without_time().with_target(false).init();
+    } else {
+        subscriber.json().init();
+    }
+}

@@ -239,6 +239,9 @@ impl Inner {
             if let Some(ending) = self.wait_until_due(message, &claim).await {
                 return Ok(Some(ending));
             }
+            if fault::mutated("mark-before-run") {
+                self.mark_first(message, &claim).await?;
+            }
             let running = self.overlay.begin();
             let run = self.invoke(message, &claim).await;
             fault::point("invoked");
@@ -382,7 +385,10 @@ impl Inner {
             _ => None,
         };
         let record = self.next_record(message, claim, event, now_ms);
-        let expected_epoch = claim.found.as_ref().map(|record| record.epoch);
+        let expected_epoch = match claim.found.as_ref().map(|record| record.epoch) {
+            None if fault::mutated("mark-before-run") => Some(1),
+            found => found,
+        };
         let writes = effects.writes.clone();
         let commit = |version| Commit {
             key: message.key.clone(),
@@ -441,6 +447,21 @@ impl Inner {
             received_ms: found.map_or(claim.now_ms, |record| record.received_ms),
             changed_ms: now_ms,
         }
+    }
+
+    /// The mutation "the record is marked before the guest runs".
+    async fn mark_first(&self, message: &Accepted, claim: &Claim) -> Result<(), StoreError> {
+        let record = self.next_record(message, claim, Event::Completed(Output::default()), claim.now_ms);
+        let (_, pending) = self.parts.committer.submit(|version| Commit {
+            key: message.key.clone(),
+            expected_epoch: None,
+            record: Some(record),
+            version,
+            reads: ReadSet::default(),
+            effects: Effects::default(),
+            dead_letter: None,
+        });
+        pending.durable().await.map(drop)
     }
 
     fn dead_letter(&self, message: &Accepted, error: String, attempts: u32) -> DeadLetter {

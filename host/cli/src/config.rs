@@ -1,0 +1,164 @@
+//! `hapax.toml`: what may be set, with units in the names. Unknown settings are refused by name.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use hapax_core::Options;
+use hapax_core::options::{MismatchPolicy, Ordering};
+use hapax_engine::ProcessorLimits;
+use serde::Deserialize;
+
+use crate::exit::Failed;
+
+/// The whole file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Config {
+    /// Folder of the store.
+    pub(crate) store: PathBuf,
+    /// Where HTTP is served.
+    #[serde(default = "default_listen")]
+    pub(crate) listen: SocketAddr,
+    /// Bytes of one message at most.
+    #[serde(default = "default_max_message_bytes")]
+    pub(crate) max_message_bytes: usize,
+    /// Where the outbox is sent; without it, messages stay in the outbox.
+    pub(crate) outbox: Option<Outbox>,
+    /// Processors by name.
+    pub(crate) processors: BTreeMap<String, Processor>,
+}
+
+/// Where outbox messages go.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Outbox {
+    /// Appended to a file, one CloudEvent a line; `-` is standard output.
+    File(PathBuf),
+    /// Posted to a URL, one request a message.
+    Url(String),
+}
+
+/// One processor.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Processor {
+    /// The component's file.
+    pub(crate) component: PathBuf,
+    /// What the component reads through `config`.
+    #[serde(default)]
+    pub(crate) config: BTreeMap<String, String>,
+    attempts_max: Option<u32>,
+    backoff_base_ms: Option<u64>,
+    backoff_max_ms: Option<u64>,
+    retention_ms: Option<u64>,
+    cache_bytes: Option<u64>,
+    deadline_ms: Option<u64>,
+    memory_bytes: Option<usize>,
+    ordering: Option<OrderingName>,
+    mismatch: Option<MismatchName>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum OrderingName {
+    Partitionkey,
+    Subject,
+    Source,
+    None,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum MismatchName {
+    DeadLetter,
+    Reject,
+}
+
+fn default_listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 8080))
+}
+
+pub(crate) fn default_max_message_bytes() -> usize {
+    1 << 20
+}
+
+impl Config {
+    /// Reads a file; paths in it are relative to its folder.
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read the configuration {}; name one with --config", path.display()))?;
+        let mut config: Self =
+            toml::from_str(&text).map_err(|error| Failed::usage(format!("{}: {error}", path.display())))?;
+        if config.processors.is_empty() {
+            return Err(Failed::usage(format!("{}: it names no processor; add [processors.NAME]", path.display())));
+        }
+        let folder = path.parent().unwrap_or(Path::new(""));
+        config.store = folder.join(&config.store);
+        for processor in config.processors.values_mut() {
+            processor.component = folder.join(&processor.component);
+        }
+        if let Some(Outbox::File(file)) = &mut config.outbox
+            && file.as_os_str() != "-"
+        {
+            *file = folder.join(&file);
+        }
+        Ok(config)
+    }
+}
+
+impl Processor {
+    /// A processor with nothing set but its component.
+    pub(crate) fn plain(component: PathBuf) -> Self {
+        Self {
+            component,
+            config: BTreeMap::new(),
+            attempts_max: None,
+            backoff_base_ms: None,
+            backoff_max_ms: None,
+            retention_ms: None,
+            cache_bytes: None,
+            deadline_ms: None,
+            memory_bytes: None,
+            ordering: None,
+            mismatch: None,
+        }
+    }
+
+    /// The pipeline's settings.
+    pub(crate) fn options(&self) -> Options {
+        let default = Options::default();
+        Options {
+            attempts_max: self.attempts_max.unwrap_or(default.attempts_max).max(1),
+            backoff_base_ms: self.backoff_base_ms.unwrap_or(default.backoff_base_ms),
+            backoff_max_ms: self.backoff_max_ms.unwrap_or(default.backoff_max_ms),
+            retention_ms: self.retention_ms.unwrap_or(default.retention_ms),
+            cache_bytes: self.cache_bytes.unwrap_or(default.cache_bytes),
+            ordering: match self.ordering {
+                None | Some(OrderingName::Partitionkey) => Ordering::PartitionKey,
+                Some(OrderingName::Subject) => Ordering::Subject,
+                Some(OrderingName::Source) => Ordering::Source,
+                Some(OrderingName::None) => Ordering::None,
+            },
+            mismatch: match self.mismatch {
+                None | Some(MismatchName::DeadLetter) => MismatchPolicy::DeadLetter,
+                Some(MismatchName::Reject) => MismatchPolicy::Reject,
+            },
+            ..default
+        }
+    }
+
+    /// The engine's limits.
+    pub(crate) fn limits(&self) -> ProcessorLimits {
+        let mut limits = ProcessorLimits::default();
+        if let Some(deadline_ms) = self.deadline_ms {
+            limits.deadline = Duration::from_millis(deadline_ms);
+        }
+        if let Some(memory_bytes) = self.memory_bytes {
+            limits.memory_bytes = memory_bytes;
+        }
+        limits
+    }
+}

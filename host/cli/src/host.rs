@@ -1,0 +1,109 @@
+//! The composition root: joins store, committer, engine and consumers. Knows every part, decides nothing.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use hapax_core::metrics::Counters;
+use hapax_core::relay::{Relay, RelayError};
+use hapax_core::transport::Publisher;
+use hapax_core::{Committer, IdempotentConsumer, Parts, Scope, SystemClock};
+use hapax_engine::{Engine, EngineConfig, LoadOptions};
+use hapax_store::RedbStore;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::config::{Outbox, Processor};
+use crate::exit::Failed;
+
+/// A host that is joined and not yet fed.
+pub(crate) struct Host {
+    pub(crate) store: Arc<RedbStore>,
+    pub(crate) counters: Arc<Counters>,
+    committer: Arc<Committer>,
+    engine: Engine,
+}
+
+impl Host {
+    pub(crate) async fn open(store: &Path, concurrency: usize) -> anyhow::Result<Self> {
+        let store = Arc::new(RedbStore::open(store)?);
+        let committer = Committer::start(store.clone()).await?;
+        let counters = Arc::new(Counters::default());
+        Ok(Self { store, committer, counters, engine: engine(concurrency)? })
+    }
+
+    /// Loads a processor's component and joins its consumer.
+    pub(crate) fn consumer(&self, name: &str, processor: &Processor) -> anyhow::Result<IdempotentConsumer> {
+        let component = load(&self.engine, name, processor)?;
+        Ok(IdempotentConsumer::new(Parts {
+            scope: Scope::of(name),
+            processor: Arc::new(component),
+            storage: self.store.clone(),
+            committer: self.committer.clone(),
+            clock: Arc::new(SystemClock),
+            metrics: self.counters.clone(),
+            options: processor.options(),
+        }))
+    }
+
+    /// Starts sending the outbox; runs until `stop` turns true and the outbox is empty.
+    pub(crate) fn relay(
+        &self,
+        to: Outbox,
+        stop: watch::Receiver<bool>,
+    ) -> anyhow::Result<JoinHandle<Result<u64, RelayError>>> {
+        let relay = Relay::new(self.store.clone(), self.committer.clone(), publisher(to)?, Arc::new(SystemClock));
+        Ok(tokio::spawn(relay.run(stop)))
+    }
+}
+
+/// The engine, with its cache of compiled code in the user's cache folder.
+pub(crate) fn engine(concurrency: usize) -> anyhow::Result<Engine> {
+    let config = EngineConfig { cache_dir: cache_dir(), max_instances: concurrency as u32, ..EngineConfig::default() };
+    Ok(Engine::new(config)?)
+}
+
+/// Reads and loads a processor's component.
+pub(crate) fn load(engine: &Engine, name: &str, processor: &Processor) -> anyhow::Result<hapax_engine::WasmProcessor> {
+    let path = &processor.component;
+    let bytes = std::fs::read(path)
+        .map_err(|error| Failed::component(format!("cannot read the component {}: {error}", path.display())))?;
+    let options = LoadOptions { name: name.to_owned(), config: processor.config.clone(), limits: processor.limits() };
+    engine.load(&bytes, options).with_context(|| format!("the component {} is refused", path.display()))
+}
+
+fn publisher(to: Outbox) -> anyhow::Result<Box<dyn Publisher>> {
+    Ok(match to {
+        Outbox::File(path) => Box::new(hapax_transport::JsonlPublisher::open(&path)?),
+        Outbox::Url(url) => Box::new(hapax_transport::HttpPublisher::new(&url)?),
+    })
+}
+
+/// `$XDG_CACHE_HOME/hapax/compiled`, or the same under `$HOME/.cache`; nowhere if neither is set.
+fn cache_dir() -> Option<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let base = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
+    Some(base.join("hapax").join("compiled"))
+}
+
+/// Turns true at SIGTERM or SIGINT. The second signal ends the process at once.
+pub(crate) fn stop_on_signal() -> anyhow::Result<watch::Receiver<bool>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (stopping, stop) = watch::channel(false);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+            if stopping.send_replace(true) {
+                std::process::exit(i32::from(crate::exit::INTERRUPTED));
+            }
+            tracing::info!("draining: what is in flight ends, nothing new is taken");
+        }
+    });
+    Ok(stop)
+}
+
+/// Runs a future on a runtime of its own.
+pub(crate) fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(future)
+}

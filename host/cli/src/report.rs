@@ -1,0 +1,195 @@
+//! What `hapax run` prints: a line a message, a summary, a progress bar. Counts what it prints.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use hapax_core::run::{Observer, Report};
+use hapax_core::{Ending, Output, Stored};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+/// Prints and counts endings.
+pub(crate) struct Printer {
+    style: Style,
+    bar: Option<ProgressBar>,
+    since: Instant,
+    completed: AtomicU64,
+    duplicates: AtomicU64,
+    mismatches: AtomicU64,
+    dead_lettered: AtomicU64,
+    put_off: AtomicU64,
+    invalid: AtomicU64,
+}
+
+/// What to print a message.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Style {
+    /// A JSON object.
+    Json,
+    /// A line for people.
+    Lines,
+    /// Nothing.
+    Quiet,
+}
+
+impl Printer {
+    /// A printer; with a bar if `total` bytes are known and standard error is a terminal.
+    pub(crate) fn new(style: Style, total: Option<u64>) -> Self {
+        let bar = (style == Style::Quiet && std::io::stderr().is_terminal()).then(|| bar(total));
+        Self {
+            style,
+            bar,
+            since: Instant::now(),
+            completed: AtomicU64::new(0),
+            duplicates: AtomicU64::new(0),
+            mismatches: AtomicU64::new(0),
+            dead_lettered: AtomicU64::new(0),
+            put_off: AtomicU64::new(0),
+            invalid: AtomicU64::new(0),
+        }
+    }
+
+    /// How many pieces of input were no message.
+    pub(crate) fn invalid(&self) -> u64 {
+        self.invalid.load(Relaxed)
+    }
+
+    /// Moves the bar to `bytes` of input read.
+    pub(crate) fn progress(&self, bytes: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(bytes);
+            bar.set_message(format!("{} duplicates", self.duplicates.load(Relaxed)));
+        }
+    }
+
+    /// The last line: counts, and what became of the outbox.
+    pub(crate) fn summary(&self, sent: u64, pending: u64) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+        let [completed, duplicates, mismatches, dead_lettered, put_off, invalid] =
+            [&self.completed, &self.duplicates, &self.mismatches, &self.dead_lettered, &self.put_off, &self.invalid]
+                .map(|count| count.load(Relaxed));
+        let failed = mismatches + dead_lettered + invalid;
+        let received = completed + duplicates + put_off + failed;
+        let duplicate_rate = if received == 0 { 0.0 } else { duplicates as f64 / received as f64 };
+        let elapsed_ms = self.since.elapsed().as_millis() as u64;
+        if self.style == Style::Json {
+            return line(
+                &json!({ "summary": {
+                "received": received, "completed": completed, "duplicates": duplicates, "failed": failed,
+                "mismatches": mismatches, "dead_lettered": dead_lettered, "retry": put_off, "invalid": invalid,
+                "duplicate_rate": duplicate_rate, "outbox_sent": sent, "outbox_pending": pending,
+                "elapsed_ms": elapsed_ms,
+            } })
+                .to_string(),
+            );
+        }
+        line(&format!(
+            "{received} received: {completed} completed, {duplicates} duplicates skipped ({:.1} %), {failed} failed \
+             ({dead_lettered} dead-lettered, {mismatches} mismatches, {invalid} invalid), {put_off} to be retried; \
+             outbox: {sent} sent, {pending} pending; {elapsed_ms} ms",
+            duplicate_rate * 100.0
+        ));
+        if received > 0 && received == duplicates {
+            line("Nothing changed: every message had been processed before.");
+        }
+    }
+
+    fn count(&self, ending: &Ending) {
+        let counter = match ending {
+            Ending::Completed { .. } => &self.completed,
+            Ending::Duplicate(_) => &self.duplicates,
+            Ending::Mismatch => &self.mismatches,
+            Ending::DeadLettered { .. } => &self.dead_lettered,
+            Ending::Retry { .. } | Ending::InFlight { .. } => &self.put_off,
+        };
+        counter.fetch_add(1, Relaxed);
+    }
+}
+
+impl Observer for Printer {
+    fn ended(&self, report: Report<'_>) {
+        match &report {
+            Report::Ended { ending, .. } => self.count(ending),
+            Report::Invalid { .. } => drop(self.invalid.fetch_add(1, Relaxed)),
+        }
+        match (self.style, &report) {
+            (Style::Json, report) => line(&as_json(report).to_string()),
+            (Style::Lines, Report::Ended { message, ending }) => {
+                line(&format!("{:<13} {} from {}{}", ending.name(), message.id, message.source, detail(ending)));
+            }
+            (_, Report::Invalid { position, reason }) => {
+                let text = format!("{:<13} {position}: {reason}", "invalid");
+                match &self.bar {
+                    Some(bar) => bar.suspend(|| eprintln!("{text}")),
+                    None if self.style == Style::Lines => line(&text),
+                    None => eprintln!("{text}"),
+                }
+            }
+            (Style::Quiet, _) => {}
+        }
+    }
+}
+
+fn detail(ending: &Ending) -> String {
+    match ending {
+        Ending::Completed { output } if output.data.is_empty() => String::new(),
+        Ending::Completed { output } => format!(": {}", String::from_utf8_lossy(&output.data)),
+        Ending::Duplicate(Stored::Completed(_)) => ": completed before, skipped".into(),
+        Ending::Duplicate(Stored::Failed(error)) => format!(": failed before ({error}), skipped"),
+        Ending::Mismatch => ": its key was used before with another body; it was not run".into(),
+        Ending::DeadLettered { error } => format!(": {error}"),
+        Ending::Retry { error, after_ms } => format!(": due again in {after_ms} ms ({error})"),
+        Ending::InFlight { .. } => ": is being processed".into(),
+    }
+}
+
+fn as_json(report: &Report<'_>) -> Value {
+    let (message, ending) = match report {
+        Report::Invalid { position, reason } => {
+            return json!({ "id": null, "source": null, "outcome": "invalid", "position": position, "error": reason });
+        }
+        Report::Ended { message, ending } => (message, ending),
+    };
+    let mut line = json!({ "id": message.id, "source": message.source, "outcome": ending.name() });
+    match ending {
+        Ending::Completed { output } | Ending::Duplicate(Stored::Completed(output)) => line["result"] = result(output),
+        Ending::Duplicate(Stored::Failed(error)) | Ending::DeadLettered { error } => line["error"] = json!(error),
+        Ending::Mismatch => line["error"] = json!("the idempotency key was used before with another body"),
+        Ending::Retry { error, after_ms } => {
+            line["error"] = json!(error);
+            line["after_ms"] = json!(after_ms);
+        }
+        Ending::InFlight { after_ms } => line["after_ms"] = json!(after_ms),
+    }
+    line
+}
+
+/// A stored result: JSON where it is JSON, text where it is text, else its size.
+pub(crate) fn result(output: &Output) -> Value {
+    if output.data.is_empty() {
+        return Value::Null;
+    }
+    match std::str::from_utf8(&output.data) {
+        Ok(text) => serde_json::from_str(text).unwrap_or_else(|_| json!(text)),
+        Err(_) => json!({ "bytes": output.data.len() }),
+    }
+}
+
+/// One whole line on standard output. A reader that went away is no reason to stop processing.
+pub(crate) fn line(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{text}");
+}
+
+fn bar(total: Option<u64>) -> ProgressBar {
+    let (bar, template) = match total {
+        Some(total) => (ProgressBar::new(total), "{bar:32} {percent:>3} % {bytes_per_sec} {eta} left, {msg}"),
+        None => (ProgressBar::new_spinner(), "{spinner} {bytes} read, {msg}"),
+    };
+    bar.set_style(ProgressStyle::with_template(template).expect("the template is a constant"));
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}

@@ -1,0 +1,96 @@
+//! `hapax run`: a file of messages through one processor, to its end.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hapax_transport::JsonlSource;
+use tokio::sync::watch;
+
+use crate::config::{self, Outbox, Processor};
+use crate::exit::{Failed, INTERRUPTED, INVALID_INPUT};
+use crate::host::{self, Host};
+use crate::report::{Printer, Style};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The processor's component.
+    #[arg(long, value_name = "X.wasm")]
+    component: PathBuf,
+    /// Folder of the store; created where it is absent.
+    #[arg(long, value_name = "PATH", default_value = "hapax-store")]
+    store: PathBuf,
+    /// The processor's name, which scopes its records and state [default: the component's file name]
+    #[arg(long, value_name = "NAME")]
+    processor: Option<String>,
+    /// CloudEvents JSON, one a line; `-` is standard input.
+    #[arg(long, value_name = "FILE|-", default_value = "-")]
+    input: PathBuf,
+    /// Where outbox messages are appended, one CloudEvent a line; without it they stay in the outbox.
+    #[arg(long, value_name = "FILE|-")]
+    outbox: Option<PathBuf>,
+    /// Messages in flight, at most.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    concurrency: usize,
+    /// Bytes of one message, at most.
+    #[arg(long, value_name = "BYTES", default_value_t = config::default_max_message_bytes())]
+    max_message_bytes: usize,
+    /// Print a line a message.
+    #[arg(long, short)]
+    verbose: bool,
+}
+
+pub(crate) fn command(args: Args, json: bool) -> anyhow::Result<ExitCode> {
+    if json && args.outbox.as_deref() == Some(Path::new("-")) {
+        return Err(Failed::usage("--json and --outbox - would mix on standard output; give the outbox a file"));
+    }
+    if args.concurrency == 0 {
+        return Err(Failed::usage("--concurrency must be at least 1"));
+    }
+    host::block_on(run(args, json))
+}
+
+async fn run(args: Args, json: bool) -> anyhow::Result<ExitCode> {
+    let name = args.processor.clone().or_else(|| Some(args.component.file_stem()?.to_str()?.to_owned()));
+    let name = name.ok_or_else(|| Failed::usage("give the processor a name with --processor"))?;
+    let mut source = JsonlSource::open(&args.input, args.max_message_bytes)
+        .map_err(|error| Failed::usage(format!("cannot read the input {}: {error}", args.input.display())))?;
+    let host = Host::open(&args.store, args.concurrency).await?;
+    let consumer = host.consumer(&name, &Processor::plain(args.component))?;
+    let stop = host::stop_on_signal()?;
+    let (ended, outbox_stop) = watch::channel(false);
+    let relay = args.outbox.map(|path| host.relay(Outbox::File(path), outbox_stop)).transpose()?;
+
+    let style = match (json, args.verbose) {
+        (true, _) => Style::Json,
+        (false, true) => Style::Lines,
+        (false, false) => Style::Quiet,
+    };
+    let printer = Arc::new(Printer::new(style, source.total_bytes()));
+    let ticking = tokio::spawn(tick(printer.clone(), source.bytes_read()));
+    let result = hapax_core::run::run(&consumer, &mut source, printer.clone(), args.concurrency, stop.clone()).await;
+    ticking.abort();
+
+    ended.send_replace(true);
+    let sent = match relay {
+        Some(relay) => relay.await?,
+        None => Ok(0),
+    };
+    result?;
+    let sent = sent?;
+    printer.summary(sent, host.store.outbox_len()?);
+    Ok(ExitCode::from(match (*stop.borrow(), printer.invalid()) {
+        (true, _) => INTERRUPTED,
+        (false, 0) => 0,
+        (false, _) => INVALID_INPUT,
+    }))
+}
+
+/// Keeps the progress bar moving.
+async fn tick(printer: Arc<Printer>, read: Arc<std::sync::atomic::AtomicU64>) {
+    loop {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        printer.progress(read.load(std::sync::atomic::Ordering::Relaxed));
+    }
+}
