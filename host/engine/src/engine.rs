@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig};
+use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use crate::cache::CodeCache;
 use crate::error::EngineError;
@@ -16,8 +16,8 @@ use crate::ticker::Ticker;
 pub(crate) const TABLES_PER_SLOT: u32 = 8;
 /// Core instances one component may have: a language runtime with its adapters has under ten.
 const CORE_INSTANCES_PER_COMPONENT: u32 = 50;
-/// Memory and tables of a slot that are wiped in place, and not given back to the kernel, when an instance ends.
-const KEEP_RESIDENT_BYTES: usize = 64 << 10;
+/// What is wiped of a slot where the kernel cannot tell which pages were used: all of it, so little.
+const KEEP_RESIDENT_BLINDLY_BYTES: usize = 64 << 10;
 /// Elements a table of the pool can hold; a processor's own limit may be lower.
 const POOL_TABLE_ELEMENTS: usize = 100_000;
 
@@ -32,11 +32,21 @@ pub struct EngineConfig {
     pub tick: Duration,
     /// Whether to reserve the instances' address space at the start (4 GiB each).
     pub pooling: bool,
+    /// Memory an ended instance has used that is wiped in place for the next one, and not given back to the kernel:
+    /// three to four times as fast. At most this much stays for each of `max_instances`. Linux 6.7 or later; before,
+    /// less is kept.
+    pub keep_resident_bytes: usize,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { cache_dir: None, max_instances: 256, tick: Duration::from_millis(10), pooling: true }
+        Self {
+            cache_dir: None,
+            max_instances: 256,
+            tick: Duration::from_millis(10),
+            pooling: true,
+            keep_resident_bytes: 1 << 20,
+        }
     }
 }
 
@@ -78,7 +88,7 @@ impl Engine {
 
 fn make_wasmtime(config: &EngineConfig) -> Result<(wasmtime::Engine, bool), EngineError> {
     if config.pooling {
-        match wasmtime::Engine::new(&pooling_config(config.max_instances)) {
+        match wasmtime::Engine::new(&pooling_config(config)) {
             Ok(engine) => return Ok((engine, true)),
             Err(error) => tracing::warn!(
                 max_instances = config.max_instances,
@@ -109,7 +119,10 @@ fn base_config() -> Config {
     config
 }
 
-fn pooling_config(max_instances: u32) -> Config {
+fn pooling_config(config: &EngineConfig) -> Config {
+    let max_instances = config.max_instances;
+    let scan = PoolingAllocationConfig::is_pagemap_scan_available();
+    let keep_resident = config.keep_resident_bytes.min(if scan { usize::MAX } else { KEEP_RESIDENT_BLINDLY_BYTES });
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(max_instances)
         .total_core_instances(max_instances.saturating_mul(CORE_INSTANCES_PER_COMPONENT))
@@ -120,8 +133,9 @@ fn pooling_config(max_instances: u32) -> Config {
         .table_elements(POOL_TABLE_ELEMENTS)
         .max_tables_per_module(TABLES_PER_SLOT)
         .max_unused_warm_slots(max_instances)
-        .linear_memory_keep_resident(KEEP_RESIDENT_BYTES)
-        .table_keep_resident(KEEP_RESIDENT_BYTES);
+        .linear_memory_keep_resident(keep_resident)
+        .table_keep_resident(keep_resident)
+        .pagemap_scan(Enabled::Auto);
     let mut config = base_config();
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     config
