@@ -1,0 +1,100 @@
+//! The fixture component, built from source by `cargo xtask test`: what it does is chosen by the message's type. Each
+//! hostile one costs its message an error and the host nothing.
+#![allow(clippy::unwrap_used)] // A test may.
+
+mod support;
+
+use std::sync::Arc;
+
+use hapax_core::Failure;
+use hapax_core::context::EffectLimits;
+use hapax_engine::WasmProcessor;
+use support::{LogSink, MemoryState, Ran, built, invocation, load, load_error, run, run_on};
+
+fn fixtures() -> WasmProcessor {
+    load(&built("hapax-fixtures")).expect("the fixtures load")
+}
+
+/// Runs one behaviour, then makes sure that the next message is answered.
+async fn survive(processor: &WasmProcessor, kind: &str) -> Ran {
+    let limits = EffectLimits { effect_bytes: 4 << 20, ..EffectLimits::default() };
+    let ran = run_on(processor, &invocation(kind, "{}"), Arc::new(MemoryState::default()), limits).await;
+    assert_eq!(run(processor, &invocation("echo", "{\"still\":1}")).await.text(), "{\"still\":1}", "after {kind}");
+    ran
+}
+
+#[tokio::test]
+async fn what_may_pass_is_tried_again() {
+    let processor = fixtures();
+    for kind in ["trap", "panic", "deep-recursion"] {
+        let ran = survive(&processor, kind).await;
+        assert!(ran.retry().starts_with("trapped: "), "{kind}: {}", ran.retry());
+    }
+    assert_eq!(survive(&processor, "loop").await.retry(), "ran past its deadline of 300ms");
+    assert_eq!(survive(&processor, "eat-memory").await.retry(), "ran into its memory limit of 16 MiB");
+    survive(&processor, "retry").await.retry();
+}
+
+#[tokio::test]
+async fn a_panics_text_is_in_the_reason() {
+    let ran = survive(&fixtures(), "panic").await;
+    assert!(ran.retry().contains("panicked"), "{}", ran.retry());
+}
+
+#[tokio::test]
+async fn retry_until_the_third_attempt() {
+    let processor = fixtures();
+    let mut message = invocation("retry-until-3", "{}");
+    for attempt in 1..=3 {
+        message.attempt = attempt;
+        assert_eq!(run(&processor, &message).await.result.is_ok(), attempt == 3, "attempt {attempt}");
+    }
+}
+
+#[tokio::test]
+async fn what_will_not_pass_is_refused() {
+    let processor = fixtures();
+    for kind in ["reject", "big-result", "too-many-effects", "too-much-state"] {
+        survive(&processor, kind).await.reject();
+    }
+    let ran = survive(&processor, "invalid").await;
+    assert!(matches!(ran.result, Err(Failure::Invalid(_))), "{:?}", ran.result);
+}
+
+#[tokio::test]
+async fn the_clock_is_the_messages() {
+    let processor = fixtures();
+    let first = run(&processor, &invocation("clock", "{}")).await;
+    assert!(!first.output().is_empty());
+    assert_eq!(run(&processor, &invocation("clock", "{}")).await.output(), first.output());
+}
+
+#[tokio::test]
+async fn a_flood_of_log_lines_is_cut() {
+    let sink = LogSink::default();
+    let _guard = sink.install();
+    let processor = fixtures();
+    run(&processor, &invocation("log-flood", "{}")).await.output();
+    let bytes: usize = sink.guest_lines().iter().map(String::len).sum();
+    assert!(bytes < 2 << 20, "{bytes} bytes in the log");
+    assert!(sink.text().contains("log limit of 65536 bytes reached"), "no notice");
+}
+
+#[tokio::test]
+async fn the_plugins_load_and_refuse_what_is_not_theirs() {
+    for name in ["order-intake", "account-ledger"] {
+        let processor = load(&built(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let ran = run(&processor, &invocation("x", "not json")).await;
+        assert!(matches!(ran.result, Err(Failure::Invalid(_) | Failure::Reject(_))), "{name}: {:?}", ran.result);
+    }
+}
+
+#[test]
+fn components_that_do_not_fit() {
+    let error = load_error(&built("wrong-world"));
+    assert!(error.code().starts_with("contract-"), "{}: {error}", error.code());
+    assert!(error.to_string().contains("handle"), "the function is not named: {error}");
+    let error = load_error(&built("future"));
+    assert_eq!(error.code(), "contract-not-supported", "{error}");
+    assert!(error.to_string().contains("hapax:processor/events@0.1.0"), "{error}");
+}
