@@ -119,7 +119,7 @@ pub trait IdempotencyStorage: Send + Sync + 'static {
     /// reads of one view need not be of one moment (the commit checks what was read).
     fn view(&self, scope: &Scope) -> Arc<dyn StateView>;
 
-    /// The greatest version ever committed; 0 in an empty store.
+    /// A version that no commit has ever exceeded; 0 in an empty store. Stores may reserve versions ahead.
     fn last_version(&self) -> BoxFuture<'_, Result<Version, StoreError>>;
 
     /// Forgets terminal records last changed before `older_than_ms` (since the Unix epoch), at most `limit` of them;

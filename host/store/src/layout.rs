@@ -24,7 +24,7 @@ pub(crate) const DEAD_LETTERS: TableDefinition<'_, &[u8], &[u8]> = TableDefiniti
 pub(crate) const META_FORMAT: &str = "format";
 /// In [`META`]: the store's identity, 32 hex digits; the file `STORE` beside the database holds the same.
 pub(crate) const META_STORE_ID: &str = "store-id";
-/// In [`META`]: the greatest version ever committed, 8 bytes, little endian.
+/// In [`META`]: a version that no commit has exceeded, 8 bytes, little endian.
 pub(crate) const META_LAST_VERSION: &str = "last-version";
 
 /// Ends a part of a key. Sorts before every byte of a part, escaped as `00 FF`, so that keys sort as their parts do.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, ready};
@@ -19,6 +20,8 @@ use crate::{read, write};
 /// The store on redb. Reads block for microseconds; `commit` blocks for a sync and belongs on the committer's thread.
 pub struct RedbStore {
     database: Arc<Database>,
+    /// The greatest version that the next commits may have without a new reservation.
+    reserved: AtomicU64,
 }
 
 /// One state entry, for people.
@@ -33,17 +36,22 @@ pub struct StateRow {
 impl RedbStore {
     /// Opens the store in the folder `path`, which is created where it is absent.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        Ok(Self { database: Arc::new(open::open(path, Create::IfAbsent)?) })
+        Ok(Self::over(open::open(path, Create::IfAbsent)?))
     }
 
     /// Opens a store that must be there.
     pub fn open_existing(path: &Path) -> Result<Self, OpenError> {
-        Ok(Self { database: Arc::new(open::open(path, Create::Never)?) })
+        Ok(Self::over(open::open(path, Create::Never)?))
     }
 
     /// Opens a store on a backend of the caller's: tests lose its unsynced writes.
     pub fn open_backend(backend: impl redb::StorageBackend) -> Result<Self, OpenError> {
-        Ok(Self { database: Arc::new(open::open_backend(backend)?) })
+        Ok(Self::over(open::open_backend(backend)?))
+    }
+
+    fn over(database: Database) -> Self {
+        // The first commit reserves: what an earlier process had reserved and not used is skipped.
+        Self { database: Arc::new(database), reserved: AtomicU64::new(0) }
     }
 
     /// Up to `limit` state entries whose keys begin with `prefix`, in key order.
@@ -71,7 +79,7 @@ impl IdempotencyStorage for RedbStore {
     }
 
     fn commit<'a>(&'a self, group: &'a Group) -> BoxFuture<'a, Result<Vec<Verdict>, StoreError>> {
-        Box::pin(async move { write::commit(&self.database, group) })
+        Box::pin(async move { write::commit(&self.database, &self.reserved, group) })
     }
 
     fn view(&self, scope: &Scope) -> Arc<dyn StateView> {

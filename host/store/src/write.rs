@@ -1,7 +1,9 @@
 //! Writes of the redb store: a group in one transaction, synced before it returns. Decides nothing but whether what a
 //! commit expects is still so.
 
-use hapax_core::context::ReadSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hapax_core::context::{ReadSet, Version};
 use hapax_core::fault;
 use hapax_core::record::Record;
 use hapax_core::storage::{Commit, Group, StoreError, Verdict};
@@ -10,15 +12,32 @@ use redb::{Database, Durability, ReadableTable as _, Table, WriteTransaction};
 use crate::open::running_error;
 use crate::{layout, read};
 
-pub(crate) fn commit(database: &Database, group: &Group) -> Result<Vec<Verdict>, StoreError> {
+/// Versions reserved at a time: so many commits between two writes of [`layout::META_LAST_VERSION`].
+const VERSIONS_RESERVED: Version = 1 << 20;
+
+/// Writes a group. `reserved` is the greatest version that the store may come to without saying so.
+pub(crate) fn commit(database: &Database, reserved: &AtomicU64, group: &Group) -> Result<Vec<Verdict>, StoreError> {
     if fault::mutated("split-commit") {
         return commit_in_two(database, group);
     }
     let txn = begin(database)?;
+    let reserve = reserve_versions(&txn, reserved, group)?;
     let verdicts = write_group(&txn, group, Part::All)?;
     fault::point("group-written");
     txn.commit().map_err(running_error)?;
+    reserved.store(reserve, Ordering::Relaxed);
     Ok(verdicts)
+}
+
+/// Reserves further versions when the group passes the last one reserved: a page of its own in every commit would cost
+/// more than the numbers that a restart skips.
+fn reserve_versions(txn: &WriteTransaction, reserved: &AtomicU64, group: &Group) -> Result<Version, StoreError> {
+    let reserved = reserved.load(Ordering::Relaxed);
+    let Some(last) = group.commits.last().filter(|last| last.version > reserved) else { return Ok(reserved) };
+    let reserve = last.version + VERSIONS_RESERVED;
+    let mut meta = txn.open_table(layout::META).map_err(running_error)?;
+    meta.insert(layout::META_LAST_VERSION, &reserve.to_le_bytes()[..]).map_err(running_error)?;
+    Ok(reserve)
 }
 
 /// The mutation "the commit is split in two transactions": records first, what they stand for afterwards.
@@ -67,10 +86,6 @@ fn write_group(txn: &WriteTransaction, group: &Group, part: Part) -> Result<Vec<
         tables.outbox.remove((sent.version, sent.index)).map_err(running_error)?;
     }
     let verdicts = group.commits.iter().map(|commit| tables.write(commit, part)).collect::<Result<_, _>>()?;
-    if let Some(last) = group.commits.last() {
-        let mut meta = txn.open_table(layout::META).map_err(running_error)?;
-        meta.insert(layout::META_LAST_VERSION, &last.version.to_le_bytes()[..]).map_err(running_error)?;
-    }
     Ok(verdicts)
 }
 
