@@ -1,17 +1,20 @@
 //! CloudEvents 1.0 in JSON: one message to a line and back. Refuses what it cannot keep whole, naming the field.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use hapax_core::Message;
-use hapax_core::message::{is_json_type, parse_rfc3339_ms};
+use hapax_core::message::is_json_type;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// Input that is no message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,12 +43,15 @@ pub enum InvalidMessage {
     },
 }
 
-fn field(field: &str, reason: impl Into<String>) -> InvalidMessage {
+pub(crate) fn field(field: &str, reason: impl Into<String>) -> InvalidMessage {
     InvalidMessage::Field { field: field.to_owned(), reason: reason.into() }
 }
 
-/// The members of an object, each as written. A name that comes twice is an error: which one was meant is not known.
-struct Members<'a>(BTreeMap<String, &'a RawValue>);
+/// The members of an object, each as written, and a name that came twice: which of the two was meant is not known.
+struct Members<'a> {
+    by_name: BTreeMap<String, &'a RawValue>,
+    twice: Option<String>,
+}
 
 impl<'de> Deserialize<'de> for Members<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -58,14 +64,14 @@ impl<'de> Deserialize<'de> for Members<'de> {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
-                let mut members = BTreeMap::new();
+                let mut members = Members { by_name: BTreeMap::new(), twice: None };
                 while let Some((name, value)) = map.next_entry::<String, &RawValue>()? {
-                    if members.contains_key(&name) {
-                        return Err(serde::de::Error::custom(format!("the member \"{name}\" comes twice")));
+                    match members.by_name.entry(name) {
+                        Entry::Vacant(free) => drop(free.insert(value)),
+                        Entry::Occupied(taken) => members.twice = Some(taken.key().clone()),
                     }
-                    members.insert(name, value);
                 }
-                Ok(Members(members))
+                Ok(members)
             }
         }
         deserializer.deserialize_map(MembersVisitor)
@@ -74,13 +80,12 @@ impl<'de> Deserialize<'de> for Members<'de> {
 
 /// Reads one CloudEvent. `data` is kept byte for byte as written.
 pub fn parse(bytes: &[u8]) -> Result<Message, InvalidMessage> {
-    let Members(mut members) =
-        serde_json::from_slice(bytes).map_err(|error| InvalidMessage::NotJson(error.to_string()))?;
-    if let Some(version) = text(&mut members, "specversion")?
-        && version != "1.0"
-    {
-        return Err(field("specversion", format!("is {version}; this host reads 1.0")));
+    let Members { by_name: mut members, twice } =
+        serde_json::from_slice(bytes).map_err(|error| InvalidMessage::NotJson(where_it_breaks(&error)))?;
+    if let Some(name) = twice {
+        return Err(field(&name, "comes twice; leave one of them"));
     }
+    check_version(text(&mut members, "specversion")?.as_deref())?;
     let mut required = |name| {
         text(&mut members, name)?
             .filter(|value| !value.is_empty())
@@ -89,11 +94,7 @@ pub fn parse(bytes: &[u8]) -> Result<Message, InvalidMessage> {
     let mut message = Message::new(required("id")?, required("source")?, required("type")?);
     message.subject = text(&mut members, "subject")?;
     message.time = text(&mut members, "time")?;
-    if let Some(time) = &message.time
-        && parse_rfc3339_ms(time).is_none()
-    {
-        return Err(field("time", format!("`{time}` is not RFC 3339, such as 2026-11-24T05:00:00Z")));
-    }
+    check_time(message.time.as_deref())?;
     message.content_type = text(&mut members, "datacontenttype")?;
     message.data_schema = text(&mut members, "dataschema")?;
     message.data = data(&mut members, message.content_type.as_deref())?;
@@ -103,6 +104,35 @@ pub fn parse(bytes: &[u8]) -> Result<Message, InvalidMessage> {
         }
     }
     Ok(message)
+}
+
+/// serde_json's words; of a text of one line, only the column says something.
+fn where_it_breaks(error: &serde_json::Error) -> String {
+    error.to_string().replace(" at line 1 column ", " at column ")
+}
+
+/// Absent is fine, as the lines that people write have none; another version is not.
+pub(crate) fn check_version(version: Option<&str>) -> Result<(), InvalidMessage> {
+    match version {
+        None | Some("1.0") => Ok(()),
+        Some(other) => Err(field("specversion", format!("is {other}; this host reads 1.0"))),
+    }
+}
+
+pub(crate) fn check_time(time: Option<&str>) -> Result<(), InvalidMessage> {
+    match time {
+        Some(time) if OffsetDateTime::parse(time, &Rfc3339).is_err() => {
+            Err(field("time", format!("`{time}` is not RFC 3339, such as 2026-11-24T05:00:00Z")))
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn check_name(name: &str) -> Result<(), InvalidMessage> {
+    if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()) {
+        return Err(field(name, "is no attribute name: use lower-case letters and digits, or put it into `data`"));
+    }
+    Ok(())
 }
 
 /// A member that must be text; null counts as absent.
@@ -131,9 +161,7 @@ fn data(members: &mut BTreeMap<String, &RawValue>, content_type: Option<&str>) -
 }
 
 fn extension(name: &str, value: &RawValue) -> Result<Option<String>, InvalidMessage> {
-    if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()) {
-        return Err(field(name, "is no attribute name: use lower-case letters and digits, or put it into `data`"));
-    }
+    check_name(name)?;
     match serde_json::from_str(value.get()) {
         Ok(Value::Null) => Ok(None),
         Ok(Value::String(text)) => Ok(Some(text)),
@@ -196,8 +224,9 @@ mod tests {
     fn errors_name_the_field() {
         for (input, word) in [
             ("", "not JSON"),
+            ("{\"id\":}", "at column 7"),
             ("[]", "object"),
-            (r#"{"id":"i","id":"i"}"#, "twice"),
+            (r#"{"id":"i","id":"i"}"#, "\"id\": comes twice"),
             (r#"{"source":"/s","type":"t"}"#, "\"id\""),
             (r#"{"id":"","source":"/s","type":"t"}"#, "\"id\""),
             (r#"{"id":7,"source":"/s","type":"t"}"#, "\"id\": must be a string"),
@@ -212,6 +241,14 @@ mod tests {
         ] {
             let error = parse(input.as_bytes()).expect_err(input).to_string();
             assert!(error.contains(word), "{input}: {error}");
+        }
+    }
+
+    #[test]
+    fn any_rfc_3339_time_is_taken() {
+        for time in ["1969-07-20T20:17:40Z", "2026-11-24t05:00:00.123456789z", "2026-11-24T05:00:00-23:59"] {
+            let line = format!(r#"{{"id":"i","source":"/s","type":"t","time":"{time}"}}"#);
+            assert_eq!(parse(line.as_bytes()).expect(time).time.as_deref(), Some(time));
         }
     }
 

@@ -2,68 +2,38 @@
 //! delivers again; nothing is acknowledged but by a status.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
-use hapax_core::{Message, Output};
+use hapax_core::Message;
 use http::{HeaderMap, StatusCode, header};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use serde_json::json;
+use http_body_util::BodyExt as _;
 
+use crate::binary;
 use crate::cloudevents::{self, InvalidMessage};
+use crate::http_answer::{Answer, invalid, problem, respond};
+
+/// Longest wait for a whole body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of a body over its limit that are read and thrown away, at most.
+const DISCARDED_BYTES_MAX: usize = 64 << 20;
 
 /// What takes the messages.
 pub trait Ingress: Send + Sync + 'static {
     /// Brings a message to its ending. Runs on although the client may have gone.
     fn deliver(&self, processor: &str, message: Message) -> BoxFuture<'static, Answer>;
-}
 
-/// How a message ended, for its client.
-#[derive(Debug, Clone)]
-pub enum Answer {
-    /// It ran: 200 with its result.
-    Completed {
-        /// The result.
-        output: Output,
-    },
-    /// It had run before: 200 with the stored result, and `Idempotent-Replayed: true`.
-    Replayed {
-        /// The stored result.
-        output: Output,
-    },
-    /// It failed for good, now or before: 422.
-    Failed {
-        /// What went wrong.
-        error: String,
-        /// Whether it failed before, and nothing ran now.
-        replayed: bool,
-    },
-    /// Its key was used with another body: 422.
-    Mismatch,
-    /// It is being processed: 409.
-    InFlight,
-    /// It failed and may be sent again later: 503 with `Retry-After`.
-    RetryLater {
-        /// What went wrong.
-        error: String,
-        /// Not before this many milliseconds.
-        after_ms: u64,
-    },
-    /// There is no such processor: 404.
-    UnknownProcessor {
-        /// Those that there are.
-        known: Vec<String>,
-    },
-    /// The host cannot take messages: 503.
-    Unavailable {
-        /// Why.
-        reason: String,
-    },
+    /// Whether messages are taken; if not, why. Asked by `GET /readyz`.
+    fn ready(&self) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// Limits of the door.
@@ -73,202 +43,150 @@ pub struct HttpLimits {
     pub max_message_bytes: usize,
 }
 
+impl Default for HttpLimits {
+    fn default() -> Self {
+        Self { max_message_bytes: 1 << 20 }
+    }
+}
+
 #[derive(Clone)]
 struct Door {
     ingress: Arc<dyn Ingress>,
     limits: HttpLimits,
 }
 
-/// The routes: `POST /v1/processors/{name}/messages`, and `GET /healthz`.
+/// The routes: `POST /v1/processors/{name}/messages`, `GET /healthz` (the process lives) and `GET /readyz` (it takes
+/// messages).
 pub fn router(ingress: Arc<dyn Ingress>, limits: HttpLimits) -> Router {
     Router::new()
         .route("/v1/processors/{name}/messages", post(receive))
         .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .fallback(nowhere)
+        .method_not_allowed_fallback(no_such_method)
         .with_state(Door { ingress, limits })
 }
 
-async fn receive(State(door): State<Door>, Path(name): Path<String>, headers: HeaderMap, body: Body) -> Response {
-    let limit = door.limits.max_message_bytes;
-    let body = match Limited::new(body, limit).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(error) if error.is::<LengthLimitError>() => {
-            return invalid(&InvalidMessage::TooLarge { bytes: limit + 1, limit });
-        }
-        Err(error) => return problem(StatusCode::BAD_REQUEST, "body", &format!("the body broke off: {error}"), None),
+async fn ready(State(door): State<Door>) -> Response {
+    match door.ingress.ready() {
+        Ok(()) => "ok\n".into_response(),
+        Err(reason) => problem(StatusCode::SERVICE_UNAVAILABLE, "unavailable", &reason),
+    }
+}
+
+async fn nowhere() -> Response {
+    problem(StatusCode::NOT_FOUND, "not-found", "nothing is here; send messages to /v1/processors/NAME/messages")
+}
+
+async fn no_such_method() -> Response {
+    let detail = "POST /v1/processors/NAME/messages; GET /healthz and /readyz";
+    problem(StatusCode::METHOD_NOT_ALLOWED, "method", detail)
+}
+
+async fn receive(
+    State(door): State<Door>,
+    path: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let Ok(Path(name)) = path else {
+        return problem(StatusCode::BAD_REQUEST, "invalid", "the processor's name in the path is not UTF-8");
     };
-    let message = match message(&headers, body) {
+    let read = read_body(&headers, body, door.limits.max_message_bytes).await;
+    let message = match read.and_then(|body| message(&headers, body)) {
         Ok(message) => message,
-        Err(Refused::Invalid(error)) => return invalid(&error),
-        Err(Refused::MediaType(detail)) => {
-            return problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media-type", &detail, None);
-        }
+        Err(refused) => return refused.response(),
     };
     // A task of its own: a client that goes away must not abandon a message half way.
     match tokio::spawn(door.ingress.deliver(&name, message)).await {
         Ok(answer) => respond(&name, answer),
-        Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, "internal", &error.to_string(), None),
+        Err(error) => {
+            tracing::error!("delivering a message to {name} failed: {error}");
+            problem(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal",
+                "the host failed; see its log. Sending again is safe",
+            )
+        }
     }
 }
 
+/// Why a request is no message.
 enum Refused {
     Invalid(InvalidMessage),
     MediaType(String),
+    Slow,
+    BrokenOff(axum::Error),
 }
 
-fn field(field: &str, reason: &str) -> Refused {
-    Refused::Invalid(InvalidMessage::Field { field: field.into(), reason: reason.into() })
+impl From<InvalidMessage> for Refused {
+    fn from(error: InvalidMessage) -> Self {
+        Self::Invalid(error)
+    }
+}
+
+impl Refused {
+    fn response(self) -> Response {
+        match self {
+            Self::Invalid(error) => invalid(&error),
+            Self::MediaType(detail) => problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media-type", &detail),
+            Self::Slow => {
+                let detail = format!("the body did not arrive in {} s; send it again", BODY_TIMEOUT.as_secs());
+                problem(StatusCode::REQUEST_TIMEOUT, "slow", &detail)
+            }
+            Self::BrokenOff(error) => {
+                problem(StatusCode::BAD_REQUEST, "invalid", &format!("the body broke off: {error}; send it again"))
+            }
+        }
+    }
+}
+
+/// The whole body, if it keeps to the limit. One that does not is read on and thrown away: a connection that is closed
+/// under a client that still writes loses the answer. A client that asks first (`Expect`) is told at once.
+async fn read_body(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Refused> {
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    match announced {
+        Some(bytes) if bytes > limit && headers.contains_key(header::EXPECT) => {
+            return Err(InvalidMessage::TooLarge { bytes, limit }.into());
+        }
+        _ => {}
+    }
+    tokio::time::timeout(BODY_TIMEOUT, collect(body, limit)).await.map_err(|_| Refused::Slow)?
+}
+
+async fn collect(mut body: Body, limit: usize) -> Result<Bytes, Refused> {
+    let mut kept = BytesMut::new();
+    let mut bytes = 0;
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(Refused::BrokenOff)?.into_data() else { continue };
+        bytes += data.len();
+        if bytes <= limit {
+            kept.extend_from_slice(&data);
+        } else {
+            kept = BytesMut::new();
+            if bytes - limit > DISCARDED_BYTES_MAX {
+                break;
+            }
+        }
+    }
+    if bytes > limit { Err(InvalidMessage::TooLarge { bytes, limit }.into()) } else { Ok(kept.freeze()) }
 }
 
 /// The message of a request: structured, binary, or a plain body under an `Idempotency-Key`.
 fn message(headers: &HeaderMap, body: Bytes) -> Result<Message, Refused> {
-    let content_type = text(headers, header::CONTENT_TYPE.as_str())?;
-    let essence = content_type.as_deref().unwrap_or_default().split(';').next().unwrap_or_default().trim();
-    let key = text(headers, "idempotency-key")?;
-    if key.as_deref() == Some("") {
-        return Err(field("Idempotency-Key", "is empty; leave the header out, or give a key"));
+    let content_type = binary::media_type(headers)?.unwrap_or_default().to_ascii_lowercase();
+    match content_type.split(';').next().unwrap_or_default().trim() {
+        "application/cloudevents+json" | "application/cloudevents" => {
+            let mut message = cloudevents::parse(&body)?;
+            message.idempotency_key = binary::key_beside(headers, &message.id)?;
+            Ok(message)
+        }
+        "application/cloudevents-batch+json" => Err(Refused::MediaType(
+            "application/cloudevents-batch+json is not supported yet; send each event in a request of its own".into(),
+        )),
+        other if other.starts_with("application/cloudevents") => Err(Refused::MediaType(format!(
+            "{other} is not supported; send application/cloudevents+json, or binary mode (`ce-` headers)"
+        ))),
+        _ => Ok(binary::parse_binary(headers, body)?),
     }
-    let mut message = match essence.to_ascii_lowercase().as_str() {
-        "application/cloudevents+json" => cloudevents::parse(&body).map_err(Refused::Invalid)?,
-        other if other.starts_with("application/cloudevents") => {
-            return Err(Refused::MediaType(format!(
-                "{other} is not supported yet; send one event as JSON, or binary mode"
-            )));
-        }
-        _ => binary(headers, content_type, key.as_deref(), body)?,
-    };
-    message.idempotency_key = key;
-    Ok(message)
-}
-
-fn binary(
-    headers: &HeaderMap,
-    content_type: Option<String>,
-    key: Option<&str>,
-    body: Bytes,
-) -> Result<Message, Refused> {
-    let required = |name: &str, default: Option<&str>| -> Result<String, Refused> {
-        let given = text(headers, &format!("ce-{name}"))?.filter(|value| !value.is_empty());
-        given.or(default.map(str::to_owned)).ok_or_else(|| {
-            field(name, "is missing: send the header `ce-id` with `ce-source` and `ce-type`, or an `Idempotency-Key`")
-        })
-    };
-    if let Some(version) = text(headers, "ce-specversion")?
-        && version != "1.0"
-    {
-        return Err(field("specversion", &format!("is {version}; this host reads 1.0")));
-    }
-    // A plain body under a key is a message too: the key is its id.
-    let plain = key.is_some() && !headers.contains_key("ce-id");
-    let id = required("id", key)?;
-    let source = required("source", plain.then_some("/http"))?;
-    let mut message = Message::new(id, source, required("type", plain.then_some("message"))?);
-    message.content_type = content_type;
-    message.data = body;
-    for name in headers.keys() {
-        let Some(attribute) = name.as_str().strip_prefix("ce-") else { continue };
-        let value = text(headers, name.as_str())?;
-        match attribute {
-            "id" | "source" | "type" | "specversion" => {}
-            "subject" => message.subject = value,
-            "time" => message.time = value,
-            "dataschema" => message.data_schema = value,
-            other => drop(message.extensions.insert(other.to_owned(), value.unwrap_or_default())),
-        }
-    }
-    if let Some(time) = &message.time
-        && hapax_core::message::parse_rfc3339_ms(time).is_none()
-    {
-        return Err(field("time", &format!("`{time}` is not RFC 3339, such as 2026-11-24T05:00:00Z")));
-    }
-    Ok(message)
-}
-
-/// A header's value, percent-decoded as the CloudEvents HTTP binding asks.
-fn text(headers: &HeaderMap, name: &str) -> Result<Option<String>, Refused> {
-    let Some(value) = headers.get(name) else { return Ok(None) };
-    let mut bytes = Vec::with_capacity(value.len());
-    let mut rest = value.as_bytes();
-    while let [first, tail @ ..] = rest {
-        let digits = tail.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
-        match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-            Some(byte) if *first == b'%' && name.starts_with("ce-") => {
-                bytes.push(byte);
-                rest = &tail[2..];
-            }
-            _ => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8(bytes).map(Some).map_err(|_| field(name, "is not UTF-8"))
-}
-
-fn invalid(error: &InvalidMessage) -> Response {
-    match error {
-        InvalidMessage::TooLarge { .. } => {
-            problem(StatusCode::PAYLOAD_TOO_LARGE, "too-large", &error.to_string(), None)
-        }
-        InvalidMessage::NotJson(_) => problem(StatusCode::BAD_REQUEST, "invalid", &error.to_string(), None),
-        InvalidMessage::Field { field, .. } => {
-            problem(StatusCode::BAD_REQUEST, "invalid", &error.to_string(), Some(field))
-        }
-    }
-}
-
-fn respond(processor: &str, answer: Answer) -> Response {
-    const REPLAYED: &str = "idempotent-replayed";
-    let with = |mut response: Response, name: &'static str, value: String| {
-        if let Ok(value) = value.parse() {
-            response.headers_mut().insert(name, value);
-        }
-        response
-    };
-    match answer {
-        Answer::Completed { output } => result(output),
-        Answer::Replayed { output } => with(result(output), REPLAYED, "true".into()),
-        Answer::Failed { error, replayed: false } => problem(StatusCode::UNPROCESSABLE_ENTITY, "failed", &error, None),
-        Answer::Failed { error, replayed: true } => {
-            with(problem(StatusCode::UNPROCESSABLE_ENTITY, "failed", &error, None), REPLAYED, "true".into())
-        }
-        Answer::Mismatch => {
-            let detail = "the idempotency key was used before with another body; give the message a key of its own";
-            problem(StatusCode::UNPROCESSABLE_ENTITY, "mismatch", detail, None)
-        }
-        Answer::InFlight => {
-            let detail = "a message with this key is being processed; ask again";
-            with(problem(StatusCode::CONFLICT, "in-flight", detail, None), "retry-after", "1".into())
-        }
-        Answer::RetryLater { error, after_ms } => {
-            let response = problem(StatusCode::SERVICE_UNAVAILABLE, "retry", &error, None);
-            with(response, "retry-after", after_ms.div_ceil(1_000).to_string())
-        }
-        Answer::UnknownProcessor { known } => {
-            let detail = format!("there is no processor `{processor}`; there are: {}", known.join(", "));
-            problem(StatusCode::NOT_FOUND, "unknown-processor", &detail, None)
-        }
-        Answer::Unavailable { reason } => problem(StatusCode::SERVICE_UNAVAILABLE, "unavailable", &reason, None),
-    }
-}
-
-fn result(output: Output) -> Response {
-    let mut response = Response::new(Body::from(output.data));
-    if let Some(value) = output.content_type.and_then(|value| value.parse().ok()) {
-        response.headers_mut().insert(header::CONTENT_TYPE, value);
-    }
-    response
-}
-
-/// An error by RFC 9457.
-fn problem(status: StatusCode, code: &str, detail: &str, field: Option<&str>) -> Response {
-    let title = status.canonical_reason().unwrap_or_default();
-    let mut body =
-        json!({ "type": "about:blank", "title": title, "status": status.as_u16(), "code": code, "detail": detail });
-    if let Some(field) = field {
-        body["field"] = json!(field);
-    }
-    let mut response = Response::new(Body::from(body.to_string()));
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static("application/problem+json"));
-    response
 }

@@ -1,5 +1,7 @@
-//! HTTP as a client: posts a message as a CloudEvent in binary mode, and hands back what was answered. Plain HTTP only.
+//! HTTP as a client: posts a message as a CloudEvent in binary mode, and hands back what was answered. Plain HTTP only;
+//! follows no redirects.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,10 +14,14 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
+use crate::binary;
+
 /// Longest wait for one answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of an answer that are read.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// Bytes of an answer that an error shows.
+const SHOWN_BYTES_MAX: usize = 200;
 
 /// What a server answered.
 #[derive(Debug, Clone)]
@@ -24,14 +30,16 @@ pub struct HttpAnswer {
     pub status: u16,
     /// Whether the header `Idempotent-Replayed` says that nothing ran.
     pub replayed: bool,
-    /// The body.
+    /// The body; empty where it broke off or is larger than 16 MiB.
     pub body: Bytes,
 }
 
-/// Posts messages to one URL.
+/// Posts messages to one URL, one after the other.
 pub struct HttpPublisher {
     client: Client<HttpConnector, Full<Bytes>>,
     uri: Uri,
+    /// Ids of a batch that failed half way which were accepted: not posted again when the batch is.
+    accepted: HashSet<String>,
 }
 
 impl HttpPublisher {
@@ -44,38 +52,45 @@ impl HttpPublisher {
             Some("https") => return Err(wrong("needs TLS, which is not supported yet; send to a proxy on this host")),
             _ => return Err(wrong("must begin with http://")),
         }
-        Ok(Self { client: Client::builder(TokioExecutor::new()).build_http(), uri })
+        if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+            return Err(wrong("holds a user or a password, which is not supported yet; take it out"));
+        }
+        Ok(Self { client: Client::builder(TokioExecutor::new()).build_http(), uri, accepted: HashSet::new() })
     }
 
-    /// Posts one message. Every attribute travels as a `ce-` header; the id also as `Idempotency-Key`.
+    /// Posts one message. Every attribute travels as a `ce-` header; the id, or the message's own key, also as
+    /// `Idempotency-Key`.
     pub async fn post(&self, message: &Message) -> Result<HttpAnswer, TransportError> {
         let unavailable = |why: String| TransportError::Unavailable(format!("{}: {why}", self.uri).into());
-        let request = self.request(message)?;
+        let mut request = Request::new(Full::new(message.data.clone()));
+        *request.method_mut() = http::Method::POST;
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = binary::to_headers(message);
         let exchange = async {
             let response = self.client.request(request).await.map_err(|error| unavailable(causes(&error)))?;
             let status = response.status().as_u16();
             let replayed = response.headers().contains_key("idempotent-replayed");
+            // The status has decided; a body that cannot be read takes nothing back.
             let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-            let body = body.map_err(|error| unavailable(error.to_string()))?.to_bytes();
-            Ok(HttpAnswer { status, replayed, body })
+            Ok(HttpAnswer { status, replayed, body: body.map(|body| body.to_bytes()).unwrap_or_default() })
         };
         let timed_out = |_| unavailable(format!("no answer in {} s", TIMEOUT.as_secs()));
         tokio::time::timeout(TIMEOUT, exchange).await.map_err(timed_out)?
     }
 
-    fn request(&self, message: &Message) -> Result<Request<Full<Bytes>>, TransportError> {
-        let key = message.idempotency_key.as_ref().unwrap_or(&message.id);
-        let mut request =
-            Request::post(&self.uri).header("ce-specversion", "1.0").header("idempotency-key", encode(key));
-        for (name, value) in message.attributes() {
-            let name = if name == "datacontenttype" { "content-type".to_owned() } else { format!("ce-{name}") };
-            request = request.header(name, encode(&value));
+    async fn send(&self, message: &Message) -> Result<(), TransportError> {
+        let HttpAnswer { status, body, .. } = self.post(message).await?;
+        let said = String::from_utf8_lossy(&body[..body.len().min(SHOWN_BYTES_MAX)]).into_owned();
+        let text = format!("{} answered {status} to message {}: {said}", self.uri, message.id);
+        match status {
+            200..=299 => Ok(()),
+            300..=399 => {
+                Err(TransportError::Broken(format!("{text}. Redirects are not followed; name the new URL").into()))
+            }
+            // 409 is a receiver like this host that has the same message under way.
+            408 | 409 | 425 | 429 | 500..=599 => Err(TransportError::Unavailable(text.into())),
+            _ => Err(TransportError::Broken(format!("{text}. Mend the receiver or the URL, and start again").into())),
         }
-        if message.content_type.is_none() {
-            request = request.header("content-type", "application/json");
-        }
-        let built = request.body(Full::new(message.data.clone()));
-        built.map_err(|error| TransportError::Broken(format!("message {} fits no request: {error}", message.id).into()))
     }
 }
 
@@ -83,31 +98,15 @@ impl Publisher for HttpPublisher {
     fn publish<'a>(&'a mut self, batch: &'a [Message]) -> BoxFuture<'a, Result<(), TransportError>> {
         Box::pin(async move {
             for message in batch {
-                let HttpAnswer { status, body, .. } = self.post(message).await?;
-                let said = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
-                let text = format!("{} answered {status}: {said}", self.uri);
-                match status {
-                    200..=299 => {}
-                    408 | 409 | 425 | 429 | 500..=599 => return Err(TransportError::Unavailable(text.into())),
-                    _ => return Err(TransportError::Broken(text.into())),
+                if !self.accepted.contains(&message.id) {
+                    self.send(message).await?;
+                    self.accepted.insert(message.id.clone());
                 }
             }
+            self.accepted.clear();
             Ok(())
         })
     }
-}
-
-/// A header's value by the CloudEvents HTTP binding: what is not printable ASCII is percent-encoded, and `"` and `%` too.
-fn encode(value: &str) -> String {
-    let mut out = String::with_capacity(value.len());
-    for byte in value.bytes() {
-        match byte {
-            b' ' | b'"' | b'%' => out.push_str(&format!("%{byte:02X}")),
-            0x21..=0x7e => out.push(char::from(byte)),
-            _ => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out
 }
 
 fn causes(error: &dyn std::error::Error) -> String {
