@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use hapax_core::metrics::Counters;
 use hapax_core::relay::{Relay, RelayError};
 use hapax_core::transport::Publisher;
-use hapax_core::{Committer, IdempotentConsumer, Parts, Scope, SystemClock};
+use hapax_core::{Committer, IdempotentConsumer, Options, Parts, Scope, SystemClock};
 use hapax_engine::{Engine, EngineConfig, LoadOptions};
 use hapax_store::RedbStore;
 use tokio::sync::watch;
@@ -35,6 +35,7 @@ impl Host {
     /// Loads a processor's component and joins its consumer.
     pub(crate) fn consumer(&self, name: &str, processor: &Processor) -> anyhow::Result<IdempotentConsumer> {
         let component = load(&self.engine, name, processor)?;
+        let options = Options { effects: (**component.effect_limits()).clone(), ..processor.options() };
         Ok(IdempotentConsumer::new(Parts {
             scope: Scope::of(name),
             processor: Arc::new(component),
@@ -42,7 +43,7 @@ impl Host {
             committer: self.committer.clone(),
             clock: Arc::new(SystemClock),
             metrics: self.counters.clone(),
-            options: processor.options(),
+            options,
         }))
     }
 
