@@ -1,5 +1,5 @@
-//! CloudEvents 1.0 over HTTP in binary mode: attributes as `ce-` headers, the body as `data`. Refuses what would be read
-//! in two ways: headers that come twice, names that are no attributes, bytes that are no UTF-8.
+//! CloudEvents 1.0 over HTTP in binary mode: attributes as `ce-` headers, the body as `data`. Refuses what would be
+//! read in two ways: headers that come twice, names that are no attributes, bytes that are no UTF-8.
 
 use bytes::Bytes;
 use hapax_core::Message;
@@ -74,7 +74,7 @@ pub(crate) fn key_beside(headers: &HeaderMap, id: &str) -> Result<Option<String>
     Ok(idempotency_key(headers)?.filter(|key| !names(key, id)))
 }
 
-/// Whether `key` is `id` the way [`to_headers`] writes it. Such a message has the record that it has by any other way in.
+/// Whether `key` is `id` the way [`to_headers`] writes it. It then has the record that it has by any other way in.
 fn names(key: &str, id: &str) -> bool {
     encoded(id, false) == key
 }

@@ -1,5 +1,6 @@
 //! CloudEvents 1.0 in JSON: one message to a line and back. Refuses what it cannot keep whole, naming the field.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt;
@@ -32,8 +33,8 @@ pub enum InvalidMessage {
     },
     /// It is larger than allowed.
     #[error(
-        "the message has {bytes} bytes, over the limit of {limit}; raise `max_message_bytes` (`--max-message-bytes`), or put \
-         the payload elsewhere and send a reference"
+        "the message has {bytes} bytes, over the limit of {limit}; raise `max_message_bytes` (`--max-message-bytes`), or \
+         put the payload elsewhere and send a reference"
     )]
     TooLarge {
         /// Its size, as far as it was read.
@@ -49,9 +50,15 @@ pub(crate) fn field(field: &str, reason: impl Into<String>) -> InvalidMessage {
 
 /// The members of an object, each as written, and a name that came twice: which of the two was meant is not known.
 struct Members<'a> {
-    by_name: BTreeMap<String, &'a RawValue>,
+    by_name: ByName<'a>,
     twice: Option<String>,
 }
+
+type ByName<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
+
+/// A member's name; copied only where it is written with escapes.
+#[derive(Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
 impl<'de> Deserialize<'de> for Members<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -65,10 +72,10 @@ impl<'de> Deserialize<'de> for Members<'de> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
                 let mut members = Members { by_name: BTreeMap::new(), twice: None };
-                while let Some((name, value)) = map.next_entry::<String, &RawValue>()? {
+                while let Some((Name(name), value)) = map.next_entry::<Name<'_>, &RawValue>()? {
                     match members.by_name.entry(name) {
                         Entry::Vacant(free) => drop(free.insert(value)),
-                        Entry::Occupied(taken) => members.twice = Some(taken.key().clone()),
+                        Entry::Occupied(taken) => members.twice = Some(taken.key().to_string()),
                     }
                 }
                 Ok(members)
@@ -100,7 +107,7 @@ pub fn parse(bytes: &[u8]) -> Result<Message, InvalidMessage> {
     message.data = data(&mut members, message.content_type.as_deref())?;
     for (name, value) in members {
         if let Some(value) = extension(&name, value)? {
-            message.extensions.insert(name, value);
+            message.extensions.insert(name.into_owned(), value);
         }
     }
     Ok(message)
@@ -136,14 +143,14 @@ pub(crate) fn check_name(name: &str) -> Result<(), InvalidMessage> {
 }
 
 /// A member that must be text; null counts as absent.
-fn text(members: &mut BTreeMap<String, &RawValue>, name: &str) -> Result<Option<String>, InvalidMessage> {
+fn text(members: &mut ByName<'_>, name: &str) -> Result<Option<String>, InvalidMessage> {
     match members.remove(name) {
         None => Ok(None),
         Some(raw) => serde_json::from_str::<Option<String>>(raw.get()).map_err(|_| field(name, "must be a string")),
     }
 }
 
-fn data(members: &mut BTreeMap<String, &RawValue>, content_type: Option<&str>) -> Result<Bytes, InvalidMessage> {
+fn data(members: &mut ByName<'_>, content_type: Option<&str>) -> Result<Bytes, InvalidMessage> {
     let encoded = text(members, "data_base64")?;
     let raw = members.remove("data");
     match (raw, encoded) {
@@ -170,9 +177,12 @@ fn extension(name: &str, value: &RawValue) -> Result<Option<String>, InvalidMess
     }
 }
 
+/// How every line of [`to_json`] begins.
+pub(crate) const LINE_BEGIN: &[u8] = br#"{"specversion":"1.0""#;
+
 /// One CloudEvent as one line of JSON, without its end of line.
 pub fn to_json(message: &Message) -> Vec<u8> {
-    let mut out = br#"{"specversion":"1.0""#.to_vec();
+    let mut out = LINE_BEGIN.to_vec();
     let mut member = |name: &str, value: &str| {
         out.push(b',');
         out.extend(Value::from(name).to_string().bytes());
@@ -217,6 +227,31 @@ mod tests {
             let line = to_json(&message);
             assert!(!line.contains(&b'\n'));
             assert_eq!(parse(&line).as_ref(), Ok(&message), "{}", String::from_utf8_lossy(&line));
+        }
+    }
+
+    #[test]
+    fn every_text_comes_back_in_every_place() {
+        let texts =
+            ["x", "\"", "\\u0041", "a\nb\r\u{0}", "\u{2028}ö😀", "{}", " null ", "1e400", "[1, 2", "%41", "\u{feff}"];
+        let types = [None, Some("application/json"), Some("a/b+json; x=y"), Some("text/plain"), Some("image/png")];
+        for (text, media_type) in texts.iter().flat_map(|text| types.map(|media_type| (*text, media_type))) {
+            for data in [Vec::new(), text.into(), [text.as_bytes(), &[0xff]].concat()] {
+                let mut message = Message::new(text, text, text);
+                message.subject = Some(text.into());
+                message.data_schema = Some(text.into());
+                message.content_type = media_type.map(str::to_owned);
+                message.extensions.insert("x9".into(), text.into());
+                message.data = data.into();
+                let line = to_json(&message);
+                assert!(!line.contains(&b'\n') && !line.contains(&b'\r'), "{message:?}");
+                let mut read = parse(&line).expect("its own line");
+                // White space around JSON is no part of it.
+                if message.is_json() && read.data == message.data.trim_ascii() {
+                    read.data = message.data.clone();
+                }
+                assert_eq!(read, message, "{}", String::from_utf8_lossy(&line));
+            }
         }
     }
 

@@ -1,5 +1,5 @@
-//! HTTP as a source: CloudEvents in structured and binary mode, each answered with its message's ending. The client is who
-//! delivers again; nothing is acknowledged but by a status.
+//! HTTP as a source: CloudEvents in structured and binary mode, each answered with its message's ending. The client
+//! is who delivers again; nothing is acknowledged but by a status.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,11 +1,12 @@
-//! A file, or standard input, of CloudEvents, one a line. Reads and parses on a thread of its own, ahead of the pipeline by
-//! a bounded number of messages. A file cannot deliver again: settling a delivery changes nothing.
+//! A file, or standard input, of CloudEvents, one a line. Reads and parses on a thread of its own, ahead of the pipeline
+//! by a bounded number of bytes. A file cannot deliver again: settling a delivery changes nothing.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::vec;
 
 use futures_util::future::{BoxFuture, ready};
 use hapax_core::Message;
@@ -14,16 +15,24 @@ use tokio::sync::mpsc;
 
 use crate::cloudevents::{self, InvalidMessage};
 
-/// Lines read ahead, at most.
-const AHEAD: usize = 1_024;
+/// Batches read ahead, at most.
+const AHEAD: usize = 16;
+/// A batch is handed over as soon as it has so many lines,
+const BATCH_LINES: usize = 64;
+/// or so many bytes, or the next line is not there yet.
+const BATCH_BYTES: usize = 256 << 10;
 const BUFFER_BYTES: usize = 256 << 10;
 
 /// A source of lines.
 pub struct JsonlSource {
-    lines: mpsc::Receiver<Result<Line, TransportError>>,
+    batches: mpsc::Receiver<Batch>,
+    batch: vec::IntoIter<Result<Line, TransportError>>,
     read: Arc<AtomicU64>,
     total: Option<u64>,
 }
+
+/// Lines in order. A failure to read stands in its place, the last.
+type Batch = Vec<Result<Line, TransportError>>;
 
 enum Line {
     Message(Box<Message>),
@@ -43,11 +52,16 @@ impl JsonlSource {
             }
             (Box::new(file), Some(total.len()).filter(|length| *length > 0))
         };
-        let (sender, lines) = mpsc::channel(AHEAD);
+        Self::from_reader(input, total, max_bytes)
+    }
+
+    /// Reads lines from `input`, of which `total` bytes are expected.
+    fn from_reader(input: Box<dyn Read + Send>, total: Option<u64>, max_bytes: usize) -> io::Result<Self> {
+        let (sender, batches) = mpsc::channel(AHEAD);
         let read = Arc::new(AtomicU64::new(0));
         let reader = Reader { input: BufReader::with_capacity(BUFFER_BYTES, input), max_bytes, read: read.clone() };
         std::thread::Builder::new().name("hapax-jsonl".into()).spawn(move || reader.run(&sender))?;
-        Ok(Self { lines, read, total })
+        Ok(Self { batches, batch: Vec::new().into_iter(), read, total })
     }
 
     /// Bytes read so far.
@@ -64,14 +78,27 @@ impl JsonlSource {
 impl Source for JsonlSource {
     fn recv(&mut self) -> BoxFuture<'_, Result<Option<Received>, TransportError>> {
         Box::pin(async {
-            Ok(match self.lines.recv().await.transpose()? {
-                None => None,
-                Some(Line::Message(message)) => Some(Received::Delivery(Box::new(LineDelivery(message)))),
-                Some(Line::Invalid { number, error }) => {
-                    Some(Received::Invalid { position: format!("line {number}"), reason: error.to_string() })
+            loop {
+                if let Some(line) = self.batch.next() {
+                    return line.map(|line| Some(line.received()));
                 }
-            })
+                match self.batches.recv().await {
+                    Some(batch) => self.batch = batch.into_iter(),
+                    None => return Ok(None),
+                }
+            }
         })
+    }
+}
+
+impl Line {
+    fn received(self) -> Received {
+        match self {
+            Self::Message(message) => Received::Delivery(Box::new(LineDelivery(message))),
+            Self::Invalid { number, error } => {
+                Received::Invalid { position: format!("line {number}"), reason: error.to_string() }
+            }
+        }
     }
 }
 
@@ -102,25 +129,33 @@ struct Reader {
 }
 
 impl Reader {
-    fn run(mut self, lines: &mpsc::Sender<Result<Line, TransportError>>) {
-        let mut line = Vec::new();
+    fn run(mut self, batches: &mpsc::Sender<Batch>) {
+        let (mut line, mut batch, mut batch_bytes) = (Vec::new(), Vec::new(), 0);
         for number in 1.. {
-            let parsed = match self.next_line(&mut line) {
-                Ok(0) => return,
+            match self.next_line(&mut line) {
+                Ok(0) => break,
                 Ok(length) => {
                     self.read.fetch_add(length as u64, Ordering::Relaxed);
-                    self.parse(number, &line, length)
+                    batch.extend(self.parse(number, &line, length).map(Ok));
+                    batch_bytes += line.len();
                 }
                 Err(error) => {
                     let text = format!("line {number} cannot be read: {error}");
-                    let _ = lines.blocking_send(Err(TransportError::Broken(text.into())));
-                    return;
+                    batch.push(Err(TransportError::Broken(text.into())));
+                    break;
                 }
-            };
-            // Nobody listens any more: the run was stopped.
-            if parsed.is_some_and(|parsed| lines.blocking_send(Ok(parsed)).is_err()) {
-                return;
             }
+            // The next read may wait for somebody at a terminal: what is there goes first.
+            let full = batch.len() >= BATCH_LINES || batch_bytes >= BATCH_BYTES;
+            if !batch.is_empty() && (full || !self.input.buffer().contains(&b'\n')) {
+                batch_bytes = 0;
+                if batches.blocking_send(std::mem::take(&mut batch)).is_err() {
+                    return; // Nobody listens any more: the run was stopped.
+                }
+            }
+        }
+        if !batch.is_empty() {
+            let _ = batches.blocking_send(batch);
         }
     }
 
@@ -166,6 +201,9 @@ impl Reader {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+    use std::time::Duration;
+
     use super::*;
 
     async fn read(content: &[u8], max_bytes: usize) -> Vec<String> {
@@ -194,5 +232,53 @@ mod tests {
         assert!(seen[2].starts_with("line 4: not JSON"), "{}", seen[2]);
         assert_eq!(read(b"", 10).await.len(), 0);
         assert!(read(b"\xff\xfe\n", 10).await[0].starts_with("line 1: not JSON"));
+    }
+
+    #[tokio::test]
+    async fn a_line_is_handed_over_while_the_next_is_not_there_yet() {
+        let (input, mut output) = io::pipe().expect("a pipe");
+        let mut source = JsonlSource::from_reader(Box::new(input), None, 1_000).expect("it opens");
+        for id in ["a", "b"] {
+            // Dropping the future loses nothing, and the beginning of the next line changes nothing.
+            assert!(tokio::time::timeout(Duration::from_millis(5), source.recv()).await.is_err(), "nothing is there");
+            output
+                .write_all(format!("{{\"id\":\"{id}\",\"source\":\"/s\",\"type\":\"t\"}}\n ").as_bytes())
+                .expect("written");
+            let next = tokio::time::timeout(Duration::from_secs(5), source.recv()).await;
+            let Ok(Ok(Some(Received::Delivery(delivery)))) = next else { panic!("it waits for the next line") };
+            assert_eq!(delivery.message().id, id);
+        }
+        drop(output);
+        assert!(matches!(source.recv().await, Ok(None)));
+    }
+
+    #[tokio::test]
+    async fn all_lines_come_in_order_and_are_counted() {
+        let line =
+            |n: usize| format!("{{\"id\":\"{n}\",\"source\":\"/s\",\"type\":\"t\",\"data\":\"{}\"}}\n", "x".repeat(n));
+        let content: String = (0..2_000).map(line).collect();
+        let seen = read(content.as_bytes(), 3_000).await;
+        assert_eq!(seen, (0..2_000).map(|n| n.to_string()).collect::<Vec<_>>());
+        let length = content.len() as u64;
+        let mut source =
+            JsonlSource::from_reader(Box::new(io::Cursor::new(content)), Some(length), 3_000).expect("it opens");
+        while source.recv().await.expect("it reads").is_some() {}
+        assert_eq!((source.bytes_read().load(Ordering::Relaxed), source.total_bytes()), (length, Some(length)));
+    }
+
+    #[tokio::test]
+    async fn a_failing_disk_is_told_after_what_was_read() {
+        struct Failing;
+        impl Read for Failing {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err(io::Error::other("bad sector"))
+            }
+        }
+        let line = io::Cursor::new("{\"id\":\"a\",\"source\":\"/s\",\"type\":\"t\"}\n");
+        let mut source = JsonlSource::from_reader(Box::new(line.chain(Failing)), None, 1_000).expect("it opens");
+        assert!(matches!(source.recv().await, Ok(Some(Received::Delivery(_)))));
+        let error = source.recv().await.map(drop).expect_err("it fails").to_string();
+        assert_eq!(error, "line 2 cannot be read: bad sector");
+        assert!(matches!(source.recv().await, Ok(None)));
     }
 }

@@ -1,5 +1,5 @@
-//! The door, over a real socket: each request is answered with its status, code and headers. What becomes of a message is
-//! a fake's to say.
+//! The door, over a real socket: each request is answered with its status, code and headers. What becomes of a message
+//! is a fake's to say.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
