@@ -1,1 +1,86 @@
-//! To be written.
+//! What the author of a Hapax processor sees: messages, state, outbox, and a test kit that needs neither wasm nor host.
+//! Reaches nothing outside the contract in `wit/`; every effect is part of the message's transaction.
+//!
+//! A processor is one function. The host runs it once for each message, whatever is delivered twice, and commits all it
+//! did or nothing:
+//!
+//! ```
+//! use hapax_sdk::{Context, Failure, Json, Outcome, Outgoing};
+//! use serde::{Deserialize, Serialize};
+//!
+//! #[derive(Deserialize, Serialize)]
+//! struct Order {
+//!     customer: String,
+//!     amount_cents: u64,
+//! }
+//!
+//! #[hapax_sdk::processor]
+//! fn take_order(order: Json<Order>, ctx: &mut Context) -> Result<Outcome, Failure> {
+//!     if order.amount_cents == 0 {
+//!         return Err(Failure::reject("an order of nothing"));
+//!     }
+//!     let key = format!("balance/{}", order.customer);
+//!     let balance: u64 = ctx.state().get(&key)?.unwrap_or(0);
+//!     ctx.state().set(&key, &(balance + order.amount_cents))?;
+//!     ctx.send(Outgoing::new("order.taken").json(&*order)?);
+//!     Outcome::json(&"thank you")
+//! }
+//!
+//! // Its unit test: plain `cargo test`.
+//! use hapax_sdk::testing::{Harness, message};
+//!
+//! let mut shop = Harness::new(take_order).state("balance/c-1", "5");
+//! let order = Order { customer: "c-1".into(), amount_cents: 7 };
+//! let outcome = shop.deliver(message("order.placed").json(&order)).unwrap();
+//! assert_eq!(outcome.json_value::<String>().unwrap(), "thank you");
+//! assert_eq!(shop.state_text("balance/c-1").as_deref(), Some("12"));
+//! assert_eq!(shop.sent()[0].kind(), "order.taken");
+//!
+//! // What a failure wrote is gone.
+//! let nothing = Order { customer: "c-1".into(), amount_cents: 0 };
+//! let failure = shop.deliver(message("order.placed").json(&nothing)).unwrap_err();
+//! assert_eq!(failure, Failure::reject("an order of nothing"));
+//! ```
+//!
+//! The crate's `Cargo.toml` needs `crate-type = ["cdylib", "rlib"]` under `[lib]`; `hapax build` makes the component.
+
+mod context;
+mod failure;
+mod handler;
+mod host;
+mod message;
+mod outcome;
+mod outgoing;
+mod rng;
+mod state;
+
+#[cfg(target_arch = "wasm32")]
+#[doc(hidden)]
+pub mod bindings;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod testing;
+#[cfg(target_arch = "wasm32")]
+mod wasm;
+
+pub use context::Context;
+pub use failure::Failure;
+pub use handler::Handler;
+pub use hapax_sdk_macros::processor;
+pub use host::Level;
+pub use message::{FromMessage, Json, Message};
+pub use outcome::Outcome;
+pub use outgoing::Outgoing;
+pub use rng::Rng;
+pub use state::{Scan, State};
+
+/// For the code that `#[processor]` writes. Not part of the API.
+#[doc(hidden)]
+pub mod __private {
+    #[cfg(target_arch = "wasm32")]
+    pub use crate::bindings::export_processor;
+    #[cfg(target_arch = "wasm32")]
+    pub use crate::bindings::exports::hapax::processor::handler::{Failure, Guest, Message, Outcome};
+    pub use crate::handler::call;
+    #[cfg(target_arch = "wasm32")]
+    pub use crate::wasm::run;
+}

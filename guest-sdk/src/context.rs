@@ -1,0 +1,77 @@
+//! What a processor may do while it handles one message. Holds no effect itself: each goes straight to the host.
+
+use crate::host::{Backend, Host as _};
+use crate::{Level, Message, Outgoing, Rng, State};
+
+/// The one door to state, outbox, log and configuration, for the time of one message.
+pub struct Context {
+    backend: Backend,
+    now_ms: u64,
+    rng: Rng,
+}
+
+impl Context {
+    pub(crate) fn new(backend: Backend, message: &Message) -> Self {
+        Self { backend, now_ms: message.now_ms, rng: Rng::new(message.seed) }
+    }
+
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(crate) fn into_backend(self) -> Backend {
+        self.backend
+    }
+
+    /// The processor's own state. Reads see this message's writes.
+    pub fn state(&self) -> State<'_> {
+        State { backend: &self.backend }
+    }
+
+    /// Sends `message` once this one has committed, under an id that is the same however often it is sent.
+    pub fn send(&self, message: Outgoing) {
+        self.backend.send(message);
+    }
+
+    /// What the configuration says under `key`.
+    pub fn config(&self, key: &str) -> Option<String> {
+        self.backend.config(key)
+    }
+
+    /// The message's own time, in milliseconds since the Unix epoch, or 0 if it has none: the same on every run.
+    pub fn now_ms(&self) -> u64 {
+        self.now_ms
+    }
+
+    /// Numbers that look random, and are the same on every run of this message.
+    pub fn rng(&mut self) -> &mut Rng {
+        &mut self.rng
+    }
+
+    /// A line in the host's log. It stays there even if the message fails.
+    pub fn log(&self, level: Level, text: impl AsRef<str>) {
+        self.backend.log(level, text.as_ref());
+    }
+
+    /// For whoever follows every step.
+    pub fn trace(&self, text: impl AsRef<str>) {
+        self.log(Level::Trace, text);
+    }
+
+    /// For whoever looks for a fault.
+    pub fn debug(&self, text: impl AsRef<str>) {
+        self.log(Level::Debug, text);
+    }
+
+    /// Worth knowing.
+    pub fn info(&self, text: impl AsRef<str>) {
+        self.log(Level::Info, text);
+    }
+
+    /// May need a look.
+    pub fn warn(&self, text: impl AsRef<str>) {
+        self.log(Level::Warn, text);
+    }
+
+    /// Needs a look.
+    pub fn error(&self, text: impl AsRef<str>) {
+        self.log(Level::Error, text);
+    }
+}

@@ -1,0 +1,39 @@
+//! The seam between `Context` and what stands behind it: the host's imports in a component, the test kit elsewhere.
+//! Only one of the two is ever compiled in.
+
+use crate::Outgoing;
+
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) use crate::testing::World as Backend;
+#[cfg(target_arch = "wasm32")]
+pub(crate) use crate::wasm::Imports as Backend;
+
+/// How grave a line of the log is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// For whoever follows every step.
+    Trace,
+    /// For whoever looks for a fault.
+    Debug,
+    /// Worth knowing.
+    Info,
+    /// May need a look.
+    Warn,
+    /// Needs a look.
+    Error,
+}
+
+/// An entry of the state.
+pub(crate) type Entry = (String, Vec<u8>);
+
+/// What the contract lets a processor do; its semantics are the contract's.
+pub(crate) trait Host {
+    fn get(&self, key: &str) -> Option<Vec<u8>>;
+    fn set(&self, key: &str, value: &[u8]);
+    fn delete(&self, key: &str);
+    fn compare_and_set(&self, key: &str, expected: Option<&[u8]>, value: Option<&[u8]>) -> bool;
+    fn scan(&self, start: &str, end: Option<&str>, limit: u32) -> Vec<Entry>;
+    fn send(&self, message: Outgoing);
+    fn log(&self, level: Level, text: &str);
+    fn config(&self, key: &str) -> Option<String>;
+}

@@ -1,0 +1,268 @@
+//! The test kit: a host in memory, for plain `cargo test`. Not compiled into components.
+//!
+//! It keeps the promise that matters to a processor: what a message did is there if it succeeded, and gone if not.
+//! It does not skip duplicates, has no limits and tries nothing again: those are the host's.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::host::{Entry, Host};
+use crate::{Context, Failure, Handler, Level, Message, Outcome, Outgoing};
+
+type Processor = dyn Fn(Message, &mut Context) -> Result<Outcome, Failure>;
+
+/// A host in memory that runs one processor.
+pub struct Harness {
+    handler: Box<Processor>,
+    world: World,
+}
+
+impl Harness {
+    /// A host for `handler`, with empty state.
+    pub fn new<M>(handler: impl Handler<M> + 'static) -> Self {
+        let handler = Box::new(move |message: Message, context: &mut Context| handler.handle(message, context));
+        Self { handler, world: World::default() }
+    }
+
+    /// Starts with `text` under `key`.
+    #[must_use]
+    pub fn state(self, key: &str, text: &str) -> Self {
+        self.world.set(key, text.as_bytes());
+        self
+    }
+
+    /// Configures `key` as `value`.
+    #[must_use]
+    pub fn config(mut self, key: &str, value: &str) -> Self {
+        self.world.config.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Runs the processor. What it did stays if it succeeds; only its log stays if it fails.
+    pub fn deliver(&mut self, message: impl Into<Message>) -> Result<Outcome, Failure> {
+        let message = message.into();
+        let mut context = Context::new(self.world.clone(), &message);
+        let result = (self.handler)(message, &mut context);
+        let after = context.into_backend();
+        match &result {
+            Ok(_) => self.world = after,
+            Err(_) => self.world.logs = after.logs,
+        }
+        result
+    }
+
+    /// What was sent, in order.
+    pub fn sent(&self) -> Vec<Outgoing> {
+        self.world.sent.borrow().clone()
+    }
+
+    /// The text under `key`. Panics if it is no text.
+    pub fn state_text(&self, key: &str) -> Option<String> {
+        let bytes = self.state_bytes(key)?;
+        Some(String::from_utf8(bytes).unwrap_or_else(|error| panic!("state `{key}` holds no text: {error}")))
+    }
+
+    /// The bytes under `key`.
+    pub fn state_bytes(&self, key: &str) -> Option<Vec<u8>> {
+        self.world.get(key)
+    }
+
+    /// The whole state, in key order.
+    pub fn entries(&self) -> Vec<(String, Vec<u8>)> {
+        self.world.scan("", None, u32::MAX)
+    }
+
+    /// What was logged, in order.
+    pub fn logs(&self) -> Vec<(Level, String)> {
+        self.world.logs.borrow().clone()
+    }
+
+    /// The same world, with another processor in it.
+    #[cfg(test)]
+    pub(crate) fn with_handler<M>(&self, handler: impl Handler<M> + 'static) -> Self {
+        Self { world: self.world.clone(), ..Self::new(handler) }
+    }
+
+    /// Goes on in the world that `other` left.
+    #[cfg(test)]
+    pub(crate) fn take_world(&mut self, other: Self) {
+        self.world = other.world;
+    }
+}
+
+/// Begins a message of type `kind`: id `m-1`, source `/test`, first attempt, no data.
+pub fn message(kind: &str) -> MessageBuilder {
+    MessageBuilder(Message {
+        attributes: Vec::new(),
+        data: Vec::new(),
+        idempotency_key: String::new(),
+        attempt: 1,
+        now_ms: 0,
+        seed: 0,
+    })
+    .attribute("source", "/test")
+    .attribute("type", kind)
+    .id("m-1")
+}
+
+/// A message in the making; [`Harness::deliver`] takes it as it is.
+#[derive(Debug, Clone)]
+pub struct MessageBuilder(Message);
+
+impl MessageBuilder {
+    /// The id, and with it the idempotency key.
+    #[must_use]
+    pub fn id(mut self, id: &str) -> Self {
+        self.0.idempotency_key = id.to_owned();
+        self.attribute("id", id)
+    }
+
+    /// The subject.
+    #[must_use]
+    pub fn subject(self, subject: &str) -> Self {
+        self.attribute("subject", subject)
+    }
+
+    /// Any attribute, by its CloudEvents name.
+    #[must_use]
+    pub fn attribute(mut self, name: &str, value: &str) -> Self {
+        self.0.attributes.retain(|(of, _)| of != name);
+        self.0.attributes.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// `value` as JSON data. Panics if serde cannot write it.
+    #[must_use]
+    pub fn json<T: Serialize + ?Sized>(self, value: &T) -> Self {
+        let data = serde_json::to_vec(value).unwrap_or_else(|error| panic!("no JSON: {error}"));
+        self.data("application/json", data)
+    }
+
+    /// Data of some content type.
+    #[must_use]
+    pub fn data(mut self, content_type: &str, data: impl Into<Vec<u8>>) -> Self {
+        self.0.data = data.into();
+        self.attribute("datacontenttype", content_type)
+    }
+
+    /// Which attempt this is.
+    #[must_use]
+    pub fn attempt(mut self, attempt: u32) -> Self {
+        self.0.attempt = attempt;
+        self
+    }
+
+    /// The message's clock. The host reads it from the `time` attribute.
+    #[must_use]
+    pub fn now_ms(mut self, now_ms: u64) -> Self {
+        self.0.now_ms = now_ms;
+        self
+    }
+
+    /// The seed of the message's random numbers.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.0.seed = seed;
+        self
+    }
+}
+
+impl From<MessageBuilder> for Message {
+    fn from(builder: MessageBuilder) -> Self {
+        builder.0
+    }
+}
+
+/// What the processor can see and change. Each delivery gets a copy, which takes the original's place if it succeeds.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct World {
+    state: RefCell<BTreeMap<String, Vec<u8>>>,
+    sent: RefCell<Vec<Outgoing>>,
+    logs: RefCell<Vec<(Level, String)>>,
+    config: BTreeMap<String, String>,
+}
+
+impl Host for World {
+    fn get(&self, key: &str) -> Option<Vec<u8>> {
+        self.state.borrow().get(key).cloned()
+    }
+
+    fn set(&self, key: &str, value: &[u8]) {
+        self.state.borrow_mut().insert(key.to_owned(), value.to_owned());
+    }
+
+    fn delete(&self, key: &str) {
+        self.state.borrow_mut().remove(key);
+    }
+
+    fn compare_and_set(&self, key: &str, expected: Option<&[u8]>, value: Option<&[u8]>) -> bool {
+        if self.get(key).as_deref() != expected {
+            return false;
+        }
+        match value {
+            Some(value) => self.set(key, value),
+            None => self.delete(key),
+        }
+        true
+    }
+
+    fn scan(&self, start: &str, end: Option<&str>, limit: u32) -> Vec<Entry> {
+        let state = self.state.borrow();
+        let inside = state.range(start.to_owned()..).take_while(|(key, _)| end.is_none_or(|end| key.as_str() < end));
+        inside.take(limit as usize).map(|(key, value)| (key.clone(), value.clone())).collect()
+    }
+
+    fn send(&self, message: Outgoing) {
+        self.sent.borrow_mut().push(message);
+    }
+
+    fn log(&self, level: Level, text: &str) {
+        self.logs.borrow_mut().push((level, text.to_owned()));
+    }
+
+    fn config(&self, key: &str) -> Option<String> {
+        self.config.get(key).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn busy(message: Message, ctx: &mut Context) -> Result<Outcome, Failure> {
+        ctx.state().set("seen", message.id())?;
+        ctx.send(Outgoing::new("seen").text(message.id()).extension("hop", "1"));
+        ctx.info(format!("attempt {}", message.attempt()));
+        let wanted = ctx.config("wanted").ok_or_else(|| Failure::retry("not configured"))?;
+        if message.kind() == wanted { Ok(Outcome::text(message.id())) } else { Err(Failure::reject("unwanted")) }
+    }
+
+    #[test]
+    fn a_success_stays() {
+        let mut harness = Harness::new(busy).config("wanted", "t");
+        assert_eq!(harness.deliver(message("t").id("a")), Ok(Outcome::text("a")));
+        assert_eq!(harness.state_text("seen").as_deref(), Some("\"a\""));
+        assert_eq!(harness.sent(), [Outgoing::new("seen").text("a").extension("hop", "1")]);
+    }
+
+    #[test]
+    fn of_a_failure_only_the_log_stays() {
+        let mut harness = Harness::new(busy).config("wanted", "t").state("before", "1");
+        assert_eq!(harness.deliver(message("other").attempt(2)), Err(Failure::reject("unwanted")));
+        assert_eq!(harness.entries(), [("before".to_owned(), b"1".to_vec())]);
+        assert_eq!(harness.sent(), []);
+        assert_eq!(harness.logs(), [(Level::Info, "attempt 2".to_owned())]);
+    }
+
+    #[test]
+    fn time_and_chance_are_the_messages() {
+        let draw = |_: Message, ctx: &mut Context| Outcome::json(&(ctx.now_ms(), ctx.rng().next_u64()));
+        let mut harness = Harness::new(draw);
+        let first = harness.deliver(message("t").now_ms(9).seed(3)).expect("drawn");
+        assert_eq!(harness.deliver(message("t").now_ms(9).seed(3)).expect("drawn"), first);
+        assert_ne!(harness.deliver(message("t").now_ms(9).seed(4)).expect("drawn"), first);
+        assert_eq!(first.json_value::<(u64, u64)>().expect("two numbers").0, 9);
+    }
+}

@@ -1,0 +1,81 @@
+//! `cargo xtask bindings`: bindings from WIT, checked in so that guests need not compile a WIT parser.
+//! Takes of the contract the one world that this host runs.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use wit_bindgen_core::wit_parser::Resolve;
+use wit_bindgen_core::{Files, WorldGenerator as _};
+use wit_bindgen_rust::Opts;
+
+/// What is generated from what.
+const ALL: [Bindings; 2] = [
+    Bindings {
+        wit: "wit/processor.wit",
+        world: "processor",
+        path: "guest-sdk/src/bindings.rs",
+        module: "::hapax_sdk::bindings",
+    },
+    Bindings {
+        wit: "tests/fixtures/wrong-world/world.wit",
+        world: "wrong",
+        path: "tests/fixtures/wrong-world/src/bindings.rs",
+        module: "crate::bindings",
+    },
+];
+
+struct Bindings {
+    wit: &'static str,
+    world: &'static str,
+    path: &'static str,
+    /// Where the macro that exports a component finds them.
+    module: &'static str,
+}
+
+const HEADER: &str = "\
+//! A world in WIT, as Rust. Made by `cargo xtask bindings`: holds nothing written by hand.
+#![allow(clippy::all, missing_docs, unreachable_pub, unused_qualifications, rust_2018_idioms)]
+// The ABI of a component is raw memory; this file alone may touch it.
+#![allow(unsafe_code)]
+
+";
+
+/// Writes the bindings; with `check`, only says whether those that are there are stale.
+pub(crate) fn run(root: &Path, check: bool) -> Result<()> {
+    for bindings in &ALL {
+        let Bindings { wit, path, .. } = bindings;
+        let fresh = bindings.generate(root)?;
+        let is_fresh = std::fs::read_to_string(root.join(path)).is_ok_and(|present| present == fresh);
+        match (is_fresh, check) {
+            (true, _) => println!("{path} is as {wit} wants it"),
+            (false, true) => bail!("{path} is stale: run `cargo xtask bindings` and commit it"),
+            (false, false) => {
+                std::fs::write(root.join(path), fresh).context(*path)?;
+                println!("{path} made again from {wit}");
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Bindings {
+    fn generate(&self, root: &Path) -> Result<String> {
+        let mut resolve = Resolve::default();
+        let text = std::fs::read_to_string(root.join(self.wit)).context(self.wit)?;
+        let package = resolve.push_source(self.wit, &text)?;
+        let world = resolve.select_world(&[package], Some(self.world))?;
+        let options = Opts {
+            format: true,
+            generate_all: true,
+            pub_export_macro: true,
+            export_macro_name: Some(format!("export_{}", self.world)),
+            default_bindings_module: Some(self.module.to_owned()),
+            runtime_path: Some("wit_bindgen::rt".to_owned()),
+            ..Opts::default()
+        };
+        let mut files = Files::default();
+        options.build().generate(&mut resolve, world, &mut files)?;
+        let (_, bindings) = files.iter().next().context("the generator made no file")?;
+        Ok(format!("{HEADER}{}", String::from_utf8(bindings.to_vec())?))
+    }
+}

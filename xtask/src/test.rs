@@ -1,0 +1,40 @@
+//! `cargo xtask test`: everything the tests need, then all tests.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::demo::{cargo, target_dir};
+
+/// Builds guests and host, then runs every test. `filter` goes to the test runner.
+pub(crate) fn run(root: &Path, filter: &[String]) -> Result<()> {
+    let guests = crate::guests::build_all()?;
+    // The host with its fault points, in the features in which the tests are built: it is compiled once.
+    succeed(cargo(root).args(["build", "--workspace", "--bins", "--features", "hapax/faults"]))?;
+    let environment = |command: &mut Command| {
+        command.env("HAPAX_GUESTS", &guests).env("HAPAX_BIN", target_dir(root).join("debug/hapax"));
+    };
+    let mut doc = cargo(root);
+    environment(doc.args(["test", "--quiet", "--workspace", "--doc", "--features", "hapax/faults"]));
+    succeed(&mut doc)?;
+    let nextest = cargo(root).args(["nextest", "--version"]).output().is_ok_and(|output| output.status.success());
+    let mut tests = cargo(root);
+    if nextest {
+        tests.args(["nextest", "run", "--workspace", "--features", "hapax/faults"]).args(filter);
+    } else {
+        println!("cargo-nextest is not installed: running the tests with cargo test");
+        tests.args(["test", "--workspace", "--features", "hapax/faults", "--lib", "--bins", "--tests"]);
+        tests.arg("--").args(filter);
+    }
+    environment(&mut tests);
+    succeed(&mut tests)
+}
+
+fn succeed(command: &mut Command) -> Result<()> {
+    let status = command.status()?;
+    if !status.success() {
+        bail!("{command:?} failed: {status}");
+    }
+    Ok(())
+}
