@@ -46,6 +46,11 @@ impl Toolchain {
         Self::find_by(&forced, progress)
     }
 
+    /// A compiler that is known to have the target, by its path.
+    pub fn at(rustc: impl Into<PathBuf>) -> Self {
+        Self { rustc: rustc.into(), way: Way::Present }
+    }
+
     /// The compiler, as cargo wants it in `RUSTC`.
     pub fn rustc(&self) -> &Path {
         &self.rustc

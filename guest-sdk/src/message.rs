@@ -149,7 +149,7 @@ mod tests {
     fn a_wrong_field_is_named() {
         assert_eq!(
             invalid(r#"{"lines":[{"amount":1},{"amount":"x"}]}"#),
-            "data.lines[1].amount: invalid type: string \"x\", expected i64 at line 1 column 38"
+            "data.lines[1].amount: invalid type: string \"x\", expected i64 at line 1 column 36"
         );
         assert_eq!(invalid("{}"), "data: missing field `lines` at line 1 column 2");
         assert_eq!(invalid(r#"{"lines":[]} x"#), "data: trailing characters at line 1 column 14");
