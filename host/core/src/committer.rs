@@ -157,7 +157,7 @@ impl Worker {
             return self.acknowledge_first(group, waiting, senders);
         }
         let verdicts = match self.shared.failed.get() {
-            Some(failure) => Err(StoreError::Closed(failure.to_string().into())),
+            Some(failure) => Err(failure.clone()),
             None => futures_executor::block_on(self.storage.commit(group)),
         };
         match verdicts {
