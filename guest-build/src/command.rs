@@ -1,12 +1,13 @@
-//! Runs other programs: output collected, errors told line by line. Decides nothing about them.
+//! Runs other programs: output collected, progress told line by line. Decides nothing about them.
 
+use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Command, Stdio};
 
 use crate::{BuildError, Progress};
 
-/// How many of the last lines of standard error an error message carries.
-const STDERR_LINES_MAX: usize = 40;
+/// How many of the last lines of cargo's complaints an error message carries.
+const STDERR_LINES_MAX: usize = 60;
 
 /// What would reach into a guest's build from the one that runs us, or from the user's own settings for the host.
 const LEAKS: [&str; 10] = [
@@ -26,7 +27,7 @@ const LEAKS: [&str; 10] = [
 pub(crate) struct Ran {
     pub(crate) success: bool,
     pub(crate) stdout: Vec<u8>,
-    /// The last lines of standard error.
+    /// The last lines of its complaints.
     pub(crate) stderr: String,
 }
 
@@ -41,7 +42,7 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// Runs `command`; each line of its standard error goes to `progress` as it comes.
+/// Runs cargo. What it is at goes to `progress` as it comes; what it complains of, at the end if it succeeds.
 pub(crate) fn run(command: &mut Command, progress: Progress<'_>) -> Result<Ran, BuildError> {
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(|source| {
@@ -53,21 +54,31 @@ pub(crate) fn run(command: &mut Command, progress: Progress<'_>) -> Result<Ran, 
         let mut bytes = Vec::new();
         stdout.read_to_end(&mut bytes).map(|_| bytes)
     });
-    let mut last = std::collections::VecDeque::new();
+    let mut complaints = VecDeque::new();
     for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
         let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-        if !line.is_empty() {
+        if is_status(&line) {
             progress(&line);
+        } else {
+            complaints.push_back(line);
         }
-        last.push_back(line);
-        if last.len() > STDERR_LINES_MAX {
-            last.pop_front();
+        if complaints.len() > STDERR_LINES_MAX {
+            complaints.pop_front();
         }
     }
     let name = command.get_program().to_owned();
     let stdout = reader.join().expect("reading bytes does not panic").map_err(BuildError::file(&name))?;
     let success = child.wait().map_err(BuildError::file(&name))?.success();
-    Ok(Ran { success, stdout, stderr: Vec::from(last).join("\n") })
+    if success {
+        complaints.iter().for_each(|line| progress(line));
+    }
+    Ok(Ran { success, stdout, stderr: Vec::from(complaints).join("\n").trim_end().to_owned() })
+}
+
+/// Whether cargo says what it is at: a verb that ends in column 12.
+fn is_status(line: &str) -> bool {
+    let verb = line.trim_start().split(' ').next().unwrap_or_default();
+    line.starts_with(' ') && verb.starts_with(char::is_uppercase) && line.find(verb).unwrap_or(0) + verb.len() == 12
 }
 
 /// The trimmed output of a program that only answers a question; what went wrong, in words.
@@ -80,4 +91,20 @@ pub(crate) fn ask(command: &mut Command) -> Result<String, String> {
         return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
     }
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_told_from_a_complaint() {
+        assert!(is_status("   Compiling shop v0.1.0 (/shop)"));
+        assert!(is_status("    Blocking waiting for file lock on build directory"));
+        for complaint in
+            ["", "error: no", "  --> src/lib.rs:1:39", "   = note: Required", "    Some code", "12 | Compiling"]
+        {
+            assert!(!is_status(complaint), "{complaint}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use wit_component::ComponentEncoder;
+use wit_component::{ComponentEncoder, DecodedWasm, decode};
 
 use crate::BuildError;
 
@@ -15,10 +15,15 @@ pub(crate) fn encode(package: &str, module: Vec<u8>) -> Result<Vec<u8>, BuildErr
     if module.starts_with(&COMPONENT) {
         return Ok(module);
     }
+    let refused = |reason| BuildError::NotAComponent { package: package.to_owned(), reason };
     let encoder = ComponentEncoder::default().validate(true).module(&module);
-    encoder
-        .and_then(|mut encoder| encoder.encode())
-        .map_err(|error| BuildError::NotAComponent { package: package.to_owned(), reason: format!("{error:#}") })
+    let component = encoder.and_then(|mut encoder| encoder.encode()).map_err(|error| refused(format!("{error:#}")))?;
+    // Any module without a world makes a component: an empty one.
+    match decode(&component) {
+        Ok(DecodedWasm::Component(resolve, world)) if !resolve.worlds[world].exports.is_empty() => Ok(component),
+        Ok(_) => Err(refused("it exports nothing".to_owned())),
+        Err(error) => Err(refused(format!("{error:#}"))),
+    }
 }
 
 /// Writes under another name first: who reads `path` sees the old component or the new one, never half of one.
@@ -47,6 +52,13 @@ mod tests {
     fn what_is_no_module_is_told_with_the_package() {
         let error = encode("shop", b"not wasm".to_vec()).expect_err("it is no module").to_string();
         assert!(error.starts_with("package `shop` was compiled but is no component: "), "{error}");
+    }
+
+    #[test]
+    fn a_module_without_a_world_is_refused() {
+        let empty = b"\0asm\x01\0\0\0".to_vec();
+        let error = encode("shop", empty).expect_err("it exports nothing").to_string();
+        assert!(error.contains("`shop` was compiled but is no component: it exports nothing. Mark one"), "{error}");
     }
 
     #[test]

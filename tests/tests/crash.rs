@@ -49,7 +49,7 @@ fn orders(count: usize) -> Input {
 }
 
 fn deliver(text: &mut String, line: &str, number: usize) {
-    for _ in 0..if number % 3 == 0 { 2 } else { 1 } {
+    for _ in 0..if number.is_multiple_of(3) { 2 } else { 1 } {
         text.push_str(line);
         text.push('\n');
     }
