@@ -54,10 +54,10 @@ async fn retry_until_the_third_attempt() {
 #[tokio::test]
 async fn what_will_not_pass_is_refused() {
     // Room enough in the guest, so that it is the host's limits that it meets.
-    let mut roomy = options();
+    let mut roomy = support::options();
     roomy.limits.memory_bytes = 64 << 20;
     roomy.limits.deadline = std::time::Duration::from_secs(10);
-    let processor = engine().load(&built("hapax-fixtures"), roomy).expect("the fixtures load");
+    let processor = support::engine().load(&built("hapax-fixtures"), roomy).expect("the fixtures load");
     for kind in ["reject", "big-result", "too-many-effects", "too-much-state"] {
         survive(&processor, kind).await.reject();
     }
