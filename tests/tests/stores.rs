@@ -80,6 +80,16 @@ fn a_database_cut_short_or_overwritten_is_refused() {
 }
 
 #[test]
+fn a_creation_cut_short_is_begun_again() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("records.redb.1.new"), vec![0; 4096]).unwrap();
+    made(folder.path());
+    std::fs::remove_file(folder.path().join("STORE")).unwrap();
+    made(folder.path());
+    assert!(!folder.path().join("records.redb.1.new").exists());
+}
+
+#[test]
 fn another_stores_database_is_refused() {
     let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     made(one.path());

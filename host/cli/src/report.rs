@@ -92,8 +92,8 @@ impl Printer {
              outbox: {sent} sent, {pending} pending; {elapsed_ms} ms",
             duplicate_rate * 100.0
         ));
-        if received > 0 && received == duplicates {
-            line("Nothing changed: every message had been processed before.");
+        if duplicates > 0 && completed + dead_lettered + put_off == 0 {
+            line("Nothing changed: no message was new.");
         }
     }
 

@@ -95,12 +95,15 @@ pub(crate) fn open(path: &Path, create: Create) -> Result<Database, OpenError> {
     match (&identity, length) {
         (Some(_), 0) => return Err(damaged(path, format!("it has an identity, but {DATABASE} is missing or empty"))),
         (None, 0) if create == Create::Never => return Err(OpenError::Missing(path.into())),
-        (None, 0) => create_folder(path)?,
-        // An identity is written last: a creation that was cut short has a database and none.
+        (None, 0) => {
+            create_folder(path)?;
+            create_database(path, &file)?;
+        }
+        // An identity is written last: a creation that was cut short has a whole database and none.
         (None | Some(_), _) => {}
     }
     let database = builder().create(&file).map_err(|error| database_error(path, error))?;
-    let found = identify(path, &database, length == 0)?;
+    let found = identify(path, &database, false)?;
     match identity {
         Some(expected) if expected != found => {
             Err(damaged(path, format!("{DATABASE} belongs to store {found}, the folder to store {expected}")))
@@ -187,11 +190,33 @@ fn create_folder(path: &Path) -> Result<(), OpenError> {
     let strangers = std::fs::read_dir(path)
         .map_err(|error| io_error(path, &error))?
         .filter_map(Result::ok)
-        .any(|entry| entry.file_name() != DATABASE);
+        .any(|entry| !entry.file_name().to_string_lossy().starts_with(DATABASE));
     if strangers {
         return Err(OpenError::NotAStore { path: path.into(), reason: "the folder holds other files" });
     }
     Ok(())
+}
+
+/// Makes the database under another name, then gives it its own: it is there whole or not at all. A link, unlike a rename,
+/// never replaces what another process made meanwhile.
+fn create_database(path: &Path, file: &Path) -> Result<(), OpenError> {
+    let io = |error: std::io::Error| io_error(path, &error);
+    let new = path.join(format!("{DATABASE}.{}.new", std::process::id()));
+    for entry in std::fs::read_dir(path).map_err(io)?.filter_map(Result::ok) {
+        // Left by a creation that was cut short; nothing was ever acknowledged from it.
+        if entry.file_name().to_string_lossy().ends_with(".new") {
+            std::fs::remove_file(entry.path()).map_err(io)?;
+        }
+    }
+    let database = builder().create(&new).map_err(|error| database_error(path, error))?;
+    identify(path, &database, true)?;
+    drop(database);
+    match std::fs::hard_link(&new, file) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(io(error)),
+        _ => {}
+    }
+    std::fs::remove_file(&new).map_err(io)?;
+    std::fs::File::open(path).and_then(|folder| folder.sync_all()).map_err(io)
 }
 
 fn read_identity(path: &Path) -> Result<Option<String>, OpenError> {
