@@ -1,14 +1,32 @@
-//! A redb backend that loses power: writes since the last sync may each be there or not, in whole or in part.
+//! A disk that loses power: of each of a store's two files, writes since its last sync may be there or not, in whole or in
+//! part.
 
 use std::io;
 use std::sync::Arc;
 
+use hapax_store::{OpenError, RedbStore, StoreOptions};
 use parking_lot::Mutex;
 use redb::StorageBackend;
 
+/// The disk under one store: its database and its journal, which lose power together. Cloning shares it.
+#[derive(Debug, Clone, Default)]
+pub struct LossyDisk {
+    power: Arc<Mutex<Power>>,
+    database: LossyFile,
+    journal: LossyFile,
+}
+
+#[derive(Debug, Default)]
+struct Power {
+    /// Operations left until the power goes; `None`: it stays.
+    left: Option<u64>,
+    operations: u64,
+}
+
 /// A file in memory with a list of what was not synced yet; cloning shares it.
 #[derive(Debug, Clone, Default)]
-pub struct LossyFile {
+struct LossyFile {
+    power: Arc<Mutex<Power>>,
     inner: Arc<Mutex<File>>,
 }
 
@@ -19,9 +37,6 @@ struct File {
     /// What a reader sees.
     seen: Vec<u8>,
     unsynced: Vec<Change>,
-    /// Operations left until the power goes; `None`: it stays.
-    left: Option<u64>,
-    operations: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -43,20 +58,58 @@ fn apply(file: &mut Vec<u8>, change: &Change) {
     }
 }
 
-impl LossyFile {
-    /// The power goes before the `operations`-th change or sync from now.
+impl LossyDisk {
+    /// A disk with nothing on it.
+    pub fn new() -> Self {
+        let power = Arc::<Mutex<Power>>::default();
+        let file = || LossyFile { power: power.clone(), inner: Arc::default() };
+        Self { database: file(), journal: file(), power }
+    }
+
+    /// Opens the store on this disk, or makes one.
+    pub fn open(&self) -> Result<RedbStore, OpenError> {
+        self.open_with(StoreOptions::default())
+    }
+
+    /// The same, with options of the caller's.
+    pub fn open_with(&self, options: StoreOptions) -> Result<RedbStore, OpenError> {
+        RedbStore::open_backends(self.database.clone(), self.journal.clone(), options)
+    }
+
+    /// The power goes before the `operations`-th change or sync from now, whichever file it is of.
     pub fn fail_after(&self, operations: u64) {
-        self.inner.lock().left = Some(operations);
+        self.power.lock().left = Some(operations);
     }
 
     /// Changes and syncs so far.
     pub fn operations(&self) -> u64 {
-        self.inner.lock().operations
+        self.power.lock().operations
     }
 
-    /// What the disk holds after the power went: what was synced, and of the rest what `seed` picks, in an order that it
-    /// picks, a write perhaps torn at a sector of 512 bytes.
+    /// What the disk holds after the power went; `seed` picks what became of what was not synced.
     pub fn after_power_loss(&self, seed: u64) -> Self {
+        let after = Self::new();
+        for (seed, before, file) in [(seed, &self.database, &after.database), (!seed, &self.journal, &after.journal)] {
+            *file.inner.lock() = before.after_power_loss(seed);
+        }
+        after
+    }
+
+    /// The bytes of the journal, to be looked at or damaged.
+    pub fn journal(&self) -> Vec<u8> {
+        self.journal.inner.lock().seen.clone()
+    }
+
+    /// Replaces the bytes of the journal.
+    pub fn set_journal(&self, bytes: Vec<u8>) {
+        *self.journal.inner.lock() = File { synced: bytes.clone(), seen: bytes, unsynced: Vec::new() };
+    }
+}
+
+impl LossyFile {
+    /// What was synced, and of the rest what `seed` picks, in an order that it picks, a write perhaps torn at a sector of
+    /// 512 bytes.
+    fn after_power_loss(&self, seed: u64) -> File {
         let inner = self.inner.lock();
         let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let mut next = move || {
@@ -83,18 +136,18 @@ impl LossyFile {
             // A file grows before it is written to; what is past its end is lost with its length.
             apply(&mut disk, change);
         }
-        Self { inner: Arc::new(Mutex::new(File { seen: disk.clone(), synced: disk, ..File::default() })) }
+        File { seen: disk.clone(), synced: disk, unsynced: Vec::new() }
     }
 
     fn operate(&self, operation: impl FnOnce(&mut File)) -> io::Result<()> {
-        let mut inner = self.inner.lock();
-        match &mut inner.left {
+        let mut power = self.power.lock();
+        match &mut power.left {
             Some(0) => return Err(io::Error::other("the power is gone")),
             Some(left) => *left -= 1,
             None => {}
         }
-        inner.operations += 1;
-        operation(&mut inner);
+        power.operations += 1;
+        operation(&mut self.inner.lock());
         Ok(())
     }
 

@@ -24,6 +24,15 @@ pub fn guest(name: &str) -> PathBuf {
     PathBuf::from(folder).join(format!("{name}.wasm"))
 }
 
+/// Writes another format's number into a store that nobody has open.
+pub fn set_format(store: &Path, format: u32) {
+    let database = redb::Database::open(store.join("records.redb")).unwrap();
+    let txn = database.begin_write().unwrap();
+    let meta = TableDefinition::<&str, &[u8]>::new("meta");
+    txn.open_table(meta).unwrap().insert("format", &format.to_le_bytes()[..]).unwrap();
+    txn.commit().unwrap();
+}
+
 /// One processor over one input, in a folder of its own.
 pub struct Job {
     folder: tempfile::TempDir,
@@ -144,11 +153,40 @@ impl Left {
             let text = String::from_utf8(key.to_vec()).unwrap();
             text.split("\0\u{1}").nth(number).unwrap().to_owned()
         };
+        let completed = records(&txn).into_iter().map(|row| {
+            let key = 8 + u32::from_le_bytes(row[4..8].try_into().unwrap()) as usize;
+            (row[8..key].to_vec(), row[key])
+        });
         // The first byte of a record is its state: 1 is completed.
-        let completed = rows("records").into_iter().filter(|(_, record)| record[0] == 1).map(|(key, _)| part(&key, 3));
+        let completed = completed.filter(|(_, state)| *state == 1).map(|(key, _)| part(&key, 3));
         let state = rows("state")
             .into_iter()
             .map(|(key, value)| (part(&key, 2), std::str::from_utf8(&value[8..]).unwrap().parse().unwrap()));
         Self { completed: completed.collect(), state: state.collect() }
     }
+}
+
+/// The rows of all records: those in buckets, by their index, and those that are kept.
+fn records(txn: &redb::ReadTransaction) -> Vec<Vec<u8>> {
+    let mut found = Vec::new();
+    for (bucket, _) in
+        txn.open_table(TableDefinition::<u64, (u64, u64)>::new("buckets")).unwrap().iter().unwrap().map(|row| {
+            let (bucket, facts) = row.unwrap();
+            (bucket.value(), facts.value())
+        })
+    {
+        let (index, blocks) = (format!("index/{bucket}"), format!("rows/{bucket}"));
+        let index = txn.open_table(TableDefinition::<u128, u64>::new(&index)).unwrap();
+        let blocks = txn.open_table(TableDefinition::<u64, &[u8]>::new(&blocks)).unwrap();
+        for row in index.iter().unwrap() {
+            let location = row.unwrap().1.value();
+            let block = blocks.get(location >> 20).unwrap().unwrap();
+            let at = (location & 0xf_ffff) as usize;
+            let length = u32::from_le_bytes(block.value()[at..at + 4].try_into().unwrap()) as usize;
+            found.push(block.value()[at..at + 4 + length].to_vec());
+        }
+    }
+    let kept = txn.open_table(TableDefinition::<u128, &[u8]>::new("kept")).unwrap();
+    found.extend(kept.iter().unwrap().map(|row| row.unwrap().1.value().to_vec()));
+    found
 }

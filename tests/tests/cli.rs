@@ -155,7 +155,8 @@ fn a_store_of_another_version_or_emptied_is_refused() {
     let folder = Folder::new();
     let input = folder.file("input.jsonl", order("o-1", 5));
     let store = folder.0.path().join("store");
-    hapax_store::RedbStore::open(&store).unwrap().set_format_for_test(99).unwrap();
+    drop(hapax_store::RedbStore::open(&store).unwrap());
+    hapax_tests::process::set_format(&store, 99);
     refused(&folder.run(&input, &[]), 5, &["format 99"]);
     std::fs::write(store.join("records.redb"), "").unwrap();
     refused(&folder.run(&input, &[]), 5, &["damaged"]);

@@ -7,12 +7,12 @@ use hapax_core::options::{MismatchPolicy, Ordering};
 use hapax_core::storage::{IdempotencyStorage, Inspect as _, Store};
 use hapax_core::{Ending, Handling, Message, RecordKey, Scope, Stored};
 use hapax_store::{MemoryStore, RedbStore};
-use hapax_tests::backend::LossyFile;
+use hapax_tests::backend::LossyDisk;
 use hapax_tests::bench::{Bench, message, quick};
 use hapax_tests::processors::{Counter, ledger, obedient, recorder};
 
 fn redb() -> Arc<RedbStore> {
-    Arc::new(RedbStore::open_backend(LossyFile::default()).unwrap())
+    Arc::new(LossyDisk::new().open().unwrap())
 }
 
 async fn text(store: &impl IdempotencyStorage, processor: &str, key: &str) -> String {

@@ -8,7 +8,7 @@ use hapax_core::{Ending, Stored};
 use hapax_store::{MemoryStore, OpenError, RedbStore};
 use hapax_tests::bench::{Bench, message, quick};
 use hapax_tests::processors::Counter;
-use hapax_tests::{backend::LossyFile, conformance};
+use hapax_tests::{backend::LossyDisk, conformance};
 
 #[tokio::test]
 async fn memory_conforms() {
@@ -17,7 +17,7 @@ async fn memory_conforms() {
 
 #[tokio::test]
 async fn redb_conforms() {
-    conformance::all(|| Arc::new(RedbStore::open_backend(LossyFile::default()).unwrap())).await;
+    conformance::all(|| Arc::new(LossyDisk::new().open().unwrap())).await;
 }
 
 #[tokio::test]
@@ -102,9 +102,10 @@ fn another_stores_database_is_refused() {
 #[test]
 fn another_format_is_refused_by_number() {
     let folder = tempfile::tempdir().unwrap();
-    RedbStore::open(folder.path()).unwrap().set_format_for_test(99).unwrap();
+    made(folder.path());
+    hapax_tests::process::set_format(folder.path(), 99);
     let refusal = refusal(folder.path());
-    assert!(matches!(refusal, OpenError::Version { found: 99, expected: 1, .. }), "{refusal}");
+    assert!(matches!(refusal, OpenError::Version { found: 99, expected: 2, .. }), "{refusal}");
 }
 
 #[test]
@@ -120,14 +121,14 @@ fn what_is_no_store_is_refused() {
 #[tokio::test]
 async fn power_loss_at_every_operation_keeps_what_was_acknowledged() {
     let total = {
-        let file = LossyFile::default();
+        let file = LossyDisk::new();
         transfers(&file).await;
         file.operations()
     };
     assert!(total > 50, "the run must be long enough to mean something, it had {total} operations");
     let mut lost_unacknowledged = 0;
     for operation in 0..total {
-        let file = LossyFile::default();
+        let file = LossyDisk::new();
         file.fail_after(operation);
         let acknowledged = transfers(&file).await;
         for seed in 1..=3 {
@@ -142,8 +143,8 @@ async fn power_loss_at_every_operation_keeps_what_was_acknowledged() {
 const TRANSFERS: usize = 12;
 
 /// Moves money one message after the other; answers the ids whose ending was reported.
-async fn transfers(file: &LossyFile) -> Vec<String> {
-    let Ok(store) = RedbStore::open_backend(file.clone()) else { return Vec::new() };
+async fn transfers(file: &LossyDisk) -> Vec<String> {
+    let Ok(store) = file.open() else { return Vec::new() };
     let bench = Bench::new("ledger", Arc::new(store), hapax_tests::processors::ledger(), quick()).await;
     let mut acknowledged = Vec::new();
     for number in 0..TRANSFERS {
@@ -159,8 +160,8 @@ async fn transfers(file: &LossyFile) -> Vec<String> {
 }
 
 /// Every acknowledged transfer is there; record, state and outbox of each are there together or not at all.
-async fn check(disk: &LossyFile, acknowledged: &[String], context: &str) -> usize {
-    let store = match RedbStore::open_backend(disk.clone()) {
+async fn check(disk: &LossyDisk, acknowledged: &[String], context: &str) -> usize {
+    let store = match disk.open() {
         Ok(store) => store,
         Err(error) if acknowledged.is_empty() => {
             // Power lost while the store was being made: refusing is allowed, serving it as something is not.
@@ -187,8 +188,8 @@ async fn check(disk: &LossyFile, acknowledged: &[String], context: &str) -> usiz
 
 #[tokio::test]
 async fn a_failed_sync_closes_the_store() {
-    let file = LossyFile::default();
-    let store = Arc::new(RedbStore::open_backend(file.clone()).unwrap());
+    let file = LossyDisk::new();
+    let store = Arc::new(file.open().unwrap());
     let bench = Bench::new("p", store.clone(), Counter::new(), quick()).await;
     bench.handle(message("m-1", "{}")).await;
     file.fail_after(0);

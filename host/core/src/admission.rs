@@ -16,13 +16,8 @@ use crate::record::{Record, State};
 /// What a record says about a message that arrives now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Admission {
-    /// Run it; attempts were made before.
-    Fresh {
-        /// Attempts made so far.
-        attempts: u32,
-        /// Not before this time, in milliseconds since the Unix epoch; 0: at once.
-        not_before_ms: u64,
-    },
+    /// Run it, when it is due.
+    Fresh,
     /// Its life has ended: this is the stored outcome.
     Replay(Stored),
     /// Somebody else runs it, or undoes it; ask again after this many milliseconds.
@@ -46,9 +41,12 @@ pub enum Stored {
 /// How long a duplicate of something another owner does should wait before asking again.
 const ASK_AGAIN_MS: u64 = 1_000;
 
-/// Decides by the record (`None`: there is none). A pure function: DESIGN's table of states.
+/// Decides by the record (`None`: there is none). A pure function: the table of states in `record.rs`.
 pub fn decide(record: Option<&Record>, fingerprint: &Fingerprint, now_ms: u64) -> Admission {
-    let Some(record) = record else { return Admission::Fresh { attempts: 0, not_before_ms: 0 } };
+    // Past its retention a record says nothing any more, whether or not it was swept already.
+    let Some(record) = record.filter(|record| !record.has_expired(now_ms)) else {
+        return Admission::Fresh;
+    };
     if record.fingerprint != *fingerprint {
         return Admission::Mismatch;
     }
@@ -57,10 +55,8 @@ pub fn decide(record: Option<&Record>, fingerprint: &Fingerprint, now_ms: u64) -
         State::DeadLettered { error } | State::Compensated { error } | State::CompensationFailed { error } => {
             Admission::Replay(Stored::Failed(error.clone()))
         }
-        State::RetryDue { at_ms, .. } => Admission::Fresh { attempts: record.attempts, not_before_ms: *at_ms },
-        State::InProgress { lease_end_ms, .. } if *lease_end_ms <= now_ms => {
-            Admission::Fresh { attempts: record.attempts, not_before_ms: 0 }
-        }
+        State::RetryDue { .. } => Admission::Fresh,
+        State::InProgress { lease_end_ms, .. } if *lease_end_ms <= now_ms => Admission::Fresh,
         State::InProgress { lease_end_ms, .. } => Admission::InFlight { after_ms: lease_end_ms - now_ms },
         State::Compensating { .. } => Admission::InFlight { after_ms: ASK_AGAIN_MS },
     }

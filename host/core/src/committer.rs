@@ -10,10 +10,13 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::context::Version;
 use crate::fault;
+use crate::overlay::Overlay;
 use crate::storage::{Commit, Group, IdempotencyStorage, OutboxPosition, StoreError, Verdict};
 
-/// Commits in one transaction, at most.
+/// Commits in one group, at most.
 const GROUP_COMMITS_MAX: usize = 4_096;
+/// Bytes of the commits in one group, roughly; the commit that passes it is the group's last.
+const GROUP_BYTES_MAX: usize = 8 << 20;
 
 /// The committer of one store; all consumers of the store share it.
 pub struct Committer {
@@ -37,8 +40,26 @@ struct Shared {
 }
 
 enum Job {
-    Commit(Box<Commit>, oneshot::Sender<Result<Verdict, StoreError>>),
+    Commit(Box<Commit>, Waiter),
     Sent(Vec<OutboxPosition>, oneshot::Sender<Result<(), StoreError>>),
+}
+
+/// Who is told what became of a commit. The overlay is told here, not by the one who waits: that future may be dropped.
+struct Waiter {
+    version: Version,
+    overlay: Option<Arc<Overlay>>,
+    reply: oneshot::Sender<Result<Verdict, StoreError>>,
+}
+
+impl Waiter {
+    fn tell(self, verdict: Verdict) {
+        match (&self.overlay, &verdict) {
+            (Some(overlay), Verdict::Committed) => overlay.durable(self.version),
+            (Some(overlay), Verdict::Taken(_) | Verdict::Conflict) => overlay.withdrawn(self.version),
+            (None, _) => {}
+        }
+        let _ = self.reply.send(Ok(verdict));
+    }
 }
 
 /// A commit on its way; `durable` waits for its end.
@@ -68,15 +89,21 @@ impl Committer {
         Ok(Arc::new(Self { sequencer: Mutex::new(sequencer), shared, thread: Mutex::new(Some(thread)) }))
     }
 
-    /// Sequences a commit: `build` gets its version. Commits are written in the order of their versions.
-    pub fn submit(&self, build: impl FnOnce(Version) -> Commit) -> (Version, Pending) {
+    /// Sequences a commit: `build` gets its version. Commits are written in the order of their versions. `overlay`, which
+    /// shows the commit's writes to later runs, is told what becomes of it.
+    pub(crate) fn submit(
+        &self,
+        overlay: Option<&Arc<Overlay>>,
+        build: impl FnOnce(Version) -> Commit,
+    ) -> (Version, Pending) {
         let (reply, verdict) = oneshot::channel();
         let mut sequencer = self.sequencer.lock();
         let version = sequencer.next;
         sequencer.next += 1;
         // A closed committer drops the reply, which the waiter sees.
         if let Some(jobs) = &sequencer.jobs {
-            let _ = jobs.send(Job::Commit(Box::new(build(version)), reply));
+            let waiter = Waiter { version, overlay: overlay.cloned(), reply };
+            let _ = jobs.send(Job::Commit(Box::new(build(version)), waiter));
         }
         (version, Pending { verdict })
     }
@@ -128,30 +155,28 @@ impl Worker {
             let mut group = Group::default();
             let mut waiting = Vec::new();
             let mut senders = Vec::new();
+            let mut bytes = 0;
             let mut next = Some(first);
             while let Some(job) = next {
                 match job {
-                    Job::Commit(commit, reply) => {
+                    Job::Commit(commit, waiter) => {
+                        bytes += commit.bytes();
                         group.commits.push(*commit);
-                        waiting.push(reply);
+                        waiting.push(waiter);
                     }
                     Job::Sent(sent, reply) => {
                         group.sent.extend(sent);
                         senders.push(reply);
                     }
                 }
-                next = if group.commits.len() < GROUP_COMMITS_MAX { self.inbox.try_recv().ok() } else { None };
+                let full = group.commits.len() >= GROUP_COMMITS_MAX || bytes >= GROUP_BYTES_MAX;
+                next = if full { None } else { self.inbox.try_recv().ok() };
             }
             self.write(&group, waiting, senders);
         }
     }
 
-    fn write(
-        &self,
-        group: &Group,
-        waiting: Vec<oneshot::Sender<Result<Verdict, StoreError>>>,
-        senders: Vec<oneshot::Sender<Result<(), StoreError>>>,
-    ) {
+    fn write(&self, group: &Group, waiting: Vec<Waiter>, senders: Vec<oneshot::Sender<Result<(), StoreError>>>) {
         fault::point("group-gathered");
         if fault::mutated("ack-before-sync") {
             return self.acknowledge_first(group, waiting, senders);
@@ -163,8 +188,8 @@ impl Worker {
         match verdicts {
             Ok(verdicts) => {
                 fault::point("group-durable");
-                for (reply, verdict) in waiting.into_iter().zip(verdicts) {
-                    let _ = reply.send(Ok(verdict));
+                for (waiter, verdict) in waiting.into_iter().zip(verdicts) {
+                    waiter.tell(verdict);
                 }
                 for reply in senders {
                     let _ = reply.send(Ok(()));
@@ -176,8 +201,8 @@ impl Worker {
             Err(error) => {
                 // What the disk holds now is not known: going on could acknowledge what is not there.
                 let _ = self.shared.failed.set(error.clone());
-                for reply in waiting {
-                    let _ = reply.send(Err(error.clone()));
+                for waiter in waiting {
+                    let _ = waiter.reply.send(Err(error.clone()));
                 }
                 for reply in senders {
                     let _ = reply.send(Err(error.clone()));
@@ -190,11 +215,11 @@ impl Worker {
     fn acknowledge_first(
         &self,
         group: &Group,
-        waiting: Vec<oneshot::Sender<Result<Verdict, StoreError>>>,
+        waiting: Vec<Waiter>,
         senders: Vec<oneshot::Sender<Result<(), StoreError>>>,
     ) {
-        for reply in waiting {
-            let _ = reply.send(Ok(Verdict::Committed));
+        for waiter in waiting {
+            waiter.tell(Verdict::Committed);
         }
         for reply in senders {
             let _ = reply.send(Ok(()));

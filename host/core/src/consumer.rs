@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use crate::admission::{Admission, InFlight, Leading, Stored, TerminalCache, decide};
 use crate::clock::Clock;
 use crate::committer::{Committer, Pending};
-use crate::context::{Context, Effects, ReadSet, Version};
+use crate::context::{Context, Effects, ReadSet};
 use crate::fault;
 use crate::key::{Fingerprint, RecordKey, Scope};
 use crate::lanes::{Lanes, Place, Turn};
@@ -134,8 +134,10 @@ struct Claim {
     /// Held until the ending is durable and in the cache.
     _leading: Leading,
     turn: Option<Turn>,
-    /// The record as it was found.
+    /// The record as it was found, if its retention is not over.
     found: Option<Arc<Record>>,
+    /// Epoch of the record that stands in the store.
+    epoch: Option<u64>,
     /// Attempts made before this claim.
     attempts: u32,
     /// Due at this time, in milliseconds since the Unix epoch.
@@ -153,7 +155,6 @@ struct Run {
 
 /// A run on its way to the disk.
 struct Sequenced {
-    version: Version,
     pending: Pending,
     record: Record,
     ending: Ending,
@@ -250,13 +251,13 @@ impl Inner {
                 continue;
             };
             drop(running);
-            let Sequenced { version, pending, record, ending } = sequenced;
+            let Sequenced { pending, record, ending } = sequenced;
             let retry = matches!(ending, Ending::Retry { .. });
             if !retry {
                 // The next of the lane may go: it sees these effects in the overlay.
                 claim.turn = None;
             }
-            match self.durable(version, pending).await? {
+            match pending.durable().await? {
                 Verdict::Committed if retry && message.handling.retry_here => claim.next_attempt(record),
                 Verdict::Committed => {
                     self.cache.insert(message.key.clone(), Arc::new(record));
@@ -280,8 +281,10 @@ impl Inner {
         loop {
             let cached = self.cache.get(&message.key);
             self.parts.metrics.cache(&self.parts.scope, cached.is_some());
-            if let Some(record) = cached {
-                return self.answer(message, &record).await.map(Admitted::Ended);
+            if let Some(record) = cached
+                && let Some(ending) = self.answer(message, &record).await?
+            {
+                return Ok(Admitted::Ended(ending));
             }
             let leading = match self.in_flight.enter(&message.key) {
                 Ok(leading) => leading,
@@ -294,28 +297,37 @@ impl Inner {
                 }
             };
             let found = self.parts.storage.admit(&message.key).await?.map(Arc::new);
-            let now_ms = self.parts.clock.now_ms();
-            let (attempts, not_before_ms) = match decide(found.as_deref(), &message.fingerprint, now_ms) {
-                Admission::Fresh { attempts, not_before_ms } => (attempts, not_before_ms),
-                _ => {
-                    let record = found.expect("only a record can refuse");
-                    self.cache.insert(message.key.clone(), record.clone());
-                    drop(leading);
-                    return self.answer(message, &record).await.map(Admitted::Ended);
-                }
-            };
-            return Ok(Admitted::Run(Claim { _leading: leading, turn, found, attempts, not_before_ms, now_ms }));
+            if let Some(record) = &found
+                && let Some(ending) = self.answer(message, record).await?
+            {
+                self.cache.insert(message.key.clone(), record.clone());
+                return Ok(Admitted::Ended(ending));
+            }
+            return Ok(Admitted::Run(self.claim(leading, turn, found)));
         }
     }
 
-    /// The ending of a message that must not run, by the record that says so.
-    async fn answer(&self, message: &Accepted, record: &Record) -> Result<Ending, StoreError> {
-        match decide(Some(record), &message.fingerprint, self.parts.clock.now_ms()) {
-            Admission::Replay(stored) => Ok(Ending::Duplicate(stored)),
-            Admission::InFlight { after_ms } => Ok(Ending::InFlight { after_ms }),
-            Admission::Mismatch => self.mismatch(message, record).await,
-            Admission::Fresh { .. } => unreachable!("a record that allows a run is not answered from"),
-        }
+    /// The claim to a message that may run: there is no record, or one that allows it, or one whose retention is over.
+    fn claim(&self, leading: Leading, turn: Option<Turn>, found: Option<Arc<Record>>) -> Claim {
+        let now_ms = self.parts.clock.now_ms();
+        let epoch = found.as_ref().map(|record| record.epoch);
+        let found = found.filter(|record| !record.has_expired(now_ms));
+        let not_before_ms = match found.as_ref().map(|record| &record.state) {
+            Some(record::State::RetryDue { at_ms, .. }) => *at_ms,
+            _ => 0,
+        };
+        let attempts = found.as_ref().map_or(0, |record| record.attempts);
+        Claim { _leading: leading, turn, found, epoch, attempts, not_before_ms, now_ms }
+    }
+
+    /// The ending of a message that must not run, by the record that says so; `None` if it may.
+    async fn answer(&self, message: &Accepted, record: &Record) -> Result<Option<Ending>, StoreError> {
+        Ok(match decide(Some(record), &message.fingerprint, self.parts.clock.now_ms()) {
+            Admission::Replay(stored) => Some(Ending::Duplicate(stored)),
+            Admission::InFlight { after_ms } => Some(Ending::InFlight { after_ms }),
+            Admission::Mismatch => Some(self.mismatch(message, record).await?),
+            Admission::Fresh => None,
+        })
     }
 
     /// The key was used with another body. The record stays byte for byte as it is.
@@ -323,7 +335,7 @@ impl Inner {
         let error = "the idempotency key was used before with another body; give the message a key of its own";
         tracing::error!(key = %message.key, "mismatch: {error}");
         if self.parts.options.mismatch == MismatchPolicy::DeadLetter {
-            let (_, pending) = self.parts.committer.submit(|version| Commit {
+            let (_, pending) = self.parts.committer.submit(None, |version| Commit {
                 key: message.key.clone(),
                 expected_epoch: Some(record.epoch),
                 record: None,
@@ -385,7 +397,7 @@ impl Inner {
             _ => None,
         };
         let record = self.next_record(message, claim, event, now_ms);
-        let expected_epoch = match claim.found.as_ref().map(|record| record.epoch) {
+        let expected_epoch = match claim.epoch {
             None if fault::mutated("mark-before-run") => Some(1),
             found => found,
         };
@@ -399,11 +411,9 @@ impl Inner {
             effects,
             dead_letter,
         };
-        let (version, pending) = self.overlay.sequence(&run.reads, &writes, || {
-            let (version, pending) = self.parts.committer.submit(commit);
-            (version, (version, pending))
-        })?;
-        Ok(Sequenced { version, pending, record, ending })
+        let pending =
+            self.overlay.sequence(&run.reads, &writes, || self.parts.committer.submit(Some(&self.overlay), commit))?;
+        Ok(Sequenced { pending, record, ending })
     }
 
     /// What a run's result means: completed, once more, or failed for good.
@@ -439,7 +449,7 @@ impl Inner {
         Record {
             expires_ms: state.is_terminal().then(|| now_ms.saturating_add(self.parts.options.retention_ms)),
             state,
-            epoch: found.map_or(0, |record| record.epoch) + 1,
+            epoch: claim.epoch.unwrap_or(0) + 1,
             attempts: claim.attempts + 1,
             fingerprint: message.fingerprint,
             component: self.parts.processor.digest().to_owned(),
@@ -452,7 +462,7 @@ impl Inner {
     /// The mutation "the record is marked before the guest runs".
     async fn mark_first(&self, message: &Accepted, claim: &Claim) -> Result<(), StoreError> {
         let record = self.next_record(message, claim, Event::Completed(Output::default()), claim.now_ms);
-        let (_, pending) = self.parts.committer.submit(|version| Commit {
+        let (_, pending) = self.parts.committer.submit(None, |version| Commit {
             key: message.key.clone(),
             expected_epoch: None,
             record: Some(record),
@@ -474,22 +484,13 @@ impl Inner {
             at_ms: self.parts.clock.now_ms(),
         }
     }
-
-    /// Waits for the disk, and tells the overlay.
-    async fn durable(&self, version: Version, pending: Pending) -> Result<Verdict, StoreError> {
-        let verdict = pending.durable().await?;
-        match verdict {
-            Verdict::Committed => self.overlay.durable(version),
-            Verdict::Taken(_) | Verdict::Conflict => self.overlay.withdrawn(version),
-        }
-        Ok(verdict)
-    }
 }
 
 impl Claim {
     /// The claim to the attempt after the one that `record` tells of.
     fn next_attempt(&mut self, record: Record) {
         self.attempts = record.attempts;
+        self.epoch = Some(record.epoch);
         self.not_before_ms = match &record.state {
             record::State::RetryDue { at_ms, .. } => *at_ms,
             _ => 0,

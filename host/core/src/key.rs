@@ -56,6 +56,12 @@ impl RecordKey {
         self.hash(b"outbox", position as u64).to_hex()[..32].to_owned()
     }
 
+    /// Names the record in a store: 128 bits of a cryptographic hash of the whole key.
+    pub fn digest(&self) -> u128 {
+        let hash = self.hash(b"record", 0);
+        u128::from_le_bytes(*hash.as_bytes().first_chunk().expect("a hash has 32 bytes"))
+    }
+
     fn hash(&self, purpose: &[u8], number: u64) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new();
         for part in [

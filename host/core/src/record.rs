@@ -126,6 +126,13 @@ pub struct Illegal {
     event: Event,
 }
 
+impl Record {
+    /// Whether its retention is over: a message under its key counts as new.
+    pub fn has_expired(&self, now_ms: u64) -> bool {
+        self.state.is_terminal() && self.expires_ms.is_some_and(|expires_ms| expires_ms <= now_ms)
+    }
+}
+
 impl State {
     /// The state's name, as the command line and the API print it.
     pub fn name(&self) -> &'static str {

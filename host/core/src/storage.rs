@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
@@ -126,6 +127,11 @@ pub trait IdempotencyStorage: Send + Sync + 'static {
     /// answers how many. Records that are in progress, due again, or to be compensated always stay.
     fn cleanup(&self, older_than_ms: u64, limit: usize) -> BoxFuture<'_, Result<usize, StoreError>>;
 
+    /// Forgets records whose retention ended before `now_ms` (since the Unix epoch), in whatever portions the store keeps
+    /// them: some may stay a while longer, none goes earlier. Never touches what is in progress, due again, unsent, or has
+    /// no expiry. Costs nothing for what stays. Answers how many records went.
+    fn sweep(&self, now_ms: u64) -> BoxFuture<'_, Result<u64, StoreError>>;
+
     /// Whether the key's message has completed.
     fn is_processed<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<bool, StoreError>> {
         Box::pin(async move { Ok(self.processed_result(key).await?.is_some()) })
@@ -169,6 +175,18 @@ pub trait Store: IdempotencyStorage + Outbox + Inspect {}
 impl<T: IdempotencyStorage + Outbox + Inspect> Store for T {}
 
 impl Commit {
+    /// Bytes that it will take in the store, roughly.
+    pub(crate) fn bytes(&self) -> usize {
+        let record = self.record.as_ref().map_or(0, |record| match &record.state {
+            State::Completed { output } => output.data.len(),
+            other => other.error().map_or(0, str::len),
+        });
+        let writes = self.effects.writes.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Bytes::len));
+        let outgoing = self.effects.outgoing.iter().map(|outgoing| outgoing.data.len());
+        let letter = self.dead_letter.as_ref().map_or(0, |letter| letter.message.data.len());
+        256 + record + writes.sum::<usize>() + outgoing.sum::<usize>() + letter
+    }
+
     /// The outbox rows of this commit, each under its stable id.
     pub fn outbox_rows(&self) -> impl Iterator<Item = OutboxRow> + '_ {
         self.effects.outgoing.iter().enumerate().map(|(index, outgoing)| OutboxRow {

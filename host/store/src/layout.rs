@@ -1,18 +1,21 @@
-//! The stored format, version 1: tables, keys, values. `docs/STORAGE.md` says the same in words; change both together.
+//! The stored format, version 2: tables, keys, values. `docs/STORAGE.md` says the same in words; change both together.
 
 use hapax_core::context::Version;
 use hapax_core::key::{Fingerprint, RecordKey, Scope};
+use hapax_core::record::Record;
 use redb::TableDefinition;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// The version of the format that this build reads and writes.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
-/// Facts about the store: [`META_FORMAT`], [`META_STORE_ID`], [`META_LAST_VERSION`].
+/// Facts about the store: see the `META_` names.
 pub(crate) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
-/// Deduplication records: encoded record key to encoded record.
-pub(crate) const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
+/// Records that no expiry may take: hash of the record key to row.
+pub(crate) const KEPT: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("kept");
+/// Buckets of records that expire together: number to (end of the window in milliseconds since the Unix epoch, rows).
+pub(crate) const BUCKETS: TableDefinition<'_, u64, (u64, u64)> = TableDefinition::new("buckets");
 /// State: encoded scope and the key's text, to version (8 bytes, little endian) and value.
 pub(crate) const STATE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("state");
 /// Messages to send: version of the commit and place in it, to the encoded message.
@@ -24,18 +27,104 @@ pub(crate) const DEAD_LETTERS: TableDefinition<'_, &[u8], &[u8]> = TableDefiniti
 pub(crate) const META_FORMAT: &str = "format";
 /// In [`META`]: the store's identity, 32 hex digits; the file `STORE` beside the database holds the same.
 pub(crate) const META_STORE_ID: &str = "store-id";
-/// In [`META`]: a version that no commit has exceeded, 8 bytes, little endian.
-pub(crate) const META_LAST_VERSION: &str = "last-version";
+/// In [`META`]: how far the journal was applied, 32 bytes: sequence number of the last applied frame, offset of the one
+/// after it, last version, next free block; each 8 bytes, little endian.
+pub(crate) const META_APPLIED: &str = "applied";
+
+/// Rows are stored in blocks of about this many bytes: a page of 16 KiB holds one, with redb's own bytes around it.
+pub(crate) const BLOCK_BYTES: usize = 16_000;
+/// Shortest window of expiry, in milliseconds.
+const WINDOW_MS_MIN: u64 = 60_000;
+/// Bits of a location that hold the offset inside the block; the rest is the block's number.
+const OFFSET_BITS: u32 = 20;
+/// The index of a bucket: hash of the record key to location.
+pub(crate) type IndexTable<'a> = TableDefinition<'a, u128, u64>;
+/// The rows of a bucket: number of the block to the block.
+pub(crate) type RowsTable<'a> = TableDefinition<'a, u64, &'static [u8]>;
+
+/// How far the journal was applied.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Applied {
+    /// Sequence number of the last applied frame; 0 before the first.
+    pub(crate) sequence: u64,
+    /// Where in the journal the frame after it begins.
+    pub(crate) next_offset: u64,
+    /// A version that no applied commit has exceeded.
+    pub(crate) last_version: Version,
+    /// Number of the next block of rows.
+    pub(crate) next_block: u64,
+}
+
+impl Applied {
+    pub(crate) fn encode(&self) -> [u8; 32] {
+        let mut out = [0; 32];
+        let fields = [self.sequence, self.next_offset, self.last_version, self.next_block];
+        for (field, place) in fields.iter().zip(out.chunks_exact_mut(8)) {
+            place.copy_from_slice(&field.to_le_bytes());
+        }
+        out
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; 32] = bytes.try_into().ok()?;
+        let field = |at: usize| bytes[at * 8..].first_chunk().map_or(0, |chunk| u64::from_le_bytes(*chunk));
+        Some(Self { sequence: field(0), next_offset: field(1), last_version: field(2), next_block: field(3) })
+    }
+}
+
+/// Name of a bucket's index table.
+pub(crate) fn index_name(bucket: u64) -> String {
+    format!("index/{bucket}")
+}
+
+/// Name of a bucket's table of rows.
+pub(crate) fn rows_name(bucket: u64) -> String {
+    format!("rows/{bucket}")
+}
+
+/// Where a row lies: its block and the offset in it.
+pub(crate) fn location(block: u64, offset: usize) -> u64 {
+    block << OFFSET_BITS | offset as u64
+}
+
+/// The block and the offset of a location.
+pub(crate) fn split_location(location: u64) -> (u64, usize) {
+    (location >> OFFSET_BITS, (location & ((1 << OFFSET_BITS) - 1)) as usize)
+}
+
+/// Appends the row of a record: length of the rest, length of the key, key, record. Lengths are 4 bytes, little endian.
+pub(crate) fn push_row(out: &mut Vec<u8>, key: &RecordKey, record: &Record) {
+    let start = out.len();
+    out.extend([0; 8]);
+    push_record_key(out, key);
+    let key_length = out.len() - start - 8;
+    postcard::to_io(record, &mut *out).expect("a vector takes every byte");
+    let length = out.len() - start - 4;
+    out[start..start + 4].copy_from_slice(&(length as u32).to_le_bytes());
+    out[start + 4..start + 8].copy_from_slice(&(key_length as u32).to_le_bytes());
+}
+
+/// The row that begins at `at`, in its whole length.
+pub(crate) fn row_at(bytes: &[u8], at: usize) -> Option<&[u8]> {
+    let length = u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?) as usize;
+    bytes.get(at..at + 4 + length)
+}
+
+/// Encoded record key and record of a row.
+pub(crate) fn split_row(row: &[u8]) -> Option<(&[u8], &[u8])> {
+    let length = u32::from_le_bytes(*row.get(4..)?.first_chunk()?) as usize;
+    row.get(8..)?.split_at_checked(length)
+}
 
 /// Ends a part of a key. Sorts before every byte of a part, escaped as `00 FF`, so that keys sort as their parts do.
 const PART_END: [u8; 2] = [0, 1];
 
 fn push_part(out: &mut Vec<u8>, part: &str) {
-    for byte in part.bytes() {
-        out.push(byte);
-        if byte == 0 {
-            out.push(0xff);
+    for (number, run) in part.as_bytes().split(|byte| *byte == 0).enumerate() {
+        if number > 0 {
+            out.extend([0, 0xff]);
         }
+        out.extend_from_slice(run);
     }
     out.extend(PART_END);
 }
@@ -68,10 +157,15 @@ pub(crate) fn scope_prefix(scope: &Scope) -> Vec<u8> {
 }
 
 pub(crate) fn record_key(key: &RecordKey) -> Vec<u8> {
-    let mut out = scope_prefix(&key.scope);
-    push_part(&mut out, &key.source);
-    push_part(&mut out, &key.key);
+    let mut out = Vec::with_capacity(64);
+    push_record_key(&mut out, key);
     out
+}
+
+pub(crate) fn push_record_key(out: &mut Vec<u8>, key: &RecordKey) {
+    for part in [&key.scope.tenant, &key.scope.processor, &key.source, &key.key] {
+        push_part(out, part);
+    }
 }
 
 pub(crate) fn parse_record_key(bytes: &[u8]) -> Option<RecordKey> {
@@ -87,25 +181,21 @@ pub(crate) fn state_key(prefix: &[u8], key: &str) -> Vec<u8> {
     [prefix, key.as_bytes()].concat()
 }
 
-pub(crate) fn parse_state_key(bytes: &[u8]) -> Option<(Scope, String)> {
-    let (tenant, rest) = split_part(bytes)?;
-    let (processor, rest) = split_part(rest)?;
-    let scope = Scope { tenant: tenant.into(), processor: processor.into() };
-    Some((scope, std::str::from_utf8(rest).ok()?.to_owned()))
-}
-
 pub(crate) fn dead_letter_key(record_key: &[u8], fingerprint: &Fingerprint) -> Vec<u8> {
     [record_key, &fingerprint.digest[..]].concat()
-}
-
-/// A state value with its version in front.
-pub(crate) fn state_value(version: Version, value: &[u8]) -> Vec<u8> {
-    [&version.to_le_bytes()[..], value].concat()
 }
 
 pub(crate) fn parse_state_value(bytes: &[u8]) -> Option<(Version, &[u8])> {
     let (version, value) = bytes.split_first_chunk::<8>()?;
     Some((Version::from_le_bytes(*version), value))
+}
+
+/// The window in which a terminal record expires: buckets end on multiples of a sixteenth of its retention, so that a
+/// record outlives its retention by a sixteenth at most (and a minute), and few buckets stand at a time.
+pub(crate) fn window_end_ms(record: &Record) -> Option<u64> {
+    let expires_ms = record.expires_ms.filter(|_| record.state.is_terminal())?;
+    let window_ms = (expires_ms.saturating_sub(record.changed_ms) / 16).max(WINDOW_MS_MIN);
+    Some((expires_ms / window_ms).saturating_add(1).saturating_mul(window_ms))
 }
 
 /// A value in postcard's encoding, which is specified and stable since its version 1.0.

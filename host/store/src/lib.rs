@@ -1,13 +1,20 @@
 //! The stores: redb (the default) and memory (for tests and embedding without a disk). The only user of databases; the
 //! rules of what may be written are core's.
 
+mod apply;
+mod buckets;
+mod commit;
+mod core;
+mod frame;
+mod journal;
 pub mod layout;
 pub mod memory;
+mod memtable;
 pub mod open;
 mod read;
 pub mod redb_store;
-mod write;
+mod view;
 
 pub use memory::MemoryStore;
 pub use open::OpenError;
-pub use redb_store::{RedbStore, StateRow};
+pub use redb_store::{RedbStore, StateRow, StoreOptions};

@@ -109,6 +109,13 @@ impl IdempotencyStorage for MemoryStore {
         }
         Box::pin(ready(Ok(keys.len())))
     }
+
+    fn sweep(&self, now_ms: u64) -> BoxFuture<'_, Result<u64, StoreError>> {
+        let mut inner = self.inner.lock();
+        let before = inner.records.len();
+        inner.records.retain(|_, record| !record.has_expired(now_ms));
+        Box::pin(ready(Ok((before - inner.records.len()) as u64)))
+    }
 }
 
 impl Outbox for MemoryStore {

@@ -1,20 +1,32 @@
 //! Opening a store folder: creates one where there is nothing, and refuses what is lost, damaged, of another version or in
 //! use. Never serves an empty store where there was one.
 //!
-//! A store is a folder: `records.redb`, the database, and `STORE`, its identity in text. A folder with an identity and
-//! without its database has lost it, and that is what the identity is for.
+//! A store is a folder: `records.redb`, the database; `journal`, what is not in it yet; and `STORE`, its identity in text. A
+//! folder with an identity and without its database has lost it, and that is what the identity is for.
 
+use std::collections::VecDeque;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use redb::{Database, DatabaseError, ReadableDatabase as _, StorageBackend};
+use hapax_core::storage::StoreError;
+use parking_lot::{Condvar, Mutex, RwLock};
+use redb::backends::FileBackend;
+use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageBackend};
 
-use crate::layout::{self, META};
+use crate::buckets::{Bucket, Catalogue};
+use crate::core::{Core, Progress};
+use crate::journal::{Journal, JournalError, Recovered};
+use crate::layout::{self, Applied, META};
+use crate::memtable::Memtable;
+use crate::view::{Snapshot, View};
+use crate::{RedbStore, StoreOptions};
 
 const DATABASE: &str = "records.redb";
+const JOURNAL: &str = "journal";
 const IDENTITY: &str = "STORE";
-/// Bytes of the database's own page cache.
-const PAGE_CACHE_BYTES: usize = 64 << 20;
+/// Buckets of the last run with fewer rows than this take more; their filters are built before the first message.
+const REOPENED_ROWS_MAX: u64 = 1 << 17;
 
 /// Why a store was not opened.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +95,7 @@ pub enum Create {
     Never,
 }
 
-pub(crate) fn open(path: &Path, create: Create) -> Result<Database, OpenError> {
+pub(crate) fn open(path: &Path, create: Create, options: StoreOptions) -> Result<RedbStore, OpenError> {
     let io = |error: std::io::Error| io_error(path, &error);
     let file = path.join(DATABASE);
     let identity = read_identity(path)?;
@@ -97,37 +109,131 @@ pub(crate) fn open(path: &Path, create: Create) -> Result<Database, OpenError> {
         (None, 0) if create == Create::Never => return Err(OpenError::Missing(path.into())),
         (None, 0) => {
             create_folder(path)?;
-            create_database(path, &file)?;
+            create_files(path, &file, &options)?;
         }
-        // An identity is written last: a creation that was cut short has a whole database and none.
+        // An identity is written last: a creation that was cut short has whole files and none.
         (None | Some(_), _) => {}
     }
-    let database = builder().create(&file).map_err(|error| database_error(path, error))?;
+    let database = builder(&options).create(&file).map_err(|error| database_error(path, error))?;
     let found = identify(path, &database, false)?;
-    match identity {
-        Some(expected) if expected != found => {
-            Err(damaged(path, format!("{DATABASE} belongs to store {found}, the folder to store {expected}")))
+    if let Some(expected) = identity.as_ref().filter(|expected| **expected != found) {
+        return Err(damaged(path, format!("{DATABASE} belongs to store {found}, the folder to store {expected}")));
+    }
+    if identity.is_none() && !path.join(JOURNAL).exists() {
+        // A creation was cut short between the database's name and the journal's: nothing was acknowledged.
+        let new = path.join(format!("{JOURNAL}.{}.new", std::process::id()));
+        make_journal(path, &new, &found)?;
+        name_journal(path, &new)?;
+    }
+    let store = join(path, database, open_journal(path)?, &found, options)?;
+    if identity.is_none() {
+        write_identity(path, &found).map_err(io)?;
+    }
+    Ok(store)
+}
+
+/// Opens or creates a store on backends of the caller's; for tests that lose writes.
+pub(crate) fn open_backends(
+    database: impl StorageBackend,
+    journal: Box<dyn StorageBackend>,
+    options: StoreOptions,
+) -> Result<RedbStore, OpenError> {
+    let path = Path::new("(backend)");
+    let io = |error: std::io::Error| io_error(path, &error);
+    let empty = database.len().map_err(io)? == 0;
+    let database = builder(&options).create_with_backend(database).map_err(|error| database_error(path, error))?;
+    let id = identify(path, &database, empty)?;
+    if empty {
+        Journal::create(&*journal, &id).map_err(io)?;
+    }
+    join(path, database, journal, &id, options)
+}
+
+/// Takes in what the journal has and the tables have not, and starts the applier.
+fn join(
+    path: &Path,
+    database: Database,
+    journal: Box<dyn StorageBackend>,
+    id: &str,
+    options: StoreOptions,
+) -> Result<RedbStore, OpenError> {
+    let told = |error: StoreError| damaged(path, error.to_string());
+    let buckets = found_buckets(&database).map_err(|error| storage_error(path, &error))?;
+    let snapshot = Snapshot::open(&database, buckets.iter().cloned()).map_err(told)?;
+    let recovered = Journal::recover(journal, id, options.journal_bytes, &snapshot.applied);
+    let Recovered { journal, frames } = recovered.map_err(|error| journal_error(path, error))?;
+    let next_id = buckets.last().map_or(0, |bucket| bucket.id + 1);
+    let catalogue = Catalogue { open: reopened(&snapshot, &options).map_err(told)?, next_id };
+    let mut view = View { active: Memtable::default(), frozen: VecDeque::new(), snapshot: Arc::new(snapshot) };
+    for (frame, after) in frames {
+        let read = view.active.insert(&frame, after);
+        read.map_err(|_| damaged(path, format!("frame {} of the {JOURNAL} cannot be decoded", frame.sequence)))?;
+        if view.active.bytes() >= options.memtable_bytes {
+            view.freeze();
         }
-        Some(_) => Ok(database),
-        None => {
-            write_identity(path, &found).map_err(io)?;
-            Ok(database)
+    }
+    view.freeze();
+    let core = Core {
+        database,
+        options,
+        view: RwLock::new(view),
+        catalogue: Mutex::new(catalogue),
+        progress: Mutex::new(Progress::default()),
+        changed: Condvar::new(),
+    };
+    RedbStore::over(Arc::new(core), journal).map_err(|error| io_error(path, &error))
+}
+
+/// The buckets that stand in the database, oldest first.
+fn found_buckets(database: &Database) -> Result<Vec<Arc<Bucket>>, redb::Error> {
+    let txn = database.begin_read()?;
+    let table = txn.open_table(layout::BUCKETS)?;
+    let buckets = table.iter()?.map(|row| {
+        let (id, facts) = row?;
+        let (end_ms, rows) = facts.value();
+        Ok(Arc::new(Bucket::found(id.value(), end_ms, rows)))
+    });
+    buckets.collect()
+}
+
+/// The buckets that take more records: of each window the newest, if it is small. Their filters are whole before anything
+/// is inserted.
+fn reopened(snapshot: &Snapshot, options: &StoreOptions) -> Result<Vec<Arc<Bucket>>, StoreError> {
+    let rows_max = options.bucket_rows_max.min(REOPENED_ROWS_MAX);
+    let mut open: Vec<Arc<Bucket>> = Vec::new();
+    for tables in snapshot.buckets.iter().rev() {
+        let bucket = &tables.bucket;
+        let small = bucket.rows.load(std::sync::atomic::Ordering::Relaxed) < rows_max;
+        if small && open.iter().all(|newer| newer.end_ms != bucket.end_ms) {
+            if options.filters {
+                bucket.build_filter(&tables.index, options.bucket_rows_max, &|| false)?;
+            }
+            open.push(bucket.clone());
         }
+    }
+    Ok(open)
+}
+
+fn open_journal(path: &Path) -> Result<Box<dyn StorageBackend>, OpenError> {
+    match std::fs::File::options().read(true).write(true).open(path.join(JOURNAL)) {
+        Ok(file) => Ok(Box::new(FileBackend::new(file).map_err(|error| database_error(path, error))?)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(damaged(path, format!("the {JOURNAL} is missing, and with it what was acknowledged last")))
+        }
+        Err(error) => Err(io_error(path, &error)),
     }
 }
 
-/// Opens or creates a database on a backend of the caller's; for tests that lose writes.
-pub(crate) fn open_backend(backend: impl StorageBackend) -> Result<Database, OpenError> {
-    let path = Path::new("(backend)");
-    let empty = backend.len().map_err(|error| io_error(path, &error))? == 0;
-    let database = builder().create_with_backend(backend).map_err(|error| database_error(path, error))?;
-    identify(path, &database, empty)?;
-    Ok(database)
+fn journal_error(path: &Path, error: JournalError) -> OpenError {
+    match error {
+        JournalError::Io(error) => io_error(path, &error),
+        other => damaged(path, format!("the {JOURNAL}: {other}")),
+    }
 }
 
-fn builder() -> redb::Builder {
+fn builder(options: &StoreOptions) -> redb::Builder {
     let mut builder = Database::builder();
-    builder.set_cache_size(PAGE_CACHE_BYTES);
+    builder.set_cache_size(options.page_cache_bytes);
     builder
         .set_repair_callback(|session| tracing::info!("store: recovering, {:.0} % done", session.progress() * 100.0));
     builder
@@ -161,13 +267,15 @@ fn is_untouched(database: &Database) -> bool {
 
 fn initialise(database: &Database) -> Result<String, redb::Error> {
     let id = new_id();
-    let txn = database.begin_write()?;
+    let mut txn = database.begin_write()?;
+    txn.set_quick_repair(true);
     {
         let mut meta = txn.open_table(META)?;
         meta.insert(layout::META_FORMAT, &layout::FORMAT.to_le_bytes()[..])?;
         meta.insert(layout::META_STORE_ID, id.as_bytes())?;
-        meta.insert(layout::META_LAST_VERSION, &0u64.to_le_bytes()[..])?;
-        txn.open_table(layout::RECORDS)?;
+        meta.insert(layout::META_APPLIED, &Applied::default().encode()[..])?;
+        txn.open_table(layout::KEPT)?;
+        txn.open_table(layout::BUCKETS)?;
         txn.open_table(layout::STATE)?;
         txn.open_table(layout::OUTBOX)?;
         txn.open_table(layout::DEAD_LETTERS)?;
@@ -187,36 +295,60 @@ fn create_folder(path: &Path) -> Result<(), OpenError> {
         return Err(OpenError::NotAStore { path: path.into(), reason: "it is a file" });
     }
     std::fs::create_dir_all(path).map_err(|error| io_error(path, &error))?;
-    let strangers = std::fs::read_dir(path)
-        .map_err(|error| io_error(path, &error))?
-        .filter_map(Result::ok)
-        .any(|entry| !entry.file_name().to_string_lossy().starts_with(DATABASE));
+    let strangers =
+        std::fs::read_dir(path).map_err(|error| io_error(path, &error))?.filter_map(Result::ok).any(|entry| {
+            let name = entry.file_name();
+            ![DATABASE, JOURNAL].iter().any(|own| name.to_string_lossy().starts_with(own))
+        });
     if strangers {
         return Err(OpenError::NotAStore { path: path.into(), reason: "the folder holds other files" });
     }
     Ok(())
 }
 
-/// Makes the database under another name, then gives it its own: it is there whole or not at all. A link, unlike a rename,
-/// never replaces what another process made meanwhile.
-fn create_database(path: &Path, file: &Path) -> Result<(), OpenError> {
+/// Makes the journal, then the database under another name, then gives it its own: the store is there whole or not at all.
+/// A link, unlike a rename, never replaces what another process made meanwhile.
+fn create_files(path: &Path, file: &Path, options: &StoreOptions) -> Result<(), OpenError> {
     let io = |error: std::io::Error| io_error(path, &error);
-    let new = path.join(format!("{DATABASE}.{}.new", std::process::id()));
+    let own = std::process::id();
+    let new = path.join(format!("{DATABASE}.{own}.new"));
+    let new_journal = path.join(format!("{JOURNAL}.{own}.new"));
     for entry in std::fs::read_dir(path).map_err(io)?.filter_map(Result::ok) {
         // Left by a creation that was cut short; nothing was ever acknowledged from it.
         if entry.file_name().to_string_lossy().ends_with(".new") {
             std::fs::remove_file(entry.path()).map_err(io)?;
         }
     }
-    let database = builder().create(&new).map_err(|error| database_error(path, error))?;
-    identify(path, &database, true)?;
+    let database = builder(options).create(&new).map_err(|error| database_error(path, error))?;
+    let id = identify(path, &database, true)?;
     drop(database);
+    make_journal(path, &new_journal, &id)?;
     match std::fs::hard_link(&new, file) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(io(error)),
-        _ => {}
+        // Another process was quicker: its files are the store.
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            std::fs::remove_file(&new_journal).map_err(io)?;
+        }
+        Err(error) => return Err(io(error)),
+        Ok(()) => name_journal(path, &new_journal)?,
     }
     std::fs::remove_file(&new).map_err(io)?;
     std::fs::File::open(path).and_then(|folder| folder.sync_all()).map_err(io)
+}
+
+fn make_journal(path: &Path, new: &Path, id: &str) -> Result<(), OpenError> {
+    let io = |error: std::io::Error| io_error(path, &error);
+    let file = std::fs::File::options().read(true).write(true).create_new(true).open(new).map_err(io)?;
+    let file = FileBackend::new(file).map_err(|error| database_error(path, error))?;
+    Journal::create(&file, id).map_err(io)
+}
+
+/// Gives a new journal its name, unless it has been made already.
+fn name_journal(path: &Path, new: &Path) -> Result<(), OpenError> {
+    match std::fs::hard_link(new, path.join(JOURNAL)) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(io_error(path, &error)),
+        _ => {}
+    }
+    std::fs::remove_file(new).map_err(|error| io_error(path, &error))
 }
 
 fn read_identity(path: &Path) -> Result<Option<String>, OpenError> {
@@ -279,11 +411,15 @@ pub(crate) fn is_full(error: &std::io::Error) -> bool {
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
+/// An error of the journal's file while the store runs.
+pub(crate) fn io_store_error(error: &std::io::Error) -> StoreError {
+    if is_full(error) { StoreError::Full(error.to_string().into()) } else { StoreError::Io(error.to_string().into()) }
+}
+
 /// An error of the running store, by what the host can do about it.
-pub(crate) fn running_error(error: impl Into<redb::Error>) -> hapax_core::storage::StoreError {
-    use hapax_core::storage::StoreError;
+pub(crate) fn running_error(error: impl Into<redb::Error>) -> StoreError {
     match error.into() {
-        redb::Error::Io(error) if is_full(&error) => StoreError::Full(error.to_string().into()),
+        redb::Error::Io(error) => io_store_error(&error),
         redb::Error::Corrupted(reason) => StoreError::Damaged(reason.into()),
         redb::Error::PreviousIo => StoreError::Closed("an earlier write failed".into()),
         other => StoreError::Io(other.to_string().into()),

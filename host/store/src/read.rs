@@ -1,5 +1,7 @@
-//! Reads of the redb store. Each is a read transaction of its own, so it sees every commit that was durable when it began.
+//! Reads: the memtables first, newest to oldest, then the tables. Each answer is of one moment, and holds every commit that
+//! was durable when the read began.
 
+use std::collections::{BTreeMap, BinaryHeap};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -10,111 +12,239 @@ use hapax_core::key::{RecordKey, Scope};
 use hapax_core::message::Message;
 use hapax_core::record::Record;
 use hapax_core::storage::{DeadLetter, OutboxPosition, OutboxRow, StoreError};
-use redb::{Database, ReadableDatabase as _, ReadableTable, ReadableTableMetadata as _};
+use redb::{ReadableTable as _, ReadableTableMetadata as _};
 
+use crate::core::Core;
 use crate::layout;
 use crate::open::running_error;
+use crate::view::{BucketTables, Snapshot, View};
 
 fn damaged(what: &str) -> StoreError {
     StoreError::Damaged(format!("{what} cannot be decoded").into())
 }
 
-pub(crate) fn record(database: &Database, key: &RecordKey) -> Result<Option<Record>, StoreError> {
-    let txn = database.begin_read().map_err(running_error)?;
-    let table = txn.open_table(layout::RECORDS).map_err(running_error)?;
-    match table.get(layout::record_key(key).as_slice()).map_err(running_error)? {
-        None => Ok(None),
-        Some(value) => layout::decode(value.value()).map(Some).ok_or_else(|| damaged("a record")),
+/// What the memtables say: nothing, or what they hold (which may be that it was deleted).
+fn newest<T>(view: &View, look: impl Fn(&crate::memtable::Memtable) -> Option<T>) -> Option<T> {
+    view.memtables().find_map(look)
+}
+
+pub(crate) fn record(core: &Core, key: &RecordKey) -> Result<Option<Record>, StoreError> {
+    let hash = key.digest();
+    let (above, snapshot) = {
+        let view = core.view.read();
+        (newest(&view, |memtable| memtable.records.get(&hash).map(|slot| slot.row.clone())), view.snapshot.clone())
+    };
+    match above {
+        Some(row) => decode_row(&row, key).map(Some),
+        None => stored(&snapshot, key, hash),
     }
 }
 
-pub(crate) fn last_version(database: &Database) -> Result<Version, StoreError> {
-    let txn = database.begin_read().map_err(running_error)?;
-    let meta = txn.open_table(layout::META).map_err(running_error)?;
-    let value = meta.get(layout::META_LAST_VERSION).map_err(running_error)?;
-    let bytes = value.and_then(|value| value.value().try_into().ok());
-    bytes.map(u64::from_le_bytes).ok_or_else(|| damaged("the last version"))
+/// The record as the tables have it.
+fn stored(snapshot: &Snapshot, key: &RecordKey, hash: u128) -> Result<Option<Record>, StoreError> {
+    if !snapshot.kept_is_empty
+        && let Some(row) = snapshot.kept.get(hash).map_err(running_error)?
+    {
+        return decode_row(row.value(), key).map(Some);
+    }
+    // The newest first: duplicates most often follow soon.
+    for tables in snapshot.buckets.iter().rev().filter(|tables| tables.bucket.may_hold(hash)) {
+        if let Some(location) = tables.index.get(hash).map_err(running_error)? {
+            return with_row(tables, location.value(), |row| decode_row(row, key)).map(Some);
+        }
+    }
+    Ok(None)
 }
 
-pub(crate) fn pending(
-    database: &Database,
-    after: Option<OutboxPosition>,
+fn with_row<T>(
+    tables: &BucketTables,
+    location: u64,
+    read: impl FnOnce(&[u8]) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let (block, offset) = layout::split_location(location);
+    let block = tables.rows.get(block).map_err(running_error)?.ok_or_else(|| damaged("the place of a record"))?;
+    read(layout::row_at(block.value(), offset).ok_or_else(|| damaged("a block of records"))?)
+}
+
+/// The record of a row, which must be that of `key`: two keys with one hash are told, never taken for each other.
+fn decode_row(row: &[u8], key: &RecordKey) -> Result<Record, StoreError> {
+    let (stored, record) = layout::split_row(row).ok_or_else(|| damaged("a record"))?;
+    if stored != layout::record_key(key) {
+        return Err(StoreError::Damaged(format!("the hash of {key} is taken by another record").into()));
+    }
+    layout::decode(record).ok_or_else(|| damaged("a record"))
+}
+
+fn any_row(row: &[u8]) -> Result<(RecordKey, Record), StoreError> {
+    let (key, record) = layout::split_row(row).ok_or_else(|| damaged("a record"))?;
+    let key = layout::parse_record_key(key).ok_or_else(|| damaged("a record's key"))?;
+    Ok((key, layout::decode(record).ok_or_else(|| damaged("a record"))?))
+}
+
+/// Hashes of kept records whose row is as asked.
+pub(crate) fn kept_where(
+    snapshot: &Snapshot,
     limit: usize,
-) -> Result<Vec<OutboxRow>, StoreError> {
-    let txn = database.begin_read().map_err(running_error)?;
-    let table = txn.open_table(layout::OUTBOX).map_err(running_error)?;
-    let start = after.map_or(Bound::Unbounded, |after| Bound::Excluded((after.version, after.index)));
-    let rows = table.range::<(u64, u32)>((start, Bound::Unbounded)).map_err(running_error)?;
-    rows.take(limit)
-        .map(|row| {
-            let (position, message) = row.map_err(running_error)?;
-            let (version, index) = position.value();
-            let message: Message = layout::decode(message.value()).ok_or_else(|| damaged("an outbox message"))?;
-            Ok(OutboxRow { position: OutboxPosition { version, index }, message })
-        })
-        .collect()
+    wanted: &dyn Fn(&[u8]) -> bool,
+) -> Result<Vec<u128>, StoreError> {
+    let rows = snapshot.kept.iter().map_err(running_error)?;
+    let hashes = rows.filter_map(|row| match row {
+        Ok((hash, row)) => wanted(row.value()).then(|| Ok(hash.value())),
+        Err(error) => Some(Err(running_error(error))),
+    });
+    hashes.take(limit).collect()
 }
 
-pub(crate) fn outbox_len(database: &Database) -> Result<u64, StoreError> {
-    let txn = database.begin_read().map_err(running_error)?;
-    txn.open_table(layout::OUTBOX).map_err(running_error)?.len().map_err(running_error)
+/// Hashes of a bucket's records whose row is as asked.
+pub(crate) fn bucket_where(
+    tables: &BucketTables,
+    limit: usize,
+    wanted: &dyn Fn(&[u8]) -> bool,
+) -> Result<Vec<u128>, StoreError> {
+    let mut found = Vec::new();
+    for row in tables.index.iter().map_err(running_error)? {
+        if found.len() == limit {
+            break;
+        }
+        let (hash, location) = row.map_err(running_error)?;
+        if with_row(tables, location.value(), |row| Ok(wanted(row)))? {
+            found.push(hash.value());
+        }
+    }
+    Ok(found)
 }
 
+/// Up to `limit` records after `after`, in the order of their keys. Records stand by hash, so a page looks at all of them,
+/// in little memory: it is for people.
 pub(crate) fn records(
-    database: &Database,
+    core: &Core,
     processor: Option<&str>,
     after: Option<&RecordKey>,
     limit: usize,
 ) -> Result<Vec<(RecordKey, Record)>, StoreError> {
-    let txn = database.begin_read().map_err(running_error)?;
-    let table = txn.open_table(layout::RECORDS).map_err(running_error)?;
-    let prefix = processor.map(|processor| layout::scope_prefix(&Scope::of(processor)));
-    let end = prefix.as_deref().map(layout::after_prefix);
+    core.flush()?;
+    let snapshot = core.view.read().snapshot.clone();
     let after = after.map(layout::record_key);
-    let start = match (&after, &prefix) {
-        (Some(after), _) => Bound::Excluded(after.as_slice()),
-        (None, Some(prefix)) => Bound::Included(prefix.as_slice()),
-        (None, None) => Bound::Unbounded,
+    let prefix = processor.map(|processor| layout::scope_prefix(&Scope::of(processor)));
+    // The least encoded keys so far, the greatest of them on top.
+    let mut least: BinaryHeap<(Vec<u8>, Vec<u8>)> = BinaryHeap::new();
+    let mut offer = |row: &[u8]| -> Result<(), StoreError> {
+        let (key, _) = layout::split_row(row).ok_or_else(|| damaged("a record"))?;
+        let wanted = after.as_deref().is_none_or(|after| key > after)
+            && prefix.as_deref().is_none_or(|prefix| key.starts_with(prefix))
+            && (least.len() < limit || least.peek().is_some_and(|(greatest, _)| key < greatest.as_slice()));
+        if wanted {
+            least.push((key.to_vec(), row.to_vec()));
+            if least.len() > limit {
+                least.pop();
+            }
+        }
+        Ok(())
     };
-    let range = (start, end.as_deref().map_or(Bound::Unbounded, Bound::Excluded));
-    let rows = table.range::<&[u8]>(range).map_err(running_error)?;
-    rows.take(limit)
-        .map(|row| {
-            let (key, record) = row.map_err(running_error)?;
-            let key = layout::parse_record_key(key.value()).ok_or_else(|| damaged("a record's key"))?;
-            Ok((key, layout::decode(record.value()).ok_or_else(|| damaged("a record"))?))
-        })
-        .collect()
+    for row in snapshot.kept.iter().map_err(running_error)? {
+        offer(row.map_err(running_error)?.1.value())?;
+    }
+    for tables in &snapshot.buckets {
+        for row in tables.index.iter().map_err(running_error)? {
+            with_row(tables, row.map_err(running_error)?.1.value(), &mut offer)?;
+        }
+    }
+    least.into_sorted_vec().iter().map(|(_, row)| any_row(row)).collect()
 }
 
-pub(crate) fn dead_letters(database: &Database, key: &RecordKey) -> Result<Vec<DeadLetter>, StoreError> {
-    let txn = database.begin_read().map_err(running_error)?;
-    let table = txn.open_table(layout::DEAD_LETTERS).map_err(running_error)?;
+/// Up to `limit` messages to send after `after`, in order.
+pub(crate) fn pending(core: &Core, after: Option<OutboxPosition>, limit: usize) -> Result<Vec<OutboxRow>, StoreError> {
+    let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+    let (above, sent, snapshot) = {
+        let view = core.view.read();
+        let mut above: BTreeMap<OutboxPosition, Bytes> = BTreeMap::new();
+        for memtable in view.memtables() {
+            let rows = memtable.outbox.range((start, Bound::Unbounded)).take(limit.saturating_add(memtable.sent.len()));
+            above.extend(rows.map(|(position, message)| (*position, message.clone())));
+        }
+        let sent: std::collections::BTreeSet<_> = view.memtables().flat_map(|m| m.sent.iter().copied()).collect();
+        (above, sent, view.snapshot.clone())
+    };
+    let start = after.map_or(Bound::Unbounded, |after| Bound::Excluded((after.version, after.index)));
+    let mut rows = Vec::new();
+    for row in snapshot.outbox.range::<(u64, u32)>((start, Bound::Unbounded)).map_err(running_error)? {
+        let (position, message) = row.map_err(running_error)?;
+        let (version, index) = position.value();
+        let position = OutboxPosition { version, index };
+        if rows.len() == limit {
+            break;
+        }
+        if !sent.contains(&position) {
+            rows.push((position, Bytes::copy_from_slice(message.value())));
+        }
+    }
+    // Versions only grow: what the tables hold comes before what is not applied.
+    rows.extend(above.into_iter().filter(|(position, _)| !sent.contains(position)));
+    rows.sort_by_key(|(position, _)| *position);
+    let decoded = rows.into_iter().take(limit).map(|(position, message)| {
+        let message: Message = layout::decode(&message).ok_or_else(|| damaged("an outbox message"))?;
+        Ok(OutboxRow { position, message })
+    });
+    decoded.collect()
+}
+
+pub(crate) fn outbox_len(core: &Core) -> Result<u64, StoreError> {
+    let view = core.view.read();
+    let above: usize = view.memtables().map(|memtable| memtable.outbox.len()).sum();
+    let sent: usize = view.memtables().map(|memtable| memtable.sent.len()).sum();
+    let stored = view.snapshot.outbox.len().map_err(running_error)?;
+    Ok((stored + above as u64).saturating_sub(sent as u64))
+}
+
+pub(crate) fn dead_letters(core: &Core, key: &RecordKey) -> Result<Vec<DeadLetter>, StoreError> {
     let start = layout::record_key(key);
     let end = layout::after_prefix(&start);
-    let rows = table.range::<&[u8]>(start.as_slice()..end.as_slice()).map_err(running_error)?;
-    rows.map(|row| {
-        let (_, letter) = row.map_err(running_error)?;
-        layout::decode(letter.value()).ok_or_else(|| damaged("a dead letter"))
-    })
-    .collect()
+    let (mut letters, snapshot) = {
+        let view = core.view.read();
+        let mut letters: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+        for memtable in view.memtables() {
+            let range =
+                memtable.dead_letters.range::<[u8], _>((Bound::Included(&start[..]), Bound::Excluded(&end[..])));
+            for (key, letter) in range {
+                letters.entry(key.to_vec()).or_insert_with(|| letter.to_vec());
+            }
+        }
+        (letters, view.snapshot.clone())
+    };
+    for row in snapshot.dead_letters.range::<&[u8]>(start.as_slice()..end.as_slice()).map_err(running_error)? {
+        let (key, letter) = row.map_err(running_error)?;
+        letters.entry(key.value().to_vec()).or_insert_with(|| letter.value().to_vec());
+    }
+    letters.values().map(|letter| layout::decode(letter).ok_or_else(|| damaged("a dead letter"))).collect()
 }
 
-pub(crate) fn scan_state(
-    database: &Database,
-    scope: &Scope,
-    start: &str,
-    end: Option<&str>,
-    limit: usize,
-) -> Result<Vec<Entry>, StoreError> {
-    let txn = database.begin_read().map_err(running_error)?;
-    let table = txn.open_table(layout::STATE).map_err(running_error)?;
-    scan_table(&table, &layout::scope_prefix(scope), start, end, limit)
+/// Version and value of a state key; `(0, None)` where it is absent.
+pub(crate) fn state(core: &Core, key: &[u8]) -> Result<(Version, Option<Bytes>), StoreError> {
+    let (above, snapshot) = {
+        let view = core.view.read();
+        (newest(&view, |memtable| memtable.state.get(key).cloned()), view.snapshot.clone())
+    };
+    let split = |entry: &[u8]| layout::parse_state_value(entry).map(|(version, _)| version);
+    match above {
+        Some(None) => Ok((0, None)),
+        Some(Some(entry)) => {
+            let version = split(&entry).ok_or_else(|| damaged("a state entry"))?;
+            Ok((version, Some(entry.slice(8..))))
+        }
+        None => match snapshot.state.get(key).map_err(running_error)? {
+            None => Ok((0, None)),
+            Some(entry) => {
+                let (version, value) =
+                    layout::parse_state_value(entry.value()).ok_or_else(|| damaged("a state entry"))?;
+                Ok((version, Some(Bytes::copy_from_slice(value))))
+            }
+        },
+    }
 }
 
-/// The entries of a range, from a read or from a write transaction.
-pub(crate) fn scan_table(
-    table: &impl ReadableTable<&'static [u8], &'static [u8]>,
+/// Up to `limit` entries of a range of one scope's state, in key order.
+pub(crate) fn scan(
+    core: &Core,
     prefix: &[u8],
     start: &str,
     end: Option<&str>,
@@ -125,46 +255,50 @@ pub(crate) fn scan_table(
     }
     let start = layout::state_key(prefix, start);
     let end = end.map_or_else(|| layout::after_prefix(prefix), |end| layout::state_key(prefix, end));
-    let rows = table.range::<&[u8]>(start.as_slice()..end.as_slice()).map_err(running_error)?;
-    rows.take(limit)
-        .map(|row| {
-            let (key, value) = row.map_err(running_error)?;
-            let (_, key) = layout::parse_state_key(key.value()).ok_or_else(|| damaged("a state key"))?;
-            let (version, value) = layout::parse_state_value(value.value()).ok_or_else(|| damaged("a state entry"))?;
-            Ok((key, version, Bytes::copy_from_slice(value)))
-        })
-        .collect()
+    let (above, snapshot) = {
+        let view = core.view.read();
+        let mut above: BTreeMap<Bytes, Option<Bytes>> = BTreeMap::new();
+        for memtable in view.memtables() {
+            let range = memtable.state.range::<[u8], _>((Bound::Included(&start[..]), Bound::Excluded(&end[..])));
+            for (key, entry) in range {
+                above.entry(key.clone()).or_insert_with(|| entry.clone());
+            }
+        }
+        (above, view.snapshot.clone())
+    };
+    // What is deleted above hides rows below: read that many more.
+    let hidden = above.values().filter(|entry| entry.is_none()).count();
+    let mut merged: BTreeMap<Bytes, Option<Bytes>> = BTreeMap::new();
+    let rows = snapshot.state.range::<&[u8]>(start.as_slice()..end.as_slice()).map_err(running_error)?;
+    for row in rows.take(limit.saturating_add(hidden)) {
+        let (key, entry) = row.map_err(running_error)?;
+        merged.insert(Bytes::copy_from_slice(key.value()), Some(Bytes::copy_from_slice(entry.value())));
+    }
+    merged.extend(above);
+    let present = merged.into_iter().filter_map(|(key, entry)| Some((key, entry?)));
+    let entries = present.take(limit).map(|(key, entry)| {
+        let key = std::str::from_utf8(&key[prefix.len()..]).map_err(|_| damaged("a state key"))?;
+        let (version, _) = layout::parse_state_value(&entry).ok_or_else(|| damaged("a state entry"))?;
+        Ok((key.to_owned(), version, entry.slice(8..)))
+    });
+    entries.collect()
 }
 
 /// A view of one processor's state.
-pub(crate) struct RedbView {
-    database: Arc<Database>,
-    scope: Scope,
+pub(crate) struct ScopeView {
+    core: Arc<Core>,
     prefix: Vec<u8>,
 }
 
-impl RedbView {
-    pub(crate) fn new(database: Arc<Database>, scope: &Scope) -> Self {
-        Self { database, scope: scope.clone(), prefix: layout::scope_prefix(scope) }
-    }
-
-    fn get_now(&self, key: &str) -> Result<(Version, Option<Bytes>), StoreError> {
-        let txn = self.database.begin_read().map_err(running_error)?;
-        let table = txn.open_table(layout::STATE).map_err(running_error)?;
-        match table.get(layout::state_key(&self.prefix, key).as_slice()).map_err(running_error)? {
-            None => Ok((0, None)),
-            Some(value) => {
-                let (version, value) =
-                    layout::parse_state_value(value.value()).ok_or_else(|| damaged("a state entry"))?;
-                Ok((version, Some(Bytes::copy_from_slice(value))))
-            }
-        }
+impl ScopeView {
+    pub(crate) fn new(core: Arc<Core>, scope: &Scope) -> Self {
+        Self { core, prefix: layout::scope_prefix(scope) }
     }
 }
 
-impl StateView for RedbView {
+impl StateView for ScopeView {
     fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(Version, Option<Bytes>), StoreError>> {
-        Box::pin(ready(self.get_now(key)))
+        Box::pin(ready(state(&self.core, &layout::state_key(&self.prefix, key))))
     }
 
     fn scan<'a>(
@@ -173,6 +307,6 @@ impl StateView for RedbView {
         end: Option<&'a str>,
         limit: usize,
     ) -> BoxFuture<'a, Result<Vec<Entry>, StoreError>> {
-        Box::pin(ready(scan_state(&self.database, &self.scope, start, end, limit)))
+        Box::pin(ready(scan(&self.core, &self.prefix, start, end, limit)))
     }
 }

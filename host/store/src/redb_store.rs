@@ -1,8 +1,7 @@
-//! The store on redb: one folder, one process. Joins reading and writing behind core's seams.
+//! The store on redb, behind a journal: one folder, one process. Joins reading and writing behind core's seams.
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, ready};
@@ -12,16 +11,53 @@ use hapax_core::record::Record;
 use hapax_core::storage::{
     DeadLetter, Group, IdempotencyStorage, Inspect, Outbox, OutboxPosition, OutboxRow, StoreError, Verdict,
 };
-use redb::Database;
+use parking_lot::Mutex;
 
+use crate::apply::Applying;
+use crate::core::Core;
+use crate::journal::Journal;
 use crate::open::{self, Create, OpenError};
-use crate::{read, write};
+use crate::{apply, commit, read};
 
 /// The store on redb. Reads block for microseconds; `commit` blocks for a sync and belongs on the committer's thread.
+///
+/// Dropping it applies what is journalled to the tables.
 pub struct RedbStore {
-    database: Arc<Database>,
-    /// The greatest version that the next commits may have without a new reservation.
-    reserved: AtomicU64,
+    /// First, so that it is dropped first: the applier ends before the database closes.
+    _applying: Applying,
+    core: Arc<Core>,
+    journal: Mutex<Journal>,
+}
+
+/// What a store may use, with units.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// Bytes of redb's page cache.
+    pub page_cache_bytes: usize,
+    /// Bytes of memory for what is journalled and not yet in the tables, roughly; when they are used up, commits wait.
+    pub unapplied_bytes_max: usize,
+    /// Bytes of memory that are brought into the tables in one transaction, roughly. More is less work; less is a shorter
+    /// wait for whoever waits for room.
+    pub memtable_bytes: usize,
+    /// Bytes of the journal's file, in the long run.
+    pub journal_bytes: u64,
+    /// Records of one bucket at most: a bucket is the unit in which records are forgotten and filters are built.
+    pub bucket_rows_max: u64,
+    /// Whether buckets found at the start get their bloom filters. Outcomes are the same without.
+    pub filters: bool,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            page_cache_bytes: 64 << 20,
+            unapplied_bytes_max: 64 << 20,
+            memtable_bytes: 8 << 20,
+            journal_bytes: 64 << 20,
+            bucket_rows_max: 1 << 20,
+            filters: true,
+        }
+    }
 }
 
 /// One state entry, for people.
@@ -36,62 +72,74 @@ pub struct StateRow {
 impl RedbStore {
     /// Opens the store in the folder `path`, which is created where it is absent.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        Ok(Self::over(open::open(path, Create::IfAbsent)?))
+        Self::open_with(path, StoreOptions::default())
+    }
+
+    /// As [`RedbStore::open`], with options of the caller's.
+    pub fn open_with(path: &Path, options: StoreOptions) -> Result<Self, OpenError> {
+        open::open(path, Create::IfAbsent, options)
     }
 
     /// Opens a store that must be there.
     pub fn open_existing(path: &Path) -> Result<Self, OpenError> {
-        Ok(Self::over(open::open(path, Create::Never)?))
+        open::open(path, Create::Never, StoreOptions::default())
     }
 
-    /// Opens a store on a backend of the caller's: tests lose its unsynced writes.
-    pub fn open_backend(backend: impl redb::StorageBackend) -> Result<Self, OpenError> {
-        Ok(Self::over(open::open_backend(backend)?))
+    /// Opens a store on backends of the caller's, one for the database and one for the journal: tests lose their unsynced
+    /// writes.
+    pub fn open_backends(
+        database: impl redb::StorageBackend,
+        journal: impl redb::StorageBackend,
+        options: StoreOptions,
+    ) -> Result<Self, OpenError> {
+        open::open_backends(database, Box::new(journal), options)
     }
 
-    fn over(database: Database) -> Self {
-        // The first commit reserves: what an earlier process had reserved and not used is skipped.
-        Self { database: Arc::new(database), reserved: AtomicU64::new(0) }
+    pub(crate) fn over(core: Arc<Core>, journal: Journal) -> std::io::Result<Self> {
+        Ok(Self { _applying: Applying::start(core.clone())?, core, journal: Mutex::new(journal) })
     }
 
     /// Up to `limit` state entries whose keys begin with `prefix`, in key order.
     pub fn state_of(&self, scope: &Scope, prefix: &str, limit: usize) -> Result<Vec<StateRow>, StoreError> {
-        let entries = read::scan_state(&self.database, scope, prefix, None, limit)?;
+        let entries = read::scan(&self.core, &crate::layout::scope_prefix(scope), prefix, None, limit)?;
         let rows = entries.into_iter().take_while(|(key, ..)| key.starts_with(prefix));
         Ok(rows.map(|(key, _, value)| StateRow { key, value }).collect())
     }
 
     /// How many messages wait in the outbox.
     pub fn outbox_len(&self) -> Result<u64, StoreError> {
-        read::outbox_len(&self.database)
+        read::outbox_len(&self.core)
     }
 
-    /// Writes another format's number into the store: for the test that it is refused then.
-    #[doc(hidden)]
-    pub fn set_format_for_test(&self, format: u32) -> Result<(), StoreError> {
-        write::set_format(&self.database, format)
+    /// Brings everything that is journalled into the tables.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        self.core.flush()
     }
 }
 
 impl IdempotencyStorage for RedbStore {
     fn admit<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
-        Box::pin(ready(read::record(&self.database, key)))
+        Box::pin(ready(read::record(&self.core, key)))
     }
 
     fn commit<'a>(&'a self, group: &'a Group) -> BoxFuture<'a, Result<Vec<Verdict>, StoreError>> {
-        Box::pin(async move { write::commit(&self.database, &self.reserved, group) })
+        Box::pin(async move { commit::commit(&self.core, &mut self.journal.lock(), group) })
     }
 
     fn view(&self, scope: &Scope) -> Arc<dyn StateView> {
-        Arc::new(read::RedbView::new(self.database.clone(), scope))
+        Arc::new(read::ScopeView::new(self.core.clone(), scope))
     }
 
     fn last_version(&self) -> BoxFuture<'_, Result<Version, StoreError>> {
-        Box::pin(ready(read::last_version(&self.database)))
+        Box::pin(ready(Ok(self.journal.lock().last_version())))
     }
 
     fn cleanup(&self, older_than_ms: u64, limit: usize) -> BoxFuture<'_, Result<usize, StoreError>> {
-        Box::pin(async move { write::cleanup(&self.database, older_than_ms, limit) })
+        Box::pin(async move { apply::cleanup(&self.core, older_than_ms, limit) })
+    }
+
+    fn sweep(&self, now_ms: u64) -> BoxFuture<'_, Result<u64, StoreError>> {
+        Box::pin(async move { apply::sweep(&self.core, now_ms) })
     }
 }
 
@@ -101,7 +149,7 @@ impl Outbox for RedbStore {
         after: Option<OutboxPosition>,
         limit: usize,
     ) -> BoxFuture<'_, Result<Vec<OutboxRow>, StoreError>> {
-        Box::pin(ready(read::pending(&self.database, after, limit)))
+        Box::pin(ready(read::pending(&self.core, after, limit)))
     }
 }
 
@@ -112,10 +160,10 @@ impl Inspect for RedbStore {
         after: Option<&'a RecordKey>,
         limit: usize,
     ) -> BoxFuture<'a, Result<Vec<(RecordKey, Record)>, StoreError>> {
-        Box::pin(ready(read::records(&self.database, processor, after, limit)))
+        Box::pin(ready(read::records(&self.core, processor, after, limit)))
     }
 
     fn dead_letters<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Vec<DeadLetter>, StoreError>> {
-        Box::pin(ready(read::dead_letters(&self.database, key)))
+        Box::pin(ready(read::dead_letters(&self.core, key)))
     }
 }

@@ -1,0 +1,116 @@
+//! What is journalled and not yet in the tables, for readers and for the applier. Filled by frames only, so that a restart
+//! makes the same of the journal as the running host did.
+
+use std::collections::hash_map::Entry as Slot;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
+
+use bytes::Bytes;
+use hapax_core::context::Version;
+use hapax_core::storage::OutboxPosition;
+
+use crate::frame::{Entry, Frame};
+
+/// Bytes of memory that an entry takes beside its frame, roughly.
+const ENTRY_BYTES: usize = 128;
+
+/// Changes of consecutive frames, the last of each key.
+#[derive(Debug, Default)]
+pub(crate) struct Memtable {
+    pub(crate) records: HashMap<u128, RecordSlot, BuildHasherDefault<Hashed>>,
+    /// Version and value by encoded key; `None` where it was deleted.
+    pub(crate) state: BTreeMap<Bytes, Option<Bytes>>,
+    pub(crate) outbox: BTreeMap<OutboxPosition, Bytes>,
+    /// Sent messages whose row is further down.
+    pub(crate) sent: BTreeSet<OutboxPosition>,
+    pub(crate) dead_letters: BTreeMap<Bytes, Bytes>,
+    pub(crate) end: End,
+    bytes: usize,
+}
+
+/// Where a memtable's frames end.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct End {
+    pub(crate) sequence: u64,
+    /// Offset of the next frame in the journal.
+    pub(crate) next_offset: u64,
+    pub(crate) last_version: Version,
+}
+
+/// A record as its frame has it.
+#[derive(Debug, Clone)]
+pub(crate) struct RecordSlot {
+    pub(crate) end_ms: Option<u64>,
+    /// Whether there may be an older one further down.
+    pub(crate) replaces: bool,
+    pub(crate) row: Bytes,
+}
+
+/// Record hashes are as good as random: their own low half serves.
+#[derive(Debug, Default)]
+pub(crate) struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.0 ^= u64::from_le_bytes(word);
+        }
+    }
+
+    fn write_u128(&mut self, hash: u128) {
+        self.0 = hash as u64;
+    }
+}
+
+/// A frame has an entry that this build cannot read, though its checksum holds.
+#[derive(Debug)]
+pub(crate) struct Unreadable;
+
+impl Memtable {
+    /// Takes in a frame that is durable; `next_offset` is where the journal goes on after it.
+    pub(crate) fn insert(&mut self, frame: &Frame, next_offset: u64) -> Result<(), Unreadable> {
+        let mut entries = 0;
+        for entry in frame.entries() {
+            self.take(entry.ok_or(Unreadable)?);
+            entries += 1;
+        }
+        self.bytes += frame.bytes.len() + entries * ENTRY_BYTES;
+        self.end = End { sequence: frame.sequence, next_offset, last_version: frame.last_version };
+        Ok(())
+    }
+
+    fn take(&mut self, entry: Entry) {
+        match entry {
+            Entry::Record { hash, end_ms, replaces, row } => match self.records.entry(hash) {
+                Slot::Occupied(mut slot) => {
+                    let replaces = slot.get().replaces;
+                    slot.insert(RecordSlot { end_ms, replaces, row });
+                }
+                Slot::Vacant(slot) => drop(slot.insert(RecordSlot { end_ms, replaces, row })),
+            },
+            Entry::State { key, value } => drop(self.state.insert(key, value)),
+            Entry::Outgoing { position, message } => drop(self.outbox.insert(position, message)),
+            Entry::Sent(position) => {
+                if self.outbox.remove(&position).is_none() {
+                    self.sent.insert(position);
+                }
+            }
+            Entry::DeadLetter { key, letter } => drop(self.dead_letters.insert(key, letter)),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// Bytes of memory, roughly.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}

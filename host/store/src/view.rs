@@ -1,0 +1,89 @@
+//! One moment of the store: what is journalled over a snapshot of the tables. Everything readers see is found here.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use hapax_core::storage::StoreError;
+use redb::{Database, ReadOnlyTable, ReadableDatabase as _, ReadableTableMetadata as _};
+
+use crate::buckets::Bucket;
+use crate::layout::{self, Applied};
+use crate::memtable::Memtable;
+use crate::open::running_error;
+
+/// The bucket and its two tables at the moment of a snapshot.
+pub(crate) struct BucketTables {
+    pub(crate) bucket: Arc<Bucket>,
+    pub(crate) index: ReadOnlyTable<u128, u64>,
+    pub(crate) rows: ReadOnlyTable<u64, &'static [u8]>,
+}
+
+/// The tables after one transaction; opened once, read by everyone until the next.
+pub(crate) struct Snapshot {
+    pub(crate) kept: ReadOnlyTable<u128, &'static [u8]>,
+    /// Most often nothing is kept, and then it need not be read.
+    pub(crate) kept_is_empty: bool,
+    pub(crate) state: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    pub(crate) outbox: ReadOnlyTable<(u64, u32), &'static [u8]>,
+    pub(crate) dead_letters: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    /// Newest last.
+    pub(crate) buckets: Vec<BucketTables>,
+    pub(crate) applied: Applied,
+}
+
+/// Newest first: the active memtable, the frozen ones from the back, the snapshot.
+pub(crate) struct View {
+    /// Takes in what is journalled.
+    pub(crate) active: Memtable,
+    /// Wait for the applier, oldest first.
+    pub(crate) frozen: VecDeque<Arc<Memtable>>,
+    pub(crate) snapshot: Arc<Snapshot>,
+}
+
+impl Snapshot {
+    /// Opens the tables as they are now, with the buckets given.
+    pub(crate) fn open(database: &Database, buckets: impl Iterator<Item = Arc<Bucket>>) -> Result<Self, StoreError> {
+        let txn = database.begin_read().map_err(running_error)?;
+        let kept = txn.open_table(layout::KEPT).map_err(running_error)?;
+        let meta = txn.open_table(layout::META).map_err(running_error)?;
+        let applied = meta.get(layout::META_APPLIED).map_err(running_error)?;
+        let applied = applied.and_then(|value| Applied::decode(value.value()));
+        let buckets = buckets.map(|bucket| {
+            let index = layout::index_name(bucket.id);
+            let rows = layout::rows_name(bucket.id);
+            Ok(BucketTables {
+                index: txn.open_table(layout::IndexTable::new(&index)).map_err(running_error)?,
+                rows: txn.open_table(layout::RowsTable::new(&rows)).map_err(running_error)?,
+                bucket,
+            })
+        });
+        Ok(Self {
+            kept_is_empty: kept.is_empty().map_err(running_error)?,
+            kept,
+            state: txn.open_table(layout::STATE).map_err(running_error)?,
+            outbox: txn.open_table(layout::OUTBOX).map_err(running_error)?,
+            dead_letters: txn.open_table(layout::DEAD_LETTERS).map_err(running_error)?,
+            buckets: buckets.collect::<Result<_, StoreError>>()?,
+            applied: applied.ok_or_else(|| StoreError::Damaged("it does not say how far it was applied".into()))?,
+        })
+    }
+}
+
+impl View {
+    /// The memtables, newest first.
+    pub(crate) fn memtables(&self) -> impl Iterator<Item = &Memtable> {
+        std::iter::once(&self.active).chain(self.frozen.iter().rev().map(|memtable| &**memtable))
+    }
+
+    /// Bytes that are journalled and not yet applied, roughly.
+    pub(crate) fn unapplied_bytes(&self) -> usize {
+        self.memtables().map(Memtable::bytes).sum()
+    }
+
+    /// Hands the active memtable to the applier.
+    pub(crate) fn freeze(&mut self) {
+        if !self.active.is_empty() {
+            self.frozen.push_back(Arc::new(std::mem::take(&mut self.active)));
+        }
+    }
+}
