@@ -46,6 +46,10 @@ impl IdempotencyStorage for Counted {
     fn cleanup(&self, older_than_ms: u64, limit: usize) -> BoxFuture<'_, Result<usize, StoreError>> {
         self.store.cleanup(older_than_ms, limit)
     }
+
+    fn sweep(&self, now_ms: u64) -> BoxFuture<'_, Result<u64, StoreError>> {
+        self.store.sweep(now_ms)
+    }
 }
 
 fn write_one<'a>(run: &'a Invocation, context: &'a mut Context) -> BoxFuture<'a, Result<Output, Failure>> {
