@@ -149,7 +149,7 @@ async fn scans_are_ordered_bounded_and_scoped(store: &impl Store) {
     write(store, vec![commit("a", 1, &[("b", Some("2")), ("a", Some("1")), ("c", Some("3")), ("c/d", Some("4"))])])
         .await;
     let mut other = commit("x", 2, &[("b", Some("other"))]);
-    other.key.scope = Scope::of("p2");
+    other.key = RecordKey::by_message_id(&Scope::of("p2"), &Message::new("a", "/s", "t"));
     write(store, vec![other]).await;
     let view = store.view(&Scope::of("p"));
     let keys = async |start: &str, end: Option<&str>, limit| {
@@ -228,7 +228,7 @@ async fn cleanup_spares_what_is_open(store: &impl Store) {
 async fn records_are_paged(store: &impl Store) {
     write(store, vec![commit("b", 1, &[]), commit("a", 2, &[]), commit("c", 3, &[])]).await;
     let mut other = commit("a", 4, &[]);
-    other.key.scope = Scope::of("p2");
+    other.key = RecordKey::by_message_id(&Scope::of("p2"), &Message::new("a", "/s", "t"));
     write(store, vec![other]).await;
     let names = async |processor, after: Option<&RecordKey>, limit| {
         let page = store.records(processor, after, limit).await.unwrap();

@@ -52,6 +52,10 @@ enum Command {
     Build(build::Args),
 }
 
+/// Messages are allocated by one thread and freed by another, many at a time, which this allocator is made for.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     log_to_stderr(&cli.log);

@@ -2,12 +2,13 @@
 //! runs and writes nothing.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
-use tokio::sync::watch;
+use tokio::sync::oneshot;
 
 use crate::key::{Fingerprint, RecordKey};
 use crate::processor::Output;
@@ -96,10 +97,10 @@ impl TerminalCache {
     }
 }
 
-/// Messages that are being run here, by record key.
+/// Messages that are being run here, by record key, each with those who wait for its end.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct InFlight {
-    table: Arc<Mutex<HashMap<RecordKey, watch::Receiver<()>>>>,
+    table: Arc<Mutex<HashMap<RecordKey, Vec<oneshot::Sender<()>>>>>,
 }
 
 /// The right to run a message; dropping it wakes everyone who waits for its end.
@@ -107,22 +108,25 @@ pub(crate) struct InFlight {
 pub(crate) struct Leading {
     table: InFlight,
     key: RecordKey,
-    _ended: watch::Sender<()>,
 }
 
 /// Waits for the end of a message that somebody else runs.
-pub(crate) struct Following(watch::Receiver<()>);
+pub(crate) struct Following(oneshot::Receiver<()>);
 
 impl InFlight {
     /// Leads, if nobody does; else follows.
     pub(crate) fn enter(&self, key: &RecordKey) -> Result<Leading, Following> {
-        let mut table = self.table.lock();
-        if let Some(ended) = table.get(key) {
-            return Err(Following(ended.clone()));
+        match self.table.lock().entry(key.clone()) {
+            Entry::Occupied(mut followers) => {
+                let (sender, ended) = oneshot::channel();
+                followers.get_mut().push(sender);
+                Err(Following(ended))
+            }
+            Entry::Vacant(place) => {
+                place.insert(Vec::new());
+                Ok(Leading { table: self.clone(), key: key.clone() })
+            }
         }
-        let (sender, ended) = watch::channel(());
-        table.insert(key.clone(), ended);
-        Ok(Leading { table: self.clone(), key: key.clone(), _ended: sender })
     }
 
     /// Whether somebody runs `key`.
@@ -133,15 +137,16 @@ impl InFlight {
 
 impl Following {
     /// Completes when the leader has ended, in whatever way: look again.
-    pub(crate) async fn ended(mut self) {
+    pub(crate) async fn ended(self) {
         // Nothing is ever sent: an error, the sender's end, is the signal.
-        let _ = self.0.changed().await;
+        let _ = self.0.await;
     }
 }
 
 impl Drop for Leading {
     fn drop(&mut self) {
-        // First out of the table, then (with the field) the signal: who wakes does not find it again.
-        self.table.table.lock().remove(&self.key);
+        // Out of the table first: who wakes does not find it again.
+        let followers = self.table.table.lock().remove(&self.key);
+        drop(followers);
     }
 }

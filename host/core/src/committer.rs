@@ -10,7 +10,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::context::Version;
 use crate::fault;
-use crate::overlay::Overlay;
+use crate::overlay::{self, Overlay};
 use crate::storage::{Commit, Group, IdempotencyStorage, OutboxPosition, StoreError, Verdict};
 
 /// Commits in one group, at most.
@@ -89,23 +89,27 @@ impl Committer {
         Ok(Arc::new(Self { sequencer: Mutex::new(sequencer), shared, thread: Mutex::new(Some(thread)) }))
     }
 
-    /// Sequences a commit: `build` gets its version. Commits are written in the order of their versions. `overlay`, which
-    /// shows the commit's writes to later runs, is told what becomes of it.
+    /// Sequences a commit: gives it its version. Commits are written in the order of their versions. The overlay, if given,
+    /// shows the commit's writes to later runs from now on, and is told what becomes of it.
     pub(crate) fn submit(
         &self,
-        overlay: Option<&Arc<Overlay>>,
-        build: impl FnOnce(Version) -> Commit,
-    ) -> (Version, Pending) {
+        mut commit: Commit,
+        overlay: Option<(&Arc<Overlay>, &mut overlay::Turn<'_>)>,
+    ) -> Pending {
         let (reply, verdict) = oneshot::channel();
         let mut sequencer = self.sequencer.lock();
-        let version = sequencer.next;
+        commit.version = sequencer.next;
         sequencer.next += 1;
+        let overlay = overlay.map(|(overlay, turn)| {
+            turn.show(commit.version, &commit.effects.writes);
+            overlay.clone()
+        });
         // A closed committer drops the reply, which the waiter sees.
         if let Some(jobs) = &sequencer.jobs {
-            let waiter = Waiter { version, overlay: overlay.cloned(), reply };
-            let _ = jobs.send(Job::Commit(Box::new(build(version)), waiter));
+            let waiter = Waiter { version: commit.version, overlay, reply };
+            let _ = jobs.send(Job::Commit(Box::new(commit), waiter));
         }
-        (version, Pending { verdict })
+        Pending { verdict }
     }
 
     /// Marks outbox rows as sent, in the next group.

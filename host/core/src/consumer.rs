@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use crate::admission::{Admission, InFlight, Leading, Stored, TerminalCache, decide};
 use crate::clock::Clock;
 use crate::committer::{Committer, Pending};
-use crate::context::{Context, Effects, ReadSet};
+use crate::context::{Context, Effects, ReadSet, StateView};
 use crate::fault;
 use crate::key::{Fingerprint, RecordKey, Scope};
 use crate::lanes::{Lanes, Place, Turn};
@@ -54,6 +54,10 @@ struct Inner {
     in_flight: InFlight,
     cache: TerminalCache,
     overlay: Arc<Overlay>,
+    /// The state as runs see it: the overlay over the store.
+    view: Arc<dyn StateView>,
+    /// Digest of the processor, as records keep it.
+    component: Arc<str>,
     effect_limits: Arc<crate::context::EffectLimits>,
     stopping: watch::Sender<bool>,
 }
@@ -168,11 +172,14 @@ enum Admitted {
 impl IdempotentConsumer {
     /// Joins the parts.
     pub fn new(parts: Parts) -> Self {
+        let overlay = Arc::new(Overlay::default());
         let inner = Inner {
+            view: overlay.over(parts.storage.view(&parts.scope)),
+            component: parts.processor.digest().into(),
             lanes: Lanes::default(),
             in_flight: InFlight::default(),
             cache: TerminalCache::new(parts.options.cache_bytes),
-            overlay: Arc::new(Overlay::default()),
+            overlay,
             effect_limits: Arc::new(parts.options.effects.clone()),
             stopping: watch::channel(false).0,
             parts,
@@ -335,15 +342,16 @@ impl Inner {
         let error = "the idempotency key was used before with another body; give the message a key of its own";
         tracing::error!(key = %message.key, "mismatch: {error}");
         if self.parts.options.mismatch == MismatchPolicy::DeadLetter {
-            let (_, pending) = self.parts.committer.submit(None, |version| Commit {
+            let commit = Commit {
                 key: message.key.clone(),
                 expected_epoch: Some(record.epoch),
                 record: None,
-                version,
+                version: 0,
                 reads: ReadSet::default(),
                 effects: Effects::default(),
                 dead_letter: Some(self.dead_letter(message, error.to_owned(), 0)),
-            });
+            };
+            let pending = self.parts.committer.submit(commit, None);
             pending.durable().await?;
         }
         Ok(Ending::Mismatch)
@@ -377,8 +385,7 @@ impl Inner {
             attempt: claim.attempts + 1,
             seed: message.key.seed(),
         };
-        let view = self.overlay.over(self.parts.storage.view(&self.parts.scope));
-        let mut context = Context::new(view, self.effect_limits.clone());
+        let mut context = Context::new(self.view.clone(), self.effect_limits.clone());
         let result = self.parts.processor.process(&invocation, &mut context).await;
         let (reads, effects) = context.finish();
         Run { result, reads, effects }
@@ -401,18 +408,18 @@ impl Inner {
             None if fault::mutated("mark-before-run") => Some(1),
             found => found,
         };
-        let writes = effects.writes.clone();
-        let commit = |version| Commit {
+        let commit = Commit {
             key: message.key.clone(),
             expected_epoch,
             record: Some(record.clone()),
-            version,
-            reads: run.reads.clone(),
+            version: 0,
+            reads: run.reads,
             effects,
             dead_letter,
         };
-        let pending =
-            self.overlay.sequence(&run.reads, &writes, || self.parts.committer.submit(Some(&self.overlay), commit))?;
+        // No other commit of this processor is sequenced between the check and the place in the order.
+        let mut turn = self.overlay.turn(&commit.reads)?;
+        let pending = self.parts.committer.submit(commit, Some((&self.overlay, &mut turn)));
         Ok(Sequenced { pending, record, ending })
     }
 
@@ -452,7 +459,7 @@ impl Inner {
             epoch: claim.epoch.unwrap_or(0) + 1,
             attempts: claim.attempts + 1,
             fingerprint: message.fingerprint,
-            component: self.parts.processor.digest().to_owned(),
+            component: self.component.clone(),
             saga: None,
             received_ms: found.map_or(claim.now_ms, |record| record.received_ms),
             changed_ms: now_ms,
@@ -462,15 +469,16 @@ impl Inner {
     /// The mutation "the record is marked before the guest runs".
     async fn mark_first(&self, message: &Accepted, claim: &Claim) -> Result<(), StoreError> {
         let record = self.next_record(message, claim, Event::Completed(Output::default()), claim.now_ms);
-        let (_, pending) = self.parts.committer.submit(None, |version| Commit {
+        let commit = Commit {
             key: message.key.clone(),
             expected_epoch: None,
             record: Some(record),
-            version,
+            version: 0,
             reads: ReadSet::default(),
             effects: Effects::default(),
             dead_letter: None,
-        });
+        };
+        let pending = self.parts.committer.submit(commit, None);
         pending.durable().await.map(drop)
     }
 
@@ -480,7 +488,7 @@ impl Inner {
             fingerprint: message.fingerprint,
             error,
             attempts,
-            component: self.parts.processor.digest().to_owned(),
+            component: self.component.clone(),
             at_ms: self.parts.clock.now_ms(),
         }
     }

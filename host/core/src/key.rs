@@ -24,31 +24,56 @@ impl Scope {
     }
 }
 
-/// Key of a deduplication record: `tenant / processor / source namespace / idempotency key`.
+/// Key of a deduplication record: `tenant / processor / source namespace / idempotency key`. Cheap to clone.
 ///
 /// Its text form percent-encodes `%` and `/` inside a part, so that it can be split again.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct RecordKey {
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RecordKey(Arc<RecordKeyParts>);
+
+/// What a [`RecordKey`] is made of.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RecordKeyParts {
     /// Tenant and processor.
     pub scope: Scope,
     /// Source namespace: CloudEvents `source`.
     pub source: Arc<str>,
     /// The idempotency key inside the source.
     pub key: Arc<str>,
+    /// See [`RecordKey::digest`].
+    digest: u128,
+}
+
+impl std::ops::Deref for RecordKey {
+    type Target = RecordKeyParts;
+
+    fn deref(&self) -> &RecordKeyParts {
+        &self.0
+    }
+}
+
+impl std::hash::Hash for RecordKey {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        state.write_u64(self.0.digest as u64);
+    }
 }
 
 impl RecordKey {
+    /// A key from its parts.
+    pub fn new(scope: Scope, source: Arc<str>, key: Arc<str>) -> Self {
+        let hash = hash_of(&scope, &source, &key, b"record", 0);
+        let digest = u128::from_le_bytes(*hash.as_bytes().first_chunk().expect("a hash has 32 bytes"));
+        Self(Arc::new(RecordKeyParts { scope, source, key, digest }))
+    }
+
     /// The key of `message` at the processor `scope`, by strategy message id.
     pub fn by_message_id(scope: &Scope, message: &Message) -> Self {
         let key = message.idempotency_key.as_ref().unwrap_or(&message.id);
-        Self { scope: scope.clone(), source: message.source.as_str().into(), key: key.as_str().into() }
+        Self::new(scope.clone(), message.source.as_str().into(), key.as_str().into())
     }
 
     /// A number that depends on nothing but the key: the message's seed.
     pub fn seed(&self) -> u64 {
-        let mut first = [0; 8];
-        first.copy_from_slice(&self.hash(b"seed", 0).as_bytes()[..8]);
-        u64::from_le_bytes(first)
+        (self.0.digest >> 64) as u64
     }
 
     /// Stable id of the `position`-th outgoing message of this record: `hash(record key, position)`, 32 hex digits.
@@ -56,25 +81,23 @@ impl RecordKey {
         self.hash(b"outbox", position as u64).to_hex()[..32].to_owned()
     }
 
-    /// Names the record in a store: 128 bits of a cryptographic hash of the whole key.
+    /// Names the record in a store and in every table of the host: 128 bits of a cryptographic hash of the whole key,
+    /// computed once.
     pub fn digest(&self) -> u128 {
-        let hash = self.hash(b"record", 0);
-        u128::from_le_bytes(*hash.as_bytes().first_chunk().expect("a hash has 32 bytes"))
+        self.0.digest
     }
 
     fn hash(&self, purpose: &[u8], number: u64) -> blake3::Hash {
-        let mut hasher = blake3::Hasher::new();
-        for part in [
-            purpose,
-            self.scope.tenant.as_bytes(),
-            self.scope.processor.as_bytes(),
-            self.source.as_bytes(),
-            self.key.as_bytes(),
-        ] {
-            hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
-        }
-        hasher.update(&number.to_le_bytes()).finalize()
+        hash_of(&self.scope, &self.source, &self.key, purpose, number)
     }
+}
+
+fn hash_of(scope: &Scope, source: &str, key: &str, purpose: &[u8], number: u64) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new();
+    for part in [purpose, scope.tenant.as_bytes(), scope.processor.as_bytes(), source.as_bytes(), key.as_bytes()] {
+        hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
+    }
+    hasher.update(&number.to_le_bytes()).finalize()
 }
 
 impl fmt::Display for RecordKey {
@@ -102,7 +125,7 @@ impl FromStr for RecordKey {
         let parts: Vec<Arc<str>> =
             text.split('/').map(|part| part.replace("%2F", "/").replace("%25", "%").into()).collect();
         match <[Arc<str>; 4]>::try_from(parts) {
-            Ok([tenant, processor, source, key]) => Ok(Self { scope: Scope { tenant, processor }, source, key }),
+            Ok([tenant, processor, source, key]) => Ok(Self::new(Scope { tenant, processor }, source, key)),
             Err(_) => Err(NotARecordKey(text.to_owned())),
         }
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::context::{Entry, RangeRead, ReadSet, StateView, Version};
 use crate::storage::StoreError;
@@ -26,7 +26,7 @@ struct Inner {
     /// Version of the last sequenced commit.
     last: Version,
     /// Writes by key, oldest first; `None` deletes.
-    keys: BTreeMap<String, VecDeque<(Version, Option<Bytes>)>>,
+    keys: BTreeMap<Arc<str>, VecDeque<(Version, Option<Bytes>)>>,
     /// Sequenced commits that still have entries, oldest first.
     commits: VecDeque<Sequenced>,
     /// Runs under way, counted by the version that was the last when they began.
@@ -36,7 +36,7 @@ struct Inner {
 #[derive(Debug)]
 struct Sequenced {
     version: Version,
-    keys: Vec<String>,
+    keys: Vec<Arc<str>>,
     durable: bool,
 }
 
@@ -45,6 +45,9 @@ pub(crate) struct Running {
     overlay: Arc<Overlay>,
     began: Version,
 }
+
+/// The turn to be sequenced.
+pub(crate) struct Turn<'a>(MutexGuard<'a, Inner>);
 
 /// What a run read has changed: run it again.
 #[derive(Debug, PartialEq, Eq)]
@@ -59,27 +62,11 @@ impl Overlay {
         Running { overlay: self.clone(), began }
     }
 
-    /// Checks `reads` and, if they stand, hands `submit` the right to sequence: it answers the version under which
-    /// `writes` become visible. No other commit of this processor is sequenced in between.
-    pub(crate) fn sequence<T>(
-        &self,
-        reads: &ReadSet,
-        writes: &BTreeMap<String, Option<Bytes>>,
-        submit: impl FnOnce() -> (Version, T),
-    ) -> Result<T, Stale> {
-        let mut inner = self.inner.lock();
-        if !inner.stands(reads) {
-            return Err(Stale);
-        }
-        let (version, submitted) = submit();
-        inner.last = version;
-        if !writes.is_empty() {
-            for (key, value) in writes {
-                inner.keys.entry(key.clone()).or_default().push_back((version, value.clone()));
-            }
-            inner.commits.push_back(Sequenced { version, keys: writes.keys().cloned().collect(), durable: false });
-        }
-        Ok(submitted)
+    /// Checks `reads` and, if they stand, answers the turn to be sequenced: until it is dropped, no other commit of this
+    /// processor is.
+    pub(crate) fn turn(&self, reads: &ReadSet) -> Result<Turn<'_>, Stale> {
+        let inner = self.inner.lock();
+        if inner.stands(reads) { Ok(Turn(inner)) } else { Err(Stale) }
     }
 
     /// The commit `version` is durable: its entries may go as soon as nobody needs them.
@@ -107,6 +94,24 @@ impl Overlay {
     }
 }
 
+impl Turn<'_> {
+    /// Makes `writes` visible under the version that the commit got.
+    pub(crate) fn show(&mut self, version: Version, writes: &BTreeMap<String, Option<Bytes>>) {
+        let inner = &mut *self.0;
+        inner.last = version;
+        if writes.is_empty() {
+            return;
+        }
+        let mut keys = Vec::with_capacity(writes.len());
+        for (key, value) in writes {
+            let key: Arc<str> = key.as_str().into();
+            keys.push(key.clone());
+            inner.keys.entry(key).or_default().push_back((version, value.clone()));
+        }
+        inner.commits.push_back(Sequenced { version, keys, durable: false });
+    }
+}
+
 impl Inner {
     fn stands(&self, reads: &ReadSet) -> bool {
         let current = |key: &str| self.keys.get(key).and_then(VecDeque::back);
@@ -122,16 +127,16 @@ impl Inner {
         // A scan that was cut short says nothing of what comes after its last entry.
         let last = if read.seen.len() >= read.limit { read.seen.last().map(|(key, _)| key.as_str()) } else { None };
         self.within(&read.start, read.end.as_deref())
-            .take_while(|(key, _)| last.is_none_or(|last| key.as_str() <= last))
+            .take_while(|(key, _)| last.is_none_or(|last| &***key <= last))
             .filter_map(|(key, versions)| Some((key, versions.back()?)))
-            .all(|(key, (version, value))| seen.get(key.as_str()) == value.as_ref().map(|_| version))
+            .all(|(key, (version, value))| seen.get(&**key) == value.as_ref().map(|_| version))
     }
 
     fn within(
         &self,
         start: &str,
         end: Option<&str>,
-    ) -> impl Iterator<Item = (&String, &VecDeque<(Version, Option<Bytes>)>)> {
+    ) -> impl Iterator<Item = (&Arc<str>, &VecDeque<(Version, Option<Bytes>)>)> {
         self.keys.range::<str, _>((Bound::Included(start), end.map_or(Bound::Unbounded, Bound::Excluded)))
     }
 
@@ -198,7 +203,7 @@ impl StateView for OverlayView {
                 .inner
                 .lock()
                 .within(start, end)
-                .filter_map(|(key, versions)| Some((key.clone(), versions.back()?.clone())))
+                .filter_map(|(key, versions)| Some((key.to_string(), versions.back()?.clone())))
                 .collect();
             // Deletes above may hide entries below: read that many more.
             let hidden = above.iter().filter(|(_, (_, value))| value.is_none()).count();

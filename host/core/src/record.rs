@@ -1,5 +1,7 @@
 //! The deduplication record and its state machine: pure functions, no clock, no store.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::key::Fingerprint;
@@ -17,7 +19,7 @@ pub struct Record {
     /// What the first delivery carried.
     pub fingerprint: Fingerprint,
     /// Digest of the component that made the last attempt.
-    pub component: String,
+    pub component: Arc<str>,
     /// The saga it belongs to.
     pub saga: Option<String>,
     /// First received, in milliseconds since the Unix epoch.

@@ -61,7 +61,7 @@ pub struct DeadLetter {
     /// Attempts made.
     pub attempts: u32,
     /// Digest of the component that made the last attempt.
-    pub component: String,
+    pub component: Arc<str>,
     /// When, in milliseconds since the Unix epoch.
     pub at_ms: u64,
 }

@@ -2,6 +2,7 @@
 //! append to the journal and one sync. The tables follow later, by the applier.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::BuildHasherDefault;
 
 use hapax_core::context::{RangeRead, Version};
 use hapax_core::fault;
@@ -12,21 +13,21 @@ use hapax_core::storage::{Commit, Group, StoreError, Verdict};
 use crate::core::Core;
 use crate::frame::Builder;
 use crate::journal::Journal;
+use crate::memtable::Hashed;
 use crate::open::io_store_error;
 use crate::{layout, read};
 
 /// Writes a group and makes it visible. Called by one thread at a time.
 pub(crate) fn commit(core: &Core, journal: &mut Journal, group: &Group) -> Result<Vec<Verdict>, StoreError> {
     core.failure()?;
-    let mut frame = Builder::new();
+    let mut frame = Builder::new(group.commits.len());
     let mut judge = Judge::new(core, group);
     let mut verdicts = Vec::with_capacity(group.commits.len());
     for commit in &group.commits {
-        let hash = commit.key.digest();
-        let verdict = judge.verdict(commit, hash)?;
+        let verdict = judge.verdict(commit)?;
         if verdict == Verdict::Committed {
-            frame.push(commit, hash);
-            judge.note(commit, hash);
+            frame.push(commit);
+            judge.note(commit);
         }
         verdicts.push(verdict);
     }
@@ -88,11 +89,10 @@ fn in_two(
     group: &Group,
     verdicts: Vec<Verdict>,
 ) -> Result<Vec<Verdict>, StoreError> {
-    let (mut records, mut effects) = (Builder::new(), Builder::new());
+    let (mut records, mut effects) = (Builder::new(group.commits.len()), Builder::new(group.commits.len()));
     for (commit, _) in group.commits.iter().zip(&verdicts).filter(|(_, verdict)| **verdict == Verdict::Committed) {
-        let hash = commit.key.digest();
-        records.push(&Commit { effects: Default::default(), dead_letter: None, ..commit.clone() }, hash);
-        effects.push(&Commit { record: None, ..commit.clone() }, hash);
+        records.push(&Commit { effects: Default::default(), dead_letter: None, ..commit.clone() });
+        effects.push(&Commit { record: None, ..commit.clone() });
     }
     group.sent.iter().for_each(|sent| effects.push_sent(*sent));
     write(core, journal, records)?;
@@ -103,7 +103,7 @@ fn in_two(
 /// What is so when a commit's turn comes: the store, and what earlier commits of the group have made of it.
 struct Judge<'a> {
     core: &'a Core,
-    records: HashMap<u128, &'a Record>,
+    records: HashMap<u128, &'a Record, BuildHasherDefault<Hashed>>,
     /// Versions that the group's commits wrote, 0 where they deleted; kept only if anybody of the group has read.
     written: Option<BTreeMap<(&'a Scope, &'a str), Version>>,
 }
@@ -112,11 +112,11 @@ impl<'a> Judge<'a> {
     fn new(core: &'a Core, group: &Group) -> Self {
         let anybody_read =
             group.commits.iter().any(|commit| !commit.reads.keys.is_empty() || !commit.reads.ranges.is_empty());
-        Self { core, records: HashMap::new(), written: anybody_read.then(BTreeMap::new) }
+        Self { core, records: HashMap::default(), written: anybody_read.then(BTreeMap::new) }
     }
 
-    fn verdict(&self, commit: &Commit, hash: u128) -> Result<Verdict, StoreError> {
-        let found = match self.records.get(&hash) {
+    fn verdict(&self, commit: &Commit) -> Result<Verdict, StoreError> {
+        let found = match self.records.get(&commit.key.digest()) {
             Some(record) => Some((*record).clone()),
             None => read::record(self.core, &commit.key)?,
         };
@@ -126,9 +126,9 @@ impl<'a> Judge<'a> {
         Ok(if self.stands(commit)? { Verdict::Committed } else { Verdict::Conflict })
     }
 
-    fn note(&mut self, commit: &'a Commit, hash: u128) {
+    fn note(&mut self, commit: &'a Commit) {
         if let Some(record) = &commit.record {
-            self.records.insert(hash, record);
+            self.records.insert(commit.key.digest(), record);
         }
         if let Some(written) = &mut self.written {
             let scope = &commit.key.scope;

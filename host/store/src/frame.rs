@@ -76,8 +76,9 @@ impl ChecksumKey {
 }
 
 impl Builder {
-    pub(crate) fn new() -> Self {
-        let mut bytes = Vec::with_capacity(4096);
+    pub(crate) fn new(commits: usize) -> Self {
+        // A guess that saves most of the growing.
+        let mut bytes = Vec::with_capacity(256 + commits * 384);
         bytes.resize(HEADER_BYTES, 0);
         Self { bytes, last_version: 0 }
     }
@@ -91,11 +92,11 @@ impl Builder {
     }
 
     /// Everything one commit makes durable.
-    pub(crate) fn push(&mut self, commit: &Commit, hash: u128) {
+    pub(crate) fn push(&mut self, commit: &Commit) {
         self.last_version = self.last_version.max(commit.version);
         if let Some(record) = &commit.record {
             self.bytes.push(if commit.expected_epoch.is_some() { RECORD_AGAIN } else { RECORD });
-            self.bytes.extend(hash.to_le_bytes());
+            self.bytes.extend(commit.key.digest().to_le_bytes());
             self.bytes.extend(layout::window_end_ms(record).unwrap_or(NEVER).to_le_bytes());
             layout::push_row(&mut self.bytes, &commit.key, record);
         }

@@ -174,7 +174,7 @@ pub(crate) fn parse_record_key(bytes: &[u8]) -> Option<RecordKey> {
     let (source, rest) = split_part(rest)?;
     let (key, _) = split_part(rest)?;
     let scope = Scope { tenant: tenant.into(), processor: processor.into() };
-    Some(RecordKey { scope, source: source.into(), key: key.into() })
+    Some(RecordKey::new(scope, source.into(), key.into()))
 }
 
 pub(crate) fn state_key(prefix: &[u8], key: &str) -> Vec<u8> {
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn record_keys_come_back_and_sort_as_their_parts() {
-        let key = |source: &str, key: &str| RecordKey { scope: Scope::of("p"), source: source.into(), key: key.into() };
+        let key = |source: &str, key: &str| RecordKey::new(Scope::of("p"), source.into(), key.into());
         let keys = [key("a", "z"), key("a\0", "b"), key("a\0b", "a"), key("ab", "a"), key("b", "")];
         let encoded: Vec<_> = keys.iter().map(record_key).collect();
         assert!(encoded.is_sorted(), "{encoded:?}");
