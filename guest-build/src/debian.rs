@@ -1,6 +1,7 @@
 //! Debian's way to the wasm target: packages, a standard library built once, a sysroot in the user's cache.
 //! Leaves the rustup toolchain and the system's own folders as they are.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -14,6 +15,8 @@ const RUSTC: &str = "/usr/bin/rustc";
 const HOST_FOLDER: &str = "/usr/lib/rustlib";
 /// The compiler and, from the same source package, the source of its standard library: they must match to the letter.
 const PACKAGES: [&str; 2] = ["rustc-web", "rust-web-src"];
+/// The oldest compiler that guests build with: the workspace's `rust-version`, which the SDK has as well.
+const MINIMUM: &str = env!("CARGO_PKG_RUST_VERSION");
 
 /// A compiler from Debian's packages, with everything that takes done; its path.
 pub(crate) fn toolchain(progress: Progress<'_>) -> Result<PathBuf, String> {
@@ -26,25 +29,110 @@ pub(crate) fn toolchain(progress: Progress<'_>) -> Result<PathBuf, String> {
     Ok(rustc)
 }
 
-/// Installs what is missing.
+/// Installs what is missing, and upgrades what is too old for guests.
 fn install(progress: Progress<'_>) -> Result<(), String> {
-    let missing: Vec<&str> = PACKAGES.into_iter().filter(|package| !installed(package)).collect();
-    if missing.is_empty() {
-        return Ok(());
+    let lack = Present::look().lack(MINIMUM);
+    let Some(lack) = lack else { return Ok(()) };
+    progress(&format!("guest toolchain: installing Debian's {} ({lack})", PACKAGES.join(" and ")));
+    // Old package lists know only old packages, and a fresh container has none. Without a network, what is at hand
+    // may do all the same.
+    let updated = apt(&["update", "-o", "APT::Update::Error-Mode=any"]);
+    let installed = apt(&[&["install", "-y", "--no-install-recommends"], PACKAGES.as_slice()].concat());
+    match Present::look().lack(MINIMUM) {
+        None => Ok(()),
+        Some(lack) => {
+            let failed = [updated.err(), installed.err()].into_iter().flatten();
+            Err(failed.fold(lack.advice(), |told, why| format!("{told}\n    {why}")))
+        }
     }
-    progress(&format!("guest toolchain: installing Debian's {}", missing.join(" and ")));
-    let install = [&["install", "-y", "--no-install-recommends"], missing.as_slice()].concat();
-    // A fresh container has no package lists: update only if the first try says so.
-    if apt(&install).is_err() {
-        apt(&["update"])?;
-        apt(&install)?;
-    }
-    Ok(())
 }
 
-fn installed(package: &str) -> bool {
-    ask(Command::new("dpkg-query").args(["-W", "-f", "${Status}", package]))
-        .is_ok_and(|status| status == "install ok installed")
+/// What there is of Debian's packages.
+struct Present {
+    /// The version of each of [`PACKAGES`], where it is installed.
+    packages: [Option<String>; 2],
+    /// What the compiler says of itself, where there is one.
+    rustc: Option<String>,
+}
+
+/// Why what there is will not do.
+#[derive(Debug, PartialEq, Eq)]
+enum Lack {
+    /// This package is not installed.
+    Missing(&'static str),
+    /// The compiler and the source are of different versions.
+    Apart([String; 2]),
+    /// The compiler, of this version, is older than guests need.
+    Old { found: String, minimum: String },
+}
+
+impl Present {
+    fn look() -> Self {
+        let rustc = ask(Command::new(RUSTC).arg("-V")).ok();
+        Self { packages: PACKAGES.map(version_of), rustc }
+    }
+
+    /// What is wrong with it for guests that need at least `minimum`, if anything is.
+    fn lack(&self, minimum: &str) -> Option<Lack> {
+        let (compiler, source) = match &self.packages {
+            [Some(compiler), Some(source)] => (compiler, source),
+            [None, _] => return Some(Lack::Missing(PACKAGES[0])),
+            [_, None] => return Some(Lack::Missing(PACKAGES[1])),
+        };
+        if compiler != source {
+            return Some(Lack::Apart([compiler.clone(), source.clone()]));
+        }
+        let found = self.rustc.as_deref().and_then(|text| text.strip_prefix("rustc ")?.split(' ').next());
+        match found {
+            None => Some(Lack::Missing(PACKAGES[0])),
+            Some(found) if numbers(found) < numbers(minimum) => {
+                Some(Lack::Old { found: found.to_owned(), minimum: minimum.to_owned() })
+            }
+            Some(_) => None,
+        }
+    }
+}
+
+impl Lack {
+    /// It, and what to do about it where apt could not help.
+    fn advice(&self) -> String {
+        let what = match self {
+            Self::Missing(_) | Self::Apart(_) => {
+                "run `apt-get update` and `apt-get install rustc-web rust-web-src` as root where the network allows it"
+            }
+            Self::Old { .. } => {
+                "add your Debian release's security updates, which carry newer ones, to the package sources, run \
+                 `apt-get update` and try again"
+            }
+        };
+        format!("{self}: {what}; or install Rust's own wasm target with rustup")
+    }
+}
+
+impl fmt::Display for Lack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing(package) => write!(f, "{package} is not installed"),
+            Self::Apart([compiler, source]) => {
+                write!(f, "{} is {compiler} and {} is {source}: they must be of one version", PACKAGES[0], PACKAGES[1])
+            }
+            Self::Old { found, minimum } => {
+                write!(f, "Debian's rustc is {found}, and guests need {minimum} or later")
+            }
+        }
+    }
+}
+
+/// The numbers of a version, for comparing; a suffix such as `-nightly` does not count.
+fn numbers(version: &str) -> [u32; 3] {
+    let mut parts = version.split(['.', '-']).map_while(|part| part.parse().ok());
+    [(); 3].map(|()| parts.next().unwrap_or(0))
+}
+
+/// The version of a package that is installed.
+fn version_of(package: &str) -> Option<String> {
+    let answer = ask(Command::new("dpkg-query").args(["-W", "-f", "${db:Status-Status} ${Version}", package])).ok()?;
+    answer.strip_prefix("installed ").map(str::to_owned)
 }
 
 fn apt(args: &[&str]) -> Result<(), String> {
@@ -181,4 +269,50 @@ fn quoted(text: &str) -> String {
 
 fn told(path: &Path) -> impl FnOnce(std::io::Error) -> String {
     move |error| format!("{}: {error}", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lack(packages: [Option<&str>; 2], rustc: Option<&str>) -> Option<Lack> {
+        let packages = packages.map(|version| version.map(str::to_owned));
+        Present { packages, rustc: rustc.map(str::to_owned) }.lack("1.95")
+    }
+
+    fn old(found: &str) -> Option<Lack> {
+        Some(Lack::Old { found: found.into(), minimum: "1.95".into() })
+    }
+
+    #[test]
+    fn what_is_new_enough_is_taken_as_it_is() {
+        for version in ["1.95.0", "1.96.0", "1.100.0", "2.0.0"] {
+            let says = format!("rustc {version} (0123456 2026-01-01) (built from a source tarball)");
+            assert_eq!(lack([Some("1-1"), Some("1-1")], Some(&says)), None, "{version}");
+        }
+    }
+
+    #[test]
+    fn what_is_older_than_guests_need_is_told_with_both_versions() {
+        for version in ["1.85.0", "1.94.9", "0.99.0", "1.9.0"] {
+            assert_eq!(lack([Some("1-1"), Some("1-1")], Some(&format!("rustc {version} (built)"))), old(version));
+        }
+        let advice = old("1.85.0").expect("it is old").advice();
+        assert!(advice.starts_with("Debian's rustc is 1.85.0, and guests need 1.95 or later: add "), "{advice}");
+    }
+
+    #[test]
+    fn what_is_missing_or_does_not_fit_is_installed() {
+        let new = Some("rustc 1.96.0 (built)");
+        assert_eq!(lack([None, None], None), Some(Lack::Missing("rustc-web")));
+        assert_eq!(lack([None, Some("1-1")], new), Some(Lack::Missing("rustc-web")));
+        assert_eq!(lack([Some("1-1"), None], new), Some(Lack::Missing("rust-web-src")));
+        assert_eq!(lack([Some("1-1"), Some("1-1")], None), Some(Lack::Missing("rustc-web")));
+        assert_eq!(lack([Some("1-1"), Some("1-2")], new), Some(Lack::Apart(["1-1".into(), "1-2".into()])));
+    }
+
+    #[test]
+    fn the_minimum_is_a_version() {
+        assert!(numbers(MINIMUM) > [1, 0, 0], "{MINIMUM}");
+    }
 }

@@ -24,15 +24,6 @@ pub fn guest(name: &str) -> PathBuf {
     PathBuf::from(folder).join(format!("{name}.wasm"))
 }
 
-/// Writes another format's number into a store that nobody has open.
-pub fn set_format(store: &Path, format: u32) {
-    let database = redb::Database::open(store.join("records.redb")).unwrap();
-    let txn = database.begin_write().unwrap();
-    let meta = TableDefinition::<&str, &[u8]>::new("meta");
-    txn.open_table(meta).unwrap().insert("format", &format.to_le_bytes()[..]).unwrap();
-    txn.commit().unwrap();
-}
-
 /// One processor over one input, in a folder of its own.
 pub struct Job {
     folder: tempfile::TempDir,

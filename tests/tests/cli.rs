@@ -132,11 +132,13 @@ fn components_that_do_not_fit_are_refused_in_words() {
     let input = folder.file("input.jsonl", order("o-1", 5));
     let whole = std::fs::read(guest("order-intake")).unwrap();
     let cut = folder.file("cut.wasm", &whole[..whole.len() / 2]);
-    refused(&folder.run_component(&cut, &input, &[]), 4, &["cut.wasm"]);
+    refused(&folder.run_component(&cut, &input, &[]), 4, &["cut.wasm", "truncated or damaged", "build it again"]);
     let wrong = guest("wrong-world").display().to_string();
     refused(&folder.run_component(&wrong, &input, &[]), 4, &["hapax:processor/handler"]);
     let future = guest("future").display().to_string();
     refused(&folder.run_component(&future, &input, &[]), 4, &["events", "not supported yet"]);
+    let text = folder.file("text.wasm", "no wasm");
+    refused(&folder.run_component(&text, &input, &[]), 4, &["text.wasm", "this is not WASM"]);
     refused(&folder.run_component("/nowhere.wasm", &input, &[]), 4, &["/nowhere.wasm"]);
     let check = hapax().args(["check", "--component", &wrong]).output().unwrap();
     refused(&check, 4, &["hapax:processor/handler"]);
@@ -155,9 +157,11 @@ fn a_store_of_another_version_or_emptied_is_refused() {
     let folder = Folder::new();
     let input = folder.file("input.jsonl", order("o-1", 5));
     let store = folder.0.path().join("store");
-    drop(hapax_store::RedbStore::open(&store).unwrap());
-    hapax_tests::process::set_format(&store, 99);
-    refused(&folder.run(&input, &[]), 5, &["format 99"]);
+    assert!(folder.run(&input, &[]).status.success());
+    let format = hapax_tests::raw::set_format(&store, 99);
+    refused(&folder.run(&input, &[]), 5, &["format 99", "Use the hapax that wrote it"]);
+    assert_eq!(hapax_tests::raw::set_format(&store, format), 99);
+    assert_eq!(summary(&folder.run(&input, &[]))["duplicates"], 1, "nothing was lost by refusing it");
     std::fs::write(store.join("records.redb"), "").unwrap();
     refused(&folder.run(&input, &[]), 5, &["damaged"]);
     refused(&hapax().args(["records", "list", "--store", "/nowhere"]).output().unwrap(), 5, &["holds no store"]);
@@ -193,6 +197,65 @@ fn a_full_disk_stops_the_host_and_loses_nothing() {
     let state =
         hapax().args(["state", "get", "orders", "balance/c-1", "--store", &folder.path("store")]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&state.stdout).trim(), "4000");
+}
+
+#[test]
+fn a_processor_that_is_not_there_is_told_with_those_that_are() {
+    let folder = Folder::new();
+    let config =
+        format!("store = 's'\nlisten = '127.0.0.1:0'\n[processors.orders]\ncomponent = {:?}\n", guest("order-intake"));
+    let mut host = hapax()
+        .args(["up", "--json", "--config", &folder.file("hapax.toml", config)])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(host.stdout.take().unwrap()), &mut first).unwrap();
+    let address = serde_json::from_str::<Value>(&first).unwrap()["listening"].as_str().unwrap().to_owned();
+    let sent = hapax().args(["send", "nobody", "--id", "1", "--url", &format!("http://{address}")]).output().unwrap();
+    host.kill().unwrap();
+    host.wait().unwrap();
+    let told = String::from_utf8_lossy(&sent.stdout);
+    assert_eq!(sent.status.code(), Some(3), "{told}");
+    assert!(told.contains("there is no processor `nobody`; there are: orders"), "{told}");
+}
+
+#[test]
+fn a_configuration_or_an_option_that_cannot_be_right_is_named() {
+    let folder = Folder::new();
+    let check =
+        |config: &str| hapax().args(["check", "--config", &folder.file("hapax.toml", config)]).output().unwrap();
+    refused(&check("store = "), 2, &["hapax.toml", "line 1"]);
+    refused(&check("store = 's'\n[processors]\n"), 2, &["it names no processor; add [processors.NAME]"]);
+    refused(
+        &check("store = 's'\n[processors.p]\ncomponent = 'p.wasm'\ndeadline = 1\n"),
+        2,
+        &["unknown field `deadline`"],
+    );
+    refused(&check("store = 's'\n[processors.p]\ncomponent = 'p.wasm'\n"), 4, &["cannot read the component", "p.wasm"]);
+    refused(&hapax().args(["check", "--config", "/nowhere.toml"]).output().unwrap(), 2, &["/nowhere.toml", "--config"]);
+    refused(&hapax().args(["check", "--log", "a=b=c"]).output().unwrap(), 2, &["--log a=b=c"]);
+    let input = folder.path("absent.jsonl");
+    refused(&folder.run(&input, &[]), 2, &["cannot read the input", "absent.jsonl"]);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let component = guest("order-intake");
+    let address = taken.local_addr().unwrap().to_string();
+    let config = format!("store = 's'\nlisten = '{address}'\n[processors.p]\ncomponent = {component:?}\n");
+    let up = hapax().args(["up", "--config", &folder.file("hapax.toml", config)]).output().unwrap();
+    refused(&up, 2, &["cannot listen on", &address, "`listen`"]);
+    let input = folder.file("input.jsonl", order("o-1", 5));
+    refused(&folder.run(&input, &["--outbox", "/nowhere/outbox"]), 11, &["/nowhere/outbox"]);
+}
+
+#[test]
+fn logs_are_json_where_nobody_watches() {
+    let folder = Folder::new();
+    let other = order("o-1", 5) + "\n" + &order("o-1", 6);
+    let output = folder.run(&folder.file("input.jsonl", other), &["--log", "info"]);
+    let log = stderr(&output);
+    let lines: Vec<Value> =
+        log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"))).collect();
+    assert!(lines.iter().any(|line| line["level"] == "ERROR" && line["target"] == "hapax_core::consumer"), "{log}");
 }
 
 #[test]

@@ -3,7 +3,9 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::{Scope, scope};
 
 use hapax_tests::process::{guest, hapax};
 use serde_json::Value;
@@ -22,20 +24,26 @@ struct Answer {
 
 impl Server {
     fn start() -> Self {
+        Self::with("outbox = { file = \"outbox.jsonl\" }", "attempts_max = 2")
+    }
+
+    /// A host with these settings of its own, and these of the processor `odd`.
+    fn with(settings: &str, odd: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = format!(
-            "store = \"store\"\nlisten = \"127.0.0.1:0\"\noutbox = {{ file = \"outbox.jsonl\" }}\n\n\
-             [processors.orders]\ncomponent = {:?}\n\n[processors.odd]\ncomponent = {:?}\nattempts_max = 2\n",
+            "store = \"store\"\nlisten = \"127.0.0.1:0\"\n{settings}\n\n\
+             [processors.orders]\ncomponent = {:?}\n\n[processors.odd]\ncomponent = {:?}\n{odd}\n",
             guest("order-intake"),
             guest("hapax-fixtures"),
         );
         std::fs::write(folder.path().join("hapax.toml"), config).unwrap();
-        let mut child = hapax()
-            .args(["up", "--json", "--config"])
-            .arg(folder.path().join("hapax.toml"))
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        Self::up(hapax(), folder)
+    }
+
+    /// `hapax up` in this folder.
+    fn up(mut hapax: Command, folder: tempfile::TempDir) -> Self {
+        hapax.args(["up", "--json", "--config"]).arg(folder.path().join("hapax.toml"));
+        let mut child = hapax.stdout(Stdio::piped()).spawn().unwrap();
         let mut first = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut first).unwrap();
         let first: Value = serde_json::from_str(&first).unwrap();
@@ -44,14 +52,23 @@ impl Server {
     }
 
     fn post(&self, processor: &str, headers: &[&str], body: &str) -> Answer {
+        let length = format!("content-length: {}", body.len());
+        let headers = [headers, &[&length]].concat();
+        self.ask(&format!("POST /v1/processors/{processor}/messages"), &headers, body)
+    }
+
+    fn get(&self, path: &str) -> Answer {
+        self.ask(&format!("GET {path}"), &[], "")
+    }
+
+    fn ask(&self, what: &str, headers: &[&str], body: &str) -> Answer {
         let mut stream = TcpStream::connect(&self.address).unwrap();
-        let mut request =
-            format!("POST /v1/processors/{processor}/messages HTTP/1.1\r\nhost: h\r\nconnection: close\r\n");
+        let mut head = format!("{what} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n");
         for header in headers {
-            request.push_str(header);
-            request.push_str("\r\n");
+            head.push_str(header);
+            head.push_str("\r\n");
         }
-        write!(stream, "{request}content-length: {}\r\n\r\n{body}", body.len()).unwrap();
+        write!(stream, "{head}\r\n{body}").unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
@@ -59,9 +76,23 @@ impl Server {
         Answer { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
     }
 
-    fn stop(mut self) -> (i32, tempfile::TempDir) {
-        let kill = std::process::Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+    /// Posts this message of `odd` twice at once, where it is held until something else is done: answers how the one of
+    /// the two that did not run was refused, and where to learn how the other one ends.
+    fn hold<'s>(&'s self, scope: &'s Scope<'s, '_>, message: &'s str) -> (Answer, Receiver<Answer>) {
+        let (answers, answered) = channel();
+        for answers in [answers.clone(), answers] {
+            scope.spawn(move || answers.send(self.post("odd", &[STRUCTURED], message)));
+        }
+        (answered.recv().unwrap(), answered)
+    }
+
+    fn signal_to_stop(&self) {
+        let kill = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
         assert!(kill.unwrap().success());
+    }
+
+    fn stop(mut self) -> (i32, tempfile::TempDir) {
+        self.signal_to_stop();
         let code = self.child.wait().unwrap().code().unwrap();
         (code, std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap()))
     }
@@ -170,5 +201,75 @@ fn send_prints_the_answers() {
     assert_eq!(send()["replayed"], false);
     assert_eq!(send()["replayed"], true);
     let nobody = hapax().args(["send", "orders", "--url", "http://127.0.0.1:1", "--id", "o"]).output().unwrap();
+    assert_eq!(nobody.status.code(), Some(12), "{nobody:?}");
     assert!(String::from_utf8_lossy(&nobody.stderr).contains("is the host running?"), "{nobody:?}");
+}
+
+#[test]
+fn where_waiting_is_off_a_message_in_flight_is_answered_409() {
+    let server = Server::with("", "wait_in_flight = false\ndeadline_ms = 60000");
+    let held = r#"{"id":"h","source":"/s","type":"held","subject":"gate"}"#;
+    scope(|scope| {
+        let (refused, ended) = server.hold(scope, held);
+        assert!(refused.status == 409 && refused.body.contains("in-flight"), "{} {}", refused.head, refused.body);
+        assert!(refused.head.contains("retry-after: 1"), "{}", refused.head);
+        let gate = r#"{"id":"g","source":"/s","type":"counter","subject":"gate"}"#;
+        assert_eq!(server.post("odd", &[STRUCTURED], gate).status, 200);
+        let ended = ended.recv().unwrap();
+        assert_eq!((ended.status, &*ended.body), (200, "let go"));
+        assert!(!ended.head.contains("idempotent-replayed"), "{}", ended.head);
+    });
+    let again = server.post("odd", &[STRUCTURED], held);
+    assert!(again.status == 200 && again.head.contains("idempotent-replayed: true"), "{}", again.head);
+}
+
+#[test]
+fn while_it_drains_it_says_so_and_what_it_took_ends() {
+    let mut server = Server::with("", "wait_in_flight = false\ndeadline_ms = 5000");
+    assert_eq!(server.get("/readyz").status, 200);
+    scope(|scope| {
+        let (refused, ended) = server.hold(scope, r#"{"id":"h","source":"/s","type":"held","subject":"never"}"#);
+        assert_eq!(refused.status, 409, "{}", refused.body);
+        server.signal_to_stop();
+        let ready = loop {
+            let ready = server.get("/readyz");
+            if ready.status != 200 {
+                break ready;
+            }
+        };
+        assert!(ready.status == 503 && ready.body.contains("the host is stopping"), "{}", ready.body);
+        let late = server.post("orders", &[STRUCTURED], &order("late", 1));
+        assert!(late.status == 503 && late.body.contains("the host is stopping"), "{}", late.body);
+        assert_eq!(server.get("/healthz").status, 200);
+        let ended = ended.recv().unwrap();
+        assert!(ended.status == 503 && ended.body.contains("deadline"), "{}", ended.body);
+    });
+    assert_eq!(server.child.wait().unwrap().code(), Some(0));
+    let store = server.folder.path().join("store");
+    let listed = hapax().args(["records", "list", "--json", "--store"]).arg(store).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    assert!(listed.contains("retry-due") && !listed.contains("late"), "{listed}");
+}
+
+/// The limit of a file's size stands in for a disk that is full.
+#[test]
+fn once_its_store_has_failed_the_host_is_not_ready() {
+    let (code, folder) = Server::with("", "").stop();
+    assert_eq!(code, 0);
+    let files = std::fs::read_dir(folder.path().join("store")).unwrap();
+    let largest = files.map(|file| file.unwrap().metadata().unwrap().len()).max().unwrap();
+    let mut limited = Command::new("bash");
+    // `ulimit -f` counts blocks of 1,024 bytes.
+    limited.args(["-c", &format!("trap '' XFSZ; ulimit -f {}; exec \"$@\"", largest.div_ceil(1_024)), "bash"]);
+    limited.arg(hapax().get_program());
+    let server = Server::up(limited, folder);
+    assert_eq!(server.get("/readyz").status, 200);
+    let large = "x".repeat(900_000);
+    let echo = |number| format!(r#"{{"id":"e-{number}","source":"/s","type":"echo","data":"{large}"}}"#);
+    let mut answers = (0..500).map(|number| server.post("odd", &[STRUCTURED], &echo(number)));
+    let full = answers.find(|answer| answer.status != 200).expect("500 results of 900 kB are over the limit");
+    assert!(full.status == 503 && full.body.contains("disk is full"), "{}", full.body);
+    let ready = server.get("/readyz");
+    assert!(ready.status == 503 && ready.body.contains("disk is full"), "{}", ready.body);
+    assert_eq!(server.get("/healthz").status, 200);
 }

@@ -8,10 +8,7 @@ use anyhow::{Context as _, Result, bail};
 /// Builds the examples and the host, runs the sample twice on one store, and shows state and outbox.
 pub(crate) fn run(root: &Path) -> Result<()> {
     let guests = crate::guests::build_all()?;
-    let built = cargo(root).args(["build", "--package", "hapax", "--features", "hapax/faults"]).status()?;
-    if !built.success() {
-        bail!("the host could not be built");
-    }
+    build_host(root)?;
     let folder = tempfile::tempdir()?;
     let demo = Demo {
         hapax: target_dir(root).join("debug/hapax"),
@@ -84,6 +81,16 @@ impl Demo {
 
 fn heading(text: &str) {
     println!("\n== {text}");
+}
+
+/// Builds the host, with its fault points, in the features in which the tests are built: whoever asks, it and all that is
+/// below it are compiled once. (Of one package alone, cargo builds dependencies with fewer features, and so again.)
+pub(crate) fn build_host(root: &Path) -> Result<()> {
+    let built = cargo(root).args(["build", "--workspace", "--bins", "--features", "hapax/faults"]).status()?;
+    if !built.success() {
+        bail!("the host could not be built");
+    }
+    Ok(())
 }
 
 /// Cargo, in the workspace.

@@ -9,6 +9,7 @@ mod test;
 mod tidy;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -48,16 +49,26 @@ enum Chore {
     Tidy,
 }
 
-fn main() -> anyhow::Result<()> {
-    let root = root();
-    match Cli::parse().chore {
-        Chore::Demo => demo::run(&root),
-        Chore::Test { filter } => test::run(&root, &filter),
-        Chore::Bench => bench::run(&root),
+fn main() -> ExitCode {
+    match run(Cli::parse().chore, &root()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reason, without a backtrace: it is what a user of this repository reads first.
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(chore: Chore, root: &Path) -> anyhow::Result<()> {
+    match chore {
+        Chore::Demo => demo::run(root),
+        Chore::Test { filter } => test::run(root, &filter),
+        Chore::Bench => bench::run(root),
         Chore::Setup => setup::run(),
         Chore::Guests => guests::run(),
-        Chore::Bindings { check } => bindings::run(&root, check),
-        Chore::Tidy => tidy::run(&root),
+        Chore::Bindings { check } => bindings::run(root, check),
+        Chore::Tidy => tidy::run(root),
     }
 }
 

@@ -5,13 +5,12 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use crate::demo::{cargo, target_dir};
+use crate::demo::{build_host, cargo, target_dir};
 
 /// Builds guests and host, then runs every test. `filter` goes to the test runner.
 pub(crate) fn run(root: &Path, filter: &[String]) -> Result<()> {
     let guests = crate::guests::build_all()?;
-    // The host with its fault points, in the features in which the tests are built: it is compiled once.
-    succeed(cargo(root).args(["build", "--workspace", "--bins", "--features", "hapax/faults"]))?;
+    build_host(root)?;
     let environment = |command: &mut Command| {
         command.env("HAPAX_GUESTS", &guests).env("HAPAX_BIN", target_dir(root).join("debug/hapax"));
     };

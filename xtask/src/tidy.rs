@@ -35,6 +35,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     headers(root, &mut broken)?;
     readme(root, &mut broken)?;
     format_is_documented(root, &mut broken)?;
+    guests_are_tested(root, &mut broken)?;
     if broken.is_empty() {
         println!("tidy: the house is in order");
         return Ok(());
@@ -103,6 +104,34 @@ fn format_is_documented(root: &Path, broken: &mut Vec<String>) -> Result<()> {
     let wanted = format!("Format version {}", version.trim_end_matches(';'));
     if !std::fs::read_to_string(root.join("docs/STORAGE.md")).context("docs/STORAGE.md")?.contains(&wanted) {
         broken.push(format!("docs/STORAGE.md does not say `{wanted}`: the format changed without its document"));
+    }
+    Ok(())
+}
+
+/// Every guest, and every behaviour of the fixtures, is named in some test. What no test names, no test runs.
+fn guests_are_tested(root: &Path, broken: &mut Vec<String>) -> Result<()> {
+    let is_test = |file: &&String| {
+        let by_guests = ["tests/tests/", "tests/src/", "tests/bench/", "host/engine/tests/", "guest-build/tests/"];
+        file.ends_with(".rs") && by_guests.iter().any(|folder| file.starts_with(folder))
+    };
+    let tests: Vec<String> = git_files(root)?
+        .iter()
+        .filter(is_test)
+        .map(|file| std::fs::read_to_string(root.join(file)).with_context(|| file.clone()))
+        .collect::<Result<_>>()?;
+    let named = |name: &str| tests.iter().any(|test| test.contains(&format!("\"{name}\"")));
+    let metadata = MetadataCommand::new().manifest_path(root.join("Cargo.toml")).no_deps().exec()?;
+    let guests = metadata.packages.iter().filter(|package| {
+        package.targets.iter().any(|target| target.crate_types.contains(&cargo_metadata::CrateType::CDyLib))
+    });
+    for guest in guests.filter(|guest| !named(&guest.name)) {
+        broken.push(format!("no test names the guest \"{}\"", guest.name));
+    }
+    let fixtures = std::fs::read_to_string(root.join("tests/fixtures/src/lib.rs"))?;
+    for behaviour in fixtures.lines().filter_map(|line| Some(line.strip_prefix("        \"")?.split_once("\" =>")?.0)) {
+        if !named(behaviour) {
+            broken.push(format!("no test names the fixture \"{behaviour}\""));
+        }
     }
     Ok(())
 }

@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context as _;
 use hapax_core::Options;
 use hapax_core::options::{MismatchPolicy, Ordering};
 use hapax_engine::ProcessorLimits;
@@ -50,6 +49,9 @@ pub(crate) struct Processor {
     /// What the component reads through `config`.
     #[serde(default)]
     pub(crate) config: BTreeMap<String, String>,
+    /// Over HTTP: whether a duplicate of a message in flight waits for its outcome; if not, it is answered with 409.
+    #[serde(default = "yes")]
+    pub(crate) wait_in_flight: bool,
     attempts_max: Option<u32>,
     backoff_base_ms: Option<u64>,
     backoff_max_ms: Option<u64>,
@@ -77,6 +79,10 @@ enum MismatchName {
     Reject,
 }
 
+fn yes() -> bool {
+    true
+}
+
 fn default_listen() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 8080))
 }
@@ -88,8 +94,9 @@ pub(crate) fn default_max_message_bytes() -> usize {
 impl Config {
     /// Reads a file; paths in it are relative to its folder.
     pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read the configuration {}; name one with --config", path.display()))?;
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Failed::usage(format!("cannot read the configuration {}: {error}; name one with --config", path.display()))
+        })?;
         let mut config: Self =
             toml::from_str(&text).map_err(|error| Failed::usage(format!("{}: {error}", path.display())))?;
         if config.processors.is_empty() {
@@ -115,6 +122,7 @@ impl Processor {
         Self {
             component,
             config: BTreeMap::new(),
+            wait_in_flight: true,
             attempts_max: None,
             backoff_base_ms: None,
             backoff_max_ms: None,

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use hapax_core::relay::RelayError;
 use hapax_core::run::RunError;
 use hapax_core::storage::StoreError;
+use hapax_core::transport::TransportError;
 use hapax_engine::{EngineError, LoadError};
 use hapax_store::OpenError;
 
@@ -29,6 +30,11 @@ impl Failed {
     /// A component that cannot be used.
     pub(crate) fn component(text: impl Into<String>) -> anyhow::Error {
         Self { code: 4, text: text.into() }.into()
+    }
+
+    /// The host that was to be asked does not answer.
+    pub(crate) fn unreachable(text: impl Into<String>) -> anyhow::Error {
+        Self { code: 12, text: text.into() }.into()
     }
 
     /// What was asked for is not there.
@@ -69,6 +75,9 @@ fn code(error: &anyhow::Error) -> u8 {
             Some(RelayError::Store(error)) => return store(error),
             Some(RelayError::Publisher(_)) => return 11,
             None => {}
+        }
+        if cause.is::<TransportError>() {
+            return 11;
         }
         if let Some(error) = cause.downcast_ref::<StoreError>() {
             return store(error);

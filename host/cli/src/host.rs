@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use hapax_core::metrics::Counters;
 use hapax_core::relay::{Relay, RelayError};
+use hapax_core::storage::StoreError;
 use hapax_core::transport::Publisher;
 use hapax_core::{Committer, IdempotentConsumer, Options, Parts, Scope, SystemClock};
 use hapax_engine::{Engine, EngineConfig, LoadOptions};
@@ -45,6 +46,11 @@ impl Host {
             metrics: self.counters.clone(),
             options,
         }))
+    }
+
+    /// The failure that closed the store, if one did.
+    pub(crate) fn failure(&self) -> Option<&StoreError> {
+        self.committer.failure()
     }
 
     /// Starts sending the outbox; runs until `stop` turns true and the outbox is empty.

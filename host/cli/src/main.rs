@@ -5,6 +5,7 @@ mod check;
 mod config;
 mod exit;
 mod host;
+mod progress;
 mod records;
 mod report;
 mod run;
@@ -58,29 +59,34 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    log_to_stderr(&cli.log);
-    let result = match cli.command {
-        Command::Run(args) => run::command(args, cli.json),
-        Command::Up(args) => up::command(&args, cli.json),
-        Command::Check(args) => check::command(&args, cli.json),
-        Command::Send(args) => send::command(&args, cli.json),
-        Command::Records(command) => records::command(command, cli.json),
-        Command::State(command) => state::command(command, cli.json),
-        Command::Build(args) => build::command(&args, cli.json),
-    };
-    match result {
+    let json = cli.json;
+    match log_to_stderr(&cli.log).and_then(|()| run(cli.command, json)) {
         Ok(code) => code,
-        Err(error) => exit::report(&error, cli.json),
+        Err(error) => exit::report(&error, json),
+    }
+}
+
+fn run(command: Command, json: bool) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Run(args) => run::command(args, json),
+        Command::Up(args) => up::command(&args, json),
+        Command::Check(args) => check::command(&args, json),
+        Command::Send(args) => send::command(&args, json),
+        Command::Records(command) => records::command(command, json),
+        Command::State(command) => state::command(command, json),
+        Command::Build(args) => build::command(&args, json),
     }
 }
 
 /// For people on a terminal, JSON otherwise.
-fn log_to_stderr(filter: &str) {
-    let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|_| "warn".into());
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+fn log_to_stderr(filter: &str) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(filter)
+        .map_err(|error| exit::Failed::usage(format!("--log {filter}: {error}; give it a level, such as `info`")))?;
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| progress::Stderr);
     if std::io::stderr().is_terminal() {
         subscriber.without_time().with_target(false).init();
     } else {
         subscriber.json().init();
     }
+    Ok(())
 }

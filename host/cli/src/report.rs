@@ -1,18 +1,18 @@
-//! What `hapax run` prints: a line a message, a summary, a progress bar. Counts what it prints.
+//! What `hapax run` prints: a line a message, a summary. Counts what it prints.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hapax_core::run::{Observer, Report};
 use hapax_core::{Ending, Output, Stored};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
+
+use crate::progress::Stderr;
 
 /// Prints and counts endings.
 pub(crate) struct Printer {
     style: Style,
-    bar: Option<ProgressBar>,
     since: Instant,
     completed: AtomicU64,
     duplicates: AtomicU64,
@@ -34,12 +34,10 @@ pub(crate) enum Style {
 }
 
 impl Printer {
-    /// A printer; with a bar if `total` bytes are known and standard error is a terminal.
-    pub(crate) fn new(style: Style, total: Option<u64>) -> Self {
-        let bar = (style == Style::Quiet && std::io::stderr().is_terminal()).then(|| bar(total));
+    /// A printer that has counted nothing.
+    pub(crate) fn new(style: Style) -> Self {
         Self {
             style,
-            bar,
             since: Instant::now(),
             completed: AtomicU64::new(0),
             duplicates: AtomicU64::new(0),
@@ -55,19 +53,15 @@ impl Printer {
         self.invalid.load(Relaxed)
     }
 
-    /// Moves the bar to `bytes` of input read.
-    pub(crate) fn progress(&self, bytes: u64) {
-        if let Some(bar) = &self.bar {
-            bar.set_position(bytes);
-            bar.set_message(format!("{} duplicates", self.duplicates.load(Relaxed)));
-        }
+    /// The counts so far, in short.
+    pub(crate) fn counts(&self) -> String {
+        let [completed, duplicates] = [&self.completed, &self.duplicates].map(|count| count.load(Relaxed));
+        let failed = [&self.mismatches, &self.dead_lettered, &self.invalid].map(|count| count.load(Relaxed));
+        format!("{completed} completed, {duplicates} duplicates, {} failed", failed.iter().sum::<u64>())
     }
 
     /// The last line: counts, and what became of the outbox.
     pub(crate) fn summary(&self, sent: u64, pending: u64) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
         let [completed, duplicates, mismatches, dead_lettered, put_off, invalid] =
             [&self.completed, &self.duplicates, &self.mismatches, &self.dead_lettered, &self.put_off, &self.invalid]
                 .map(|count| count.load(Relaxed));
@@ -122,10 +116,11 @@ impl Observer for Printer {
             }
             (_, Report::Invalid { position, reason }) => {
                 let text = format!("{:<13} {position}: {reason}", "invalid");
-                match &self.bar {
-                    Some(bar) => bar.suspend(|| eprintln!("{text}")),
-                    None if self.style == Style::Lines => line(&text),
-                    None => eprintln!("{text}"),
+                if self.style == Style::Lines {
+                    line(&text);
+                } else {
+                    // Where standard error went away, there is nobody to tell.
+                    let _ = Stderr.write_all(format!("{text}\n").as_bytes());
                 }
             }
             (Style::Quiet, _) => {}
@@ -182,14 +177,4 @@ pub(crate) fn result(output: &Output) -> Value {
 pub(crate) fn line(text: &str) {
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{text}");
-}
-
-fn bar(total: Option<u64>) -> ProgressBar {
-    let (bar, template) = match total {
-        Some(total) => (ProgressBar::new(total), "{bar:32} {percent:>3} % {bytes_per_sec} {eta} left, {msg}"),
-        None => (ProgressBar::new_spinner(), "{spinner} {bytes} read, {msg}"),
-    };
-    bar.set_style(ProgressStyle::with_template(template).expect("the template is a constant"));
-    bar.enable_steady_tick(Duration::from_millis(200));
-    bar
 }

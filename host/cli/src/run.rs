@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use hapax_transport::JsonlSource;
@@ -11,6 +12,7 @@ use tokio::sync::watch;
 use crate::config::{self, Outbox, Processor};
 use crate::exit::{Failed, INTERRUPTED, INVALID_INPUT};
 use crate::host::{self, Host};
+use crate::progress::Progress;
 use crate::report::{Printer, Style};
 
 #[derive(clap::Args)]
@@ -67,16 +69,21 @@ async fn run(args: Args, json: bool) -> anyhow::Result<ExitCode> {
         (false, true) => Style::Lines,
         (false, false) => Style::Quiet,
     };
-    let printer = Arc::new(Printer::new(style, source.total_bytes()));
-    let ticking = tokio::spawn(tick(printer.clone(), source.bytes_read()));
+    let printer = Arc::new(Printer::new(style));
+    let progress = if style == Style::Quiet { Progress::on_terminal(source.total_bytes()) } else { None };
+    let ticking = progress.map(|bar| tokio::spawn(tick(bar, printer.clone(), source.bytes_read())));
     let result = hapax_core::run::run(&consumer, &mut source, printer.clone(), args.concurrency, stop.clone()).await;
-    ticking.abort();
 
     ended.send_replace(true);
     let sent = match relay {
         Some(relay) => relay.await?,
         None => Ok(0),
     };
+    if let Some(ticking) = ticking {
+        ticking.abort();
+        // Ended with it, the bar is off the terminal: what comes now stands alone.
+        let _ = ticking.await;
+    }
     result?;
     let sent = sent?;
     printer.summary(sent, host.store.outbox_len()?);
@@ -88,9 +95,9 @@ async fn run(args: Args, json: bool) -> anyhow::Result<ExitCode> {
 }
 
 /// Keeps the progress bar moving.
-async fn tick(printer: Arc<Printer>, read: Arc<std::sync::atomic::AtomicU64>) {
+async fn tick(bar: Progress, printer: Arc<Printer>, read: Arc<AtomicU64>) {
     loop {
+        bar.set(read.load(Relaxed), printer.counts());
         tokio::time::sleep(Duration::from_millis(200)).await;
-        printer.progress(read.load(std::sync::atomic::Ordering::Relaxed));
     }
 }

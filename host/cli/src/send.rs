@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use hapax_core::Message;
 use hapax_core::transport::{Received, Source as _};
 use hapax_transport::{HttpPublisher, JsonlSource};
@@ -70,7 +69,10 @@ async fn send(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
 
 /// Posts one message and prints the answer; whether it was accepted.
 async fn post(publisher: &HttpPublisher, message: &Message, json: bool) -> anyhow::Result<bool> {
-    let answer = publisher.post(message).await.context("is the host running? `hapax up` starts it")?;
+    let answer = publisher
+        .post(message)
+        .await
+        .map_err(|error| Failed::unreachable(format!("is the host running? `hapax up` starts it: {error}")))?;
     let body = String::from_utf8_lossy(&answer.body);
     if json {
         let body: Value = serde_json::from_str(&body).unwrap_or_else(|_| json!(body));

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::Context as _;
 use futures_util::future::BoxFuture;
 use hapax_core::{Ending, Handling, IdempotentConsumer, Message, Stored};
 use hapax_transport::{Answer, HttpLimits, Ingress, router};
@@ -13,11 +12,15 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use crate::config::Config;
+use crate::exit::Failed;
 use crate::host::{self, Host};
 use crate::report::line;
 
 /// Runs under way at most; the engine's pool has as many places.
 const CONCURRENCY: usize = 256;
+
+/// What is answered once a signal has come.
+const STOPPING: &str = "the host is stopping; send it again when it is back, or to another";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -33,34 +36,32 @@ pub(crate) fn command(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
 
 async fn up(config: Config, json: bool) -> anyhow::Result<ExitCode> {
     let host = Host::open(&config.store, CONCURRENCY).await?;
-    let consumers = config
+    let desks = config
         .processors
         .iter()
-        .map(|(name, processor)| Ok((name.clone(), host.consumer(name, processor)?)))
+        .map(|(name, processor)| {
+            // The client is the source: it delivers again, so a retry is its to make.
+            let handling = Handling { wait_in_flight: processor.wait_in_flight, retry_here: false };
+            Ok((name.clone(), Desk { consumer: host.consumer(name, processor)?, handling }))
+        })
         .collect::<anyhow::Result<BTreeMap<_, _>>>()?;
     let stop = host::stop_on_signal()?;
     let (ended, outbox_stop) = watch::channel(false);
     let mut relay = config.outbox.clone().map(|to| host.relay(to, outbox_stop)).transpose()?;
 
-    let listener = tokio::net::TcpListener::bind(config.listen)
-        .await
-        .with_context(|| format!("cannot listen on {}; set `listen` in the configuration", config.listen))?;
+    let listener = tokio::net::TcpListener::bind(config.listen).await.map_err(|error| {
+        Failed::usage(format!("cannot listen on {}: {error}; set `listen` in the configuration", config.listen))
+    })?;
     announce(&listener, config.processors.keys(), json)?;
-    let door = Arc::new(Door { consumers });
+    let door = Arc::new(Door { desks, host, stop, under_way: watch::Sender::new(0) });
     let limits = HttpLimits { max_message_bytes: config.max_message_bytes };
-    let mut stopping = stop.clone();
-    let serving = axum::serve(listener, router(door.clone(), limits)).with_graceful_shutdown(async move {
-        let _ = stopping.wait_for(|stop| *stop).await;
-    });
-    // Consumers learn of the stop as well: a message that waits for its retry is put off.
-    let told = tokio::spawn(door.clone().stop_with(stop));
+    let serving = axum::serve(listener, router(door.clone(), limits)).with_graceful_shutdown(door.clone().drained());
     tokio::select! {
         served = serving => served?,
         failed = async { match &mut relay { Some(relay) => relay.await, None => std::future::pending().await } } => {
             failed??;
         }
     }
-    told.abort();
     ended.send_replace(true);
     if let Some(relay) = relay.take() {
         relay.await??;
@@ -87,31 +88,79 @@ fn announce<'a>(
 
 /// Where HTTP's messages come in.
 struct Door {
-    consumers: BTreeMap<String, IdempotentConsumer>,
+    desks: BTreeMap<String, Desk>,
+    host: Host,
+    /// True once a signal has come: nothing more is taken.
+    stop: watch::Receiver<bool>,
+    /// Messages that were taken and have not ended.
+    under_way: watch::Sender<usize>,
+}
+
+/// One processor's.
+struct Desk {
+    consumer: IdempotentConsumer,
+    handling: Handling,
 }
 
 impl Door {
-    async fn stop_with(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
-        if stop.wait_for(|stop| *stop).await.is_ok() {
-            self.consumers.values().for_each(IdempotentConsumer::stop);
+    /// Completes when a signal has come and every message that was taken has ended. Until then the door answers, so
+    /// that who asks learns that the host is stopping.
+    async fn drained(self: Arc<Self>) {
+        let mut stop = self.stop.clone();
+        if stop.wait_for(|stop| *stop).await.is_err() {
+            return std::future::pending().await;
         }
+        // A message that waits for its retry is put off.
+        self.desks.values().for_each(|desk| desk.consumer.stop());
+        let _ = self.under_way.subscribe().wait_for(|count| *count == 0).await;
+    }
+}
+
+/// A message that was taken, until it is dropped.
+struct UnderWay(watch::Sender<usize>);
+
+impl UnderWay {
+    fn begin(count: &watch::Sender<usize>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self(count.clone())
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
     }
 }
 
 impl Ingress for Door {
     fn deliver(&self, processor: &str, message: Message) -> BoxFuture<'static, Answer> {
-        let Some(consumer) = self.consumers.get(processor).cloned() else {
-            let known = self.consumers.keys().cloned().collect();
-            return Box::pin(std::future::ready(Answer::UnknownProcessor { known }));
-        };
-        // The client is the source: it delivers again, so a retry is its to make.
-        let handling = Handling { wait_in_flight: true, retry_here: false };
-        Box::pin(async move {
-            match consumer.handle(message, handling).await {
-                Ok(ending) => answer(ending),
-                Err(error) => Answer::Unavailable { reason: error.to_string() },
+        // Counted before it is asked whether the host stops: who counts to zero after the signal has missed nobody.
+        let under_way = UnderWay::begin(&self.under_way);
+        let refused = match self.desks.get(processor) {
+            None => Answer::UnknownProcessor { known: self.desks.keys().cloned().collect() },
+            Some(_) if *self.stop.borrow() => Answer::Unavailable { reason: STOPPING.to_owned() },
+            Some(desk) => {
+                let (consumer, handling) = (desk.consumer.clone(), desk.handling);
+                return Box::pin(async move {
+                    let _under_way = under_way;
+                    match consumer.handle(message, handling).await {
+                        Ok(ending) => answer(ending),
+                        Err(error) => Answer::Unavailable { reason: error.to_string() },
+                    }
+                });
             }
-        })
+        };
+        Box::pin(std::future::ready(refused))
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        if *self.stop.borrow() {
+            return Err(STOPPING.to_owned());
+        }
+        match self.host.failure() {
+            None => Ok(()),
+            Some(error) => Err(format!("the store takes nothing more until the host is started again: {error}")),
+        }
     }
 }
 

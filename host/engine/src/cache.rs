@@ -1,5 +1,5 @@
 //! Compiled code on disk, so that a component is compiled once a machine. Everything that is odd with an entry is a
-//! miss; nothing here can make a load fail.
+//! miss; nothing here can make a load fail. Bounded in bytes: what was used longest ago goes first.
 
 use std::fs;
 use std::hash::{Hash, Hasher};
@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use wasmtime::Engine;
 use wasmtime::component::Component;
@@ -20,13 +21,15 @@ pub(crate) struct CodeCache {
     dir: PathBuf,
     /// Digest of what the code depends on beside the component: wasmtime's version and settings, the CPU.
     compiler: String,
+    /// Bytes of the folder's files, at most, once something was stored.
+    limit_bytes: u64,
 }
 
 impl CodeCache {
     /// The cache in `dir`, made if it is missing; `None`, with a warning, if it cannot be used safely.
-    pub(crate) fn open(dir: PathBuf, engine: &Engine) -> Option<Self> {
+    pub(crate) fn open(dir: PathBuf, limit_bytes: u64, engine: &Engine) -> Option<Self> {
         match own_directory(&dir) {
-            Ok(()) => Some(Self { dir, compiler: compiler_digest(engine) }),
+            Ok(()) => Some(Self { dir, compiler: compiler_digest(engine), limit_bytes }),
             Err(error) => {
                 tracing::warn!(dir = %dir.display(), %error, "the folder for compiled code cannot be used: compiling at each start");
                 None
@@ -39,13 +42,15 @@ impl CodeCache {
         let path = self.path(digest);
         let entry = fs::read(&path).inspect_err(|error| log_unless_missing(&path, error)).ok()?;
         let component = deserialize(engine, &entry);
-        if component.is_none() {
-            tracing::info!(file = %path.display(), "cached compiled code cannot be used: compiling again");
+        match component {
+            // A file's time of change is its last use: times of access are not kept on every filesystem.
+            Some(_) => mark_used(&path),
+            None => tracing::info!(file = %path.display(), "cached compiled code cannot be used: compiling again"),
         }
         component
     }
 
-    /// Keeps the compiled code of `component`. A failure costs a compilation at the next start, so it is only logged.
+    /// Keeps the compiled code of `component`, and makes room for it. A failure costs a compilation at the next start, so it is only logged.
     pub(crate) fn store(&self, component: &Component, digest: &blake3::Hash) {
         let path = self.path(digest);
         let result = component.serialize().map_err(|error| error.to_string()).and_then(|code| {
@@ -54,11 +59,45 @@ impl CodeCache {
         if let Err(error) = result {
             tracing::warn!(file = %path.display(), error, "compiled code was not cached");
         }
+        if let Err(error) = prune(&self.dir, self.limit_bytes, &path) {
+            tracing::warn!(dir = %self.dir.display(), %error, "old compiled code was not removed");
+        }
     }
 
     fn path(&self, digest: &blake3::Hash) -> PathBuf {
         self.dir.join(format!("{}-{}.cwasm", digest.to_hex(), self.compiler))
     }
+}
+
+fn mark_used(path: &Path) {
+    // Where it fails, the entry goes earlier than it might.
+    let _ = fs::File::options().append(true).open(path).and_then(|file| file.set_modified(SystemTime::now()));
+}
+
+/// Removes files of `dir` until the rest is within `limit_bytes`: those used longest ago first, `keep` never. Another
+/// process may do the same; who has a file open goes on reading it. Leftovers of writers that were killed go as well.
+fn prune(dir: &Path, limit_bytes: u64, keep: &Path) -> io::Result<()> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        // Gone meanwhile is fine.
+        let Ok(metadata) = fs::metadata(&path) else { continue };
+        if metadata.is_file() && path.extension().is_some_and(|kind| kind == "cwasm" || kind == "tmp") {
+            files.push((metadata.modified()?, metadata.len(), path));
+        }
+    }
+    files.sort();
+    let mut bytes: u64 = files.iter().map(|(_, bytes, _)| bytes).sum();
+    for (_, freed, path) in files.iter().filter(|(_, _, path)| path != keep) {
+        if bytes <= limit_bytes {
+            break;
+        }
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => bytes -= freed,
+        }
+    }
+    Ok(())
 }
 
 /// Turns a cache entry back into a component, if it is whole and wasmtime takes it.

@@ -26,6 +26,8 @@ const POOL_TABLE_ELEMENTS: usize = 100_000;
 pub struct EngineConfig {
     /// Where compiled code is kept between starts; `None`: nowhere. Made with mode 0700, used by this user only.
     pub cache_dir: Option<PathBuf>,
+    /// Bytes of compiled code kept there, at most; what was used longest ago goes first.
+    pub cache_bytes: u64,
     /// Instances that run at once, of all processors; more wait.
     pub max_instances: u32,
     /// Time between two looks at the deadlines.
@@ -42,6 +44,7 @@ impl Default for EngineConfig {
     fn default() -> Self {
         Self {
             cache_dir: None,
+            cache_bytes: 1 << 30,
             max_instances: 256,
             tick: Duration::from_millis(10),
             pooling: true,
@@ -74,7 +77,7 @@ impl Engine {
         }
         let (wasmtime, pooling) = make_wasmtime(&config)?;
         let ticker = Ticker::start(wasmtime.clone(), config.tick).map_err(EngineError::Thread)?;
-        let cache = config.cache_dir.and_then(|dir| CodeCache::open(dir, &wasmtime));
+        let cache = config.cache_dir.and_then(|dir| CodeCache::open(dir, config.cache_bytes, &wasmtime));
         let permits = Semaphore::new(config.max_instances as usize);
         let max_instances = config.max_instances;
         Ok(Self { inner: Arc::new(Inner { wasmtime, ticker, permits, max_instances, cache, pooling }) })

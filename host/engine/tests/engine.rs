@@ -52,6 +52,34 @@ async fn compiled_code_is_kept_and_an_odd_entry_is_a_miss() {
 }
 
 #[test]
+fn the_code_used_longest_ago_makes_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let guests = ["(i32.const 1) drop ", "(i32.const 2) drop ", "(i32.const 3) drop "]
+        .map(|more| processor("", &format!("{more}{HELLO}")));
+    let load = |cache_bytes, guest: &[u8]| {
+        let cache_dir = Some(folder.path().to_owned());
+        let engine = Engine::new(EngineConfig { cache_dir, cache_bytes, max_instances: 4, ..EngineConfig::default() });
+        engine.unwrap().load(guest, support::options()).unwrap().from_cache()
+    };
+    assert!(!load(u64::MAX, &guests[0]));
+    let size = std::fs::metadata(entry(folder.path())).unwrap().len();
+    let hour_ago = std::time::SystemTime::now() - Duration::from_secs(3_600);
+    std::fs::File::options().append(true).open(entry(folder.path())).unwrap().set_modified(hour_ago).unwrap();
+    assert!(!load(u64::MAX, &guests[1]));
+    let second = std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path());
+    let second = second.max_by_key(|path| std::fs::metadata(path).unwrap().modified().unwrap()).unwrap();
+    let minute_ago = hour_ago + Duration::from_secs(3_540);
+    std::fs::File::options().append(true).open(second).unwrap().set_modified(minute_ago).unwrap();
+    // Used now: the other one is the older.
+    assert!(load(u64::MAX, &guests[0]));
+    assert!(!load(size * 2 + size / 2, &guests[2]));
+    assert!(load(u64::MAX, &guests[0]) && load(u64::MAX, &guests[2]), "both fit");
+    assert!(!load(0, &guests[1]), "the one used longest ago is gone");
+    assert!(load(0, &guests[1]), "what was just compiled stays, whatever the limit");
+    assert!(!load(0, &guests[0]) && !load(0, &guests[2]));
+}
+
+#[test]
 fn code_of_an_engine_with_other_settings_is_not_used() {
     let folder = tempfile::tempdir().unwrap();
     let guest = processor("", HELLO);

@@ -6,8 +6,8 @@ mod support;
 
 use std::sync::Arc;
 
-use hapax_core::Failure;
 use hapax_core::context::EffectLimits;
+use hapax_core::{Failure, Message};
 use hapax_engine::WasmProcessor;
 use support::{LogSink, MemoryState, Ran, built, invocation, load, load_error, run, run_on};
 
@@ -63,6 +63,38 @@ async fn what_will_not_pass_is_refused() {
     }
     let ran = survive(&processor, "invalid").await;
     assert!(matches!(ran.result, Err(Failure::Invalid(_))), "{:?}", ran.result);
+}
+
+#[tokio::test]
+async fn a_failure_may_say_when_it_is_to_be_tried_again() {
+    let ran = run(&fixtures(), &invocation("retry-after", "{}")).await;
+    assert!(matches!(ran.result, Err(Failure::Retry { after_ms: Some(50), .. })), "{:?}", ran.result);
+}
+
+/// One behaviour on the state `a/1`, `a/2` and `b/1`, with this subject.
+async fn on_state(kind: &str, subject: &str, data: &str) -> Ran {
+    let state = [("a/1", "one"), ("a/2", "two"), ("b/1", "three")];
+    let view = MemoryState(state.map(|(key, value)| (key.to_owned(), value.into())).into());
+    let mut message = invocation(kind, "");
+    message.message =
+        Arc::new(Message { subject: Some(subject.into()), data: data.to_owned().into(), ..(*message.message).clone() });
+    run_on(&fixtures(), &message, Arc::new(view), EffectLimits::default()).await
+}
+
+#[tokio::test]
+async fn a_scan_finds_what_begins_with_its_prefix() {
+    assert_eq!(on_state("scan", "a/", "").await.text(), r#"[["a/1","one"],["a/2","two"]]"#);
+    assert_eq!(on_state("scan", "c", "").await.text(), "[]");
+}
+
+#[tokio::test]
+async fn compare_and_set_writes_only_over_what_it_expects() {
+    let ran = on_state("cas", "a/1", r#"["one", "new"]"#).await;
+    assert_eq!((ran.text().as_str(), ran.effects.writes["a/1"].as_deref()), ("true", Some(&b"new"[..])));
+    for (key, expected) in [("a/1", r#"["two", "new"]"#), ("a/1", r#"[null, "new"]"#), ("c", r#"["one", "new"]"#)] {
+        let ran = on_state("cas", key, expected).await;
+        assert!(ran.text() == "false" && ran.effects.writes.is_empty(), "{key} {expected}: {:?}", ran.effects);
+    }
 }
 
 #[tokio::test]

@@ -194,10 +194,10 @@ pub fn to_json(message: &Message) -> Vec<u8> {
     }
     if !message.data.is_empty() {
         let text = std::str::from_utf8(&message.data).ok();
-        match text {
-            // Written by serde_json again: a line must not hold line ends, and must be JSON.
-            Some(text) if message.is_json() && is_one_line_of_json(text) => member("data", text),
-            Some(text) if !message.is_json() => member("data", &Value::from(text).to_string()),
+        match text
+            .map(|text| if message.is_json() { one_line(text) } else { Some(Value::from(text).to_string().into()) })
+        {
+            Some(Some(json)) => member("data", &json),
             _ => member("data_base64", &Value::from(STANDARD.encode(&message.data)).to_string()),
         }
     }
@@ -205,8 +205,26 @@ pub fn to_json(message: &Message) -> Vec<u8> {
     out
 }
 
-fn is_one_line_of_json(text: &str) -> bool {
-    !text.contains(['\n', '\r']) && serde_json::from_str::<&RawValue>(text).is_ok()
+/// JSON on one line, as it is written but for white space where it had line ends; `None` if it is not JSON.
+fn one_line(text: &str) -> Option<Cow<'_, str>> {
+    serde_json::from_str::<&RawValue>(text).ok()?;
+    Some(if text.contains(['\n', '\r']) { compact(text).into() } else { text.into() })
+}
+
+/// JSON without the white space between its tokens. Numbers and strings keep every character: a number that was read and
+/// written again might become another.
+fn compact(json: &str) -> String {
+    let (mut in_string, mut escaped) = (false, false);
+    let stays = |&character: &char| {
+        if !in_string {
+            in_string = character == '"';
+            return !matches!(character, ' ' | '\t' | '\n' | '\r');
+        }
+        in_string = escaped || character != '"';
+        escaped = !escaped && character == '\\';
+        true
+    };
+    json.chars().filter(stays).collect()
 }
 
 #[cfg(test)]
@@ -218,16 +236,37 @@ mod tests {
         let json = Message::new("i", "/s", "t").with_data("application/json", r#"{"b": 1, "a":[2.0]}"#);
         let text = Message::new("i\"", "/s", "t").with_data("text/plain", "two\nlines");
         let bytes = Message::new("i", "/s", "t").with_data("application/octet-stream", vec![0xff, 0]);
-        let lines = Message::new("i", "/s", "t").with_data("application/json", "{\n}");
         let mut plain = Message::new("i", "/s", "t");
         plain.subject = Some("s".into());
         plain.time = Some("2026-11-24T05:00:00Z".into());
         plain.extensions.insert("partitionkey".into(), "p".into());
-        for message in [json, text, bytes, lines, plain] {
+        for message in [json, text, bytes, plain] {
             let line = to_json(&message);
             assert!(!line.contains(&b'\n'));
             assert_eq!(parse(&line).as_ref(), Ok(&message), "{}", String::from_utf8_lossy(&line));
         }
+    }
+
+    #[test]
+    fn json_over_several_lines_is_written_on_one_with_its_numbers_and_strings_as_they_were() {
+        for (written, expected) in [
+            ("{\n}", "{}"),
+            ("{\r\n\t\"a b\" : [ 1e400,\n 12345678901234567890.0 ] }", r#"{"a b":[1e400,12345678901234567890.0]}"#),
+            ("[\n\"a \\\" b\", \"\\\\\" , \" \\n \"]", r#"["a \" b","\\"," \n "]"#),
+            ("\n-0.10", "-0.10"),
+        ] {
+            let line = to_json(&Message::new("i", "/s", "t").with_data("application/json", written));
+            assert!(!line.contains(&b'\n') && !line.contains(&b'\r'), "{written}");
+            let line = String::from_utf8(line).expect("text");
+            assert!(line.ends_with(&format!(",\"data\":{expected}}}")), "{written}: {line}");
+            assert_eq!(parse(line.as_bytes()).expect(&line).data, expected);
+        }
+    }
+
+    #[test]
+    fn what_is_called_json_and_is_none_is_written_as_bytes() {
+        let line = to_json(&Message::new("i", "/s", "t").with_data("application/json", "{\n"));
+        assert!(line.ends_with(br#""data_base64":"ewo="}"#), "{}", String::from_utf8_lossy(&line));
     }
 
     #[test]

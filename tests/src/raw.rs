@@ -1,0 +1,18 @@
+//! Writes into a store's database with redb alone, by `docs/STORAGE.md`: what no version of this code would write.
+
+use std::path::Path;
+
+use redb::{ReadableTable as _, TableDefinition};
+
+/// Makes the database in `store` one of format `format`; answers what it was.
+pub fn set_format(store: &Path, format: u32) -> u32 {
+    let database = redb::Database::open(store.join("records.redb")).unwrap();
+    let txn = database.begin_write().unwrap();
+    let meta = TableDefinition::<&str, &[u8]>::new("meta");
+    let mut table = txn.open_table(meta).unwrap();
+    let before = table.get("format").unwrap().map(|value| value.value().try_into().unwrap()).unwrap();
+    table.insert("format", format.to_le_bytes().as_slice()).unwrap();
+    drop(table);
+    txn.commit().unwrap();
+    u32::from_le_bytes(before)
+}
