@@ -8,6 +8,7 @@ use std::time::Duration;
 use hapax_core::Options;
 use hapax_core::options::{MismatchPolicy, Ordering};
 use hapax_engine::ProcessorLimits;
+use hapax_store::StoreOptions;
 use serde::Deserialize;
 
 use crate::exit::Failed;
@@ -26,8 +27,32 @@ pub(crate) struct Config {
     pub(crate) max_message_bytes: usize,
     /// Where the outbox is sent; without it, messages stay in the outbox.
     pub(crate) outbox: Option<Outbox>,
+    /// What the store may use.
+    #[serde(default)]
+    pub(crate) limits: StoreLimits,
     /// Processors by name.
     pub(crate) processors: BTreeMap<String, Processor>,
+}
+
+/// What the store may use of memory and disk.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StoreLimits {
+    page_cache_bytes: Option<usize>,
+    unapplied_bytes: Option<usize>,
+    journal_bytes: Option<u64>,
+}
+
+impl StoreLimits {
+    pub(crate) fn store_options(&self) -> StoreOptions {
+        let default = StoreOptions::default();
+        StoreOptions {
+            page_cache_bytes: self.page_cache_bytes.unwrap_or(default.page_cache_bytes),
+            unapplied_bytes_max: self.unapplied_bytes.unwrap_or(default.unapplied_bytes_max),
+            journal_bytes: self.journal_bytes.unwrap_or(default.journal_bytes),
+            ..default
+        }
+    }
 }
 
 /// Where outbox messages go.

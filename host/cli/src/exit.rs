@@ -11,6 +11,8 @@ use hapax_store::OpenError;
 
 /// Something in the input was no message; everything else was processed.
 pub(crate) const INVALID_INPUT: u8 = 3;
+/// The store is absent, damaged, of another version, or no store.
+pub(crate) const DAMAGED: u8 = 5;
 /// Stopped by a signal before the end of the input; what was in flight ended.
 pub(crate) const INTERRUPTED: u8 = 10;
 
@@ -63,7 +65,7 @@ fn code(error: &anyhow::Error) -> u8 {
         match cause.downcast_ref::<OpenError>() {
             Some(OpenError::Locked(_)) => return 6,
             Some(OpenError::Full { .. }) => return 7,
-            Some(_) => return 5,
+            Some(_) => return DAMAGED,
             None => {}
         }
         match cause.downcast_ref::<RunError>() {

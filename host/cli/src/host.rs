@@ -8,9 +8,9 @@ use hapax_core::metrics::Counters;
 use hapax_core::relay::{Relay, RelayError};
 use hapax_core::storage::StoreError;
 use hapax_core::transport::Publisher;
-use hapax_core::{Committer, IdempotentConsumer, Options, Parts, Scope, SystemClock};
+use hapax_core::{Committer, IdempotentConsumer, Options, Parts, Scope, SystemClock, sweeper};
 use hapax_engine::{Engine, EngineConfig, LoadOptions};
-use hapax_store::RedbStore;
+use hapax_store::{RedbStore, StoreOptions};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -26,8 +26,8 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    pub(crate) async fn open(store: &Path, concurrency: usize) -> anyhow::Result<Self> {
-        let store = Arc::new(RedbStore::open(store)?);
+    pub(crate) async fn open(store: &Path, options: StoreOptions, concurrency: usize) -> anyhow::Result<Self> {
+        let store = Arc::new(RedbStore::open_with(store, options)?);
         let committer = Committer::start(store.clone()).await?;
         let counters = Arc::new(Counters::default());
         Ok(Self { store, committer, counters, engine: engine(concurrency)? })
@@ -51,6 +51,11 @@ impl Host {
     /// The failure that closed the store, if one did.
     pub(crate) fn failure(&self) -> Option<&StoreError> {
         self.committer.failure()
+    }
+
+    /// Starts forgetting what has expired; runs until `stop` turns true.
+    pub(crate) fn sweeper(&self, stop: watch::Receiver<bool>) -> JoinHandle<Result<(), StoreError>> {
+        tokio::spawn(sweeper::run(self.store.clone(), Arc::new(SystemClock), sweeper::SWEEP_EVERY_MS, stop))
     }
 
     /// Starts sending the outbox; runs until `stop` turns true and the outbox is empty.

@@ -3,6 +3,7 @@
 mod build;
 mod check;
 mod config;
+mod doctor;
 mod exit;
 mod host;
 mod progress;
@@ -49,6 +50,10 @@ enum Command {
     /// Look at a processor's state.
     #[command(subcommand)]
     State(state::Command),
+    /// Examine a store that nobody has open, and mend a damaged journal if told to.
+    Doctor(doctor::Args),
+    /// Give the space of what was forgotten back to the disk. The store must not be open.
+    Compact(doctor::CompactArgs),
     /// Build a guest's folder into a component.
     Build(build::Args),
 }
@@ -74,6 +79,8 @@ fn run(command: Command, json: bool) -> anyhow::Result<ExitCode> {
         Command::Send(args) => send::command(&args, json),
         Command::Records(command) => records::command(command, json),
         Command::State(command) => state::command(command, json),
+        Command::Doctor(args) => doctor::command(&args, json),
+        Command::Compact(args) => doctor::compact(&args, json),
         Command::Build(args) => build::command(&args, json),
     }
 }

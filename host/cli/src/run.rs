@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use hapax_store::StoreOptions;
 use hapax_transport::JsonlSource;
 use tokio::sync::watch;
 
@@ -58,10 +59,11 @@ async fn run(args: Args, json: bool) -> anyhow::Result<ExitCode> {
     let name = name.ok_or_else(|| Failed::usage("give the processor a name with --processor"))?;
     let mut source = JsonlSource::open(&args.input, args.max_message_bytes)
         .map_err(|error| Failed::usage(format!("cannot read the input {}: {error}", args.input.display())))?;
-    let host = Host::open(&args.store, args.concurrency).await?;
+    let host = Host::open(&args.store, StoreOptions::default(), args.concurrency).await?;
     let consumer = host.consumer(&name, &Processor::plain(args.component))?;
     let stop = host::stop_on_signal()?;
     let (ended, outbox_stop) = watch::channel(false);
+    let sweeper = host.sweeper(ended.subscribe());
     let relay = args.outbox.map(|path| host.relay(Outbox::File(path), outbox_stop)).transpose()?;
 
     let style = match (json, args.verbose) {
@@ -86,6 +88,7 @@ async fn run(args: Args, json: bool) -> anyhow::Result<ExitCode> {
     }
     result?;
     let sent = sent?;
+    sweeper.await??;
     printer.summary(sent, host.store.outbox_len()?);
     Ok(ExitCode::from(match (*stop.borrow(), printer.invalid()) {
         (true, _) => INTERRUPTED,

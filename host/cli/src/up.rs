@@ -35,7 +35,7 @@ pub(crate) fn command(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
 }
 
 async fn up(config: Config, json: bool) -> anyhow::Result<ExitCode> {
-    let host = Host::open(&config.store, CONCURRENCY).await?;
+    let host = Host::open(&config.store, config.limits.store_options(), CONCURRENCY).await?;
     let desks = config
         .processors
         .iter()
@@ -47,6 +47,7 @@ async fn up(config: Config, json: bool) -> anyhow::Result<ExitCode> {
         .collect::<anyhow::Result<BTreeMap<_, _>>>()?;
     let stop = host::stop_on_signal()?;
     let (ended, outbox_stop) = watch::channel(false);
+    let mut sweeper = host.sweeper(ended.subscribe());
     let mut relay = config.outbox.clone().map(|to| host.relay(to, outbox_stop)).transpose()?;
 
     let listener = tokio::net::TcpListener::bind(config.listen).await.map_err(|error| {
@@ -61,6 +62,7 @@ async fn up(config: Config, json: bool) -> anyhow::Result<ExitCode> {
         failed = async { match &mut relay { Some(relay) => relay.await, None => std::future::pending().await } } => {
             failed??;
         }
+        failed = &mut sweeper => failed??,
     }
     ended.send_replace(true);
     if let Some(relay) = relay.take() {

@@ -107,7 +107,7 @@ pub(crate) struct InFlight {
 #[derive(Debug)]
 pub(crate) struct Leading {
     table: InFlight,
-    key: RecordKey,
+    pub(crate) key: RecordKey,
 }
 
 /// Waits for the end of a message that somebody else runs.

@@ -19,6 +19,7 @@ use crate::options::{MismatchPolicy, Options};
 use crate::overlay::{self, Overlay};
 use crate::processor::{Failure, Invocation, MessageProcessor, Output};
 use crate::record::{self, Event, Record};
+use crate::running::{Noted, RunningNotes};
 use crate::storage::{Commit, DeadLetter, IdempotencyStorage, StoreError, Verdict};
 
 /// What a consumer is made of.
@@ -59,6 +60,10 @@ struct Inner {
     /// Digest of the processor, as records keep it.
     component: Arc<str>,
     effect_limits: Arc<crate::context::EffectLimits>,
+    notes: Arc<dyn RunningNotes>,
+    /// Held by a run of a message that the process has died over: one at a time, so that of several suspects only the
+    /// guilty one is there at the next death.
+    suspect: tokio::sync::Mutex<()>,
     stopping: watch::Sender<bool>,
 }
 
@@ -144,6 +149,8 @@ struct Claim {
     epoch: Option<u64>,
     /// Attempts made before this claim.
     attempts: u32,
+    /// How many of them the process died over, and which no record has.
+    deaths: u32,
     /// Due at this time, in milliseconds since the Unix epoch.
     not_before_ms: u64,
     /// When it was admitted, likewise.
@@ -152,6 +159,8 @@ struct Claim {
 
 /// A run that ended, as it left its context.
 struct Run {
+    /// Attempts made, with this one.
+    attempts: u32,
     result: Result<Output, Failure>,
     reads: ReadSet,
     effects: Effects,
@@ -181,6 +190,8 @@ impl IdempotentConsumer {
             cache: TerminalCache::new(parts.options.cache_bytes),
             overlay,
             effect_limits: Arc::new(parts.options.effects.clone()),
+            notes: parts.storage.running_notes(),
+            suspect: tokio::sync::Mutex::default(),
             stopping: watch::channel(false).0,
             parts,
         };
@@ -251,7 +262,7 @@ impl Inner {
                 self.mark_first(message, &claim).await?;
             }
             let running = self.overlay.begin();
-            let run = self.invoke(message, &claim).await;
+            let run = self.run_once(message, &claim).await;
             fault::point("invoked");
             let Ok(sequenced) = self.sequence(message, &claim, run) else {
                 self.parts.metrics.conflict(&self.parts.scope);
@@ -264,7 +275,13 @@ impl Inner {
                 // The next of the lane may go: it sees these effects in the overlay.
                 claim.turn = None;
             }
-            match pending.durable().await? {
+            let verdict = pending.durable().await?;
+            if claim.deaths > 0 && verdict == Verdict::Committed {
+                // The record counts them from now on.
+                self.notes.forget(&message.key);
+                claim.deaths = 0;
+            }
+            match verdict {
                 Verdict::Committed if retry && message.handling.retry_here => claim.next_attempt(record),
                 Verdict::Committed => {
                     self.cache.insert(message.key.clone(), Arc::new(record));
@@ -323,8 +340,9 @@ impl Inner {
             Some(record::State::RetryDue { at_ms, .. }) => *at_ms,
             _ => 0,
         };
-        let attempts = found.as_ref().map_or(0, |record| record.attempts);
-        Claim { _leading: leading, turn, found, epoch, attempts, not_before_ms, now_ms }
+        let deaths = self.notes.deaths(&leading.key);
+        let attempts = found.as_ref().map_or(0, |record| record.attempts) + deaths;
+        Claim { _leading: leading, turn, found, epoch, attempts, deaths, not_before_ms, now_ms }
     }
 
     /// The ending of a message that must not run, by the record that says so; `None` if it may.
@@ -377,6 +395,20 @@ impl Inner {
         Some(Ending::Retry { error, after_ms })
     }
 
+    /// Runs the message, unless the process has died over it as often as it may be tried.
+    async fn run_once(&self, message: &Accepted, claim: &Claim) -> Run {
+        if claim.deaths == 0 {
+            return self.invoke(message, claim).await;
+        }
+        if claim.attempts >= self.parts.options.attempts_max {
+            let result = Err(Failure::retry(format!("the host died {} times while it ran this message", claim.deaths)));
+            let (reads, effects) = (ReadSet::default(), Effects::default());
+            return Run { attempts: claim.attempts, result, reads, effects };
+        }
+        let _alone = self.suspect.lock().await;
+        self.invoke(message, claim).await
+    }
+
     /// Runs the processor. No transaction is held, nothing is written.
     async fn invoke(&self, message: &Accepted, claim: &Claim) -> Run {
         let invocation = Invocation {
@@ -385,17 +417,20 @@ impl Inner {
             attempt: claim.attempts + 1,
             seed: message.key.seed(),
         };
+        let noted = Noted::begin(&self.notes, &message.key);
+        fault::point_of("running", &message.message.id);
         let mut context = Context::new(self.view.clone(), self.effect_limits.clone());
         let result = self.parts.processor.process(&invocation, &mut context).await;
+        drop(noted);
         let (reads, effects) = context.finish();
-        Run { result, reads, effects }
+        Run { attempts: claim.attempts + 1, result, reads, effects }
     }
 
     /// Checks that what the run read still stands (also when it failed: it may have failed on what is no longer so),
     /// turns it into a record, and gives it its place in the order of commits.
     fn sequence(&self, message: &Accepted, claim: &Claim, run: Run) -> Result<Sequenced, overlay::Stale> {
         let now_ms = self.parts.clock.now_ms();
-        let attempts = claim.attempts + 1;
+        let attempts = run.attempts;
         let (event, ending) = self.conclude(message, attempts, run.result, now_ms);
         let completed = matches!(ending, Ending::Completed { .. });
         let effects = if completed { run.effects } else { Effects::default() };
@@ -403,7 +438,7 @@ impl Inner {
             Ending::DeadLettered { error } => Some(self.dead_letter(message, error.clone(), attempts)),
             _ => None,
         };
-        let record = self.next_record(message, claim, event, now_ms);
+        let record = self.next_record(message, claim, attempts, event, now_ms);
         let expected_epoch = match claim.epoch {
             None if fault::mutated("mark-before-run") => Some(1),
             found => found,
@@ -449,7 +484,7 @@ impl Inner {
         }
     }
 
-    fn next_record(&self, message: &Accepted, claim: &Claim, event: Event, now_ms: u64) -> Record {
+    fn next_record(&self, message: &Accepted, claim: &Claim, attempts: u32, event: Event, now_ms: u64) -> Record {
         let found = claim.found.as_deref();
         let state =
             record::next(found.map(|record| &record.state), event).expect("a claim is only given where a run may end");
@@ -457,7 +492,7 @@ impl Inner {
             expires_ms: state.is_terminal().then(|| now_ms.saturating_add(self.parts.options.retention_ms)),
             state,
             epoch: claim.epoch.unwrap_or(0) + 1,
-            attempts: claim.attempts + 1,
+            attempts,
             fingerprint: message.fingerprint,
             component: self.component.clone(),
             saga: None,
@@ -468,7 +503,7 @@ impl Inner {
 
     /// The mutation "the record is marked before the guest runs".
     async fn mark_first(&self, message: &Accepted, claim: &Claim) -> Result<(), StoreError> {
-        let record = self.next_record(message, claim, Event::Completed(Output::default()), claim.now_ms);
+        let record = self.next_record(message, claim, 1, Event::Completed(Output::default()), claim.now_ms);
         let commit = Commit {
             key: message.key.clone(),
             expected_epoch: None,

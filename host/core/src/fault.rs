@@ -10,6 +10,15 @@ pub fn point(name: &str) {
     let _ = name;
 }
 
+/// Kills the process at the fault point `name` if the environment asks for it at the message `id`: `HAPAX_FAULT=name=id`, at
+/// every passage.
+#[inline]
+pub fn point_of(name: &str, id: &str) {
+    #[cfg(feature = "faults")]
+    armed::pass_of(name, id);
+    let _ = (name, id);
+}
+
 /// Whether the mutation `name` is switched on (`HAPAX_MUTATION=name`): a small fault put into the code on purpose, to see
 /// that a test turns red. Always `false` without the feature `faults`.
 #[inline]
@@ -41,6 +50,17 @@ mod armed {
             && armed == name
             && left.fetch_sub(1, Ordering::Relaxed) == 1
         {
+            std::process::abort();
+        }
+    }
+
+    pub(super) fn pass_of(name: &str, id: &str) {
+        static ARMED: OnceLock<Option<(String, String)>> = OnceLock::new();
+        let armed = ARMED.get_or_init(|| {
+            let text = std::env::var("HAPAX_FAULT").ok()?;
+            text.split_once('=').map(|(name, id)| (name.to_owned(), id.to_owned()))
+        });
+        if armed.as_ref().is_some_and(|(at, of)| at == name && of == id) {
             std::process::abort();
         }
     }

@@ -17,7 +17,9 @@ pub mod processor;
 pub mod record;
 pub mod relay;
 pub mod run;
+pub mod running;
 pub mod storage;
+pub mod sweeper;
 pub mod transport;
 
 pub use admission::Stored;

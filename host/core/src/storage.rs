@@ -11,6 +11,7 @@ use crate::key::{Fingerprint, RecordKey, Scope};
 use crate::message::Message;
 use crate::processor::Output;
 use crate::record::{Record, State};
+use crate::running::{NoNotes, RunningNotes};
 
 /// A store failed. None of these is about one message: the host stops taking deliveries.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -131,6 +132,11 @@ pub trait IdempotencyStorage: Send + Sync + 'static {
     /// them: some may stay a while longer, none goes earlier. Never touches what is in progress, due again, unsent, or has
     /// no expiry. Costs nothing for what stays. Answers how many records went.
     fn sweep(&self, now_ms: u64) -> BoxFuture<'_, Result<u64, StoreError>>;
+
+    /// Where it is noted, outside the transactions, which messages are being run.
+    fn running_notes(&self) -> Arc<dyn RunningNotes> {
+        Arc::new(NoNotes)
+    }
 
     /// Whether the key's message has completed.
     fn is_processed<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<bool, StoreError>> {

@@ -65,31 +65,28 @@ impl Journal {
         file.sync_data()
     }
 
-    /// Reads what follows `applied`, the sequence number of the last applied frame, from `offset` on.
+    /// Reads what follows the last applied frame, and goes on behind it.
     pub(crate) fn recover(
         file: Box<dyn StorageBackend>,
         store_id: &str,
         capacity: u64,
         applied: &crate::layout::Applied,
     ) -> Result<Recovered, JournalError> {
-        check_header(&*file, store_id)?;
-        let key = ChecksumKey::new(store_id);
-        let allocated = file.len()?;
-        let mut reader = Reader { file: &*file, key: &key, allocated };
-        let mut frames = Vec::new();
-        let mut offset = if applied.next_offset == 0 { START } else { applied.next_offset };
-        let mut next_sequence = applied.sequence + 1;
-        let mut last_version = applied.last_version;
-        while let Some((frame, after)) = reader.next(offset, next_sequence)? {
-            next_sequence += 1;
-            last_version = last_version.max(frame.last_version);
-            offset = after;
-            frames.push((frame, after));
+        let Survey { frames, end, damage } = survey(&*file, store_id, applied)?;
+        if let Some(damage) = damage {
+            return Err(JournalError::Damaged(damage));
         }
-        reader.refuse_later_frames(offset, next_sequence)?;
-        let unapplied =
-            frames.iter().map(|(frame, after)| (frame.sequence, after - frame.bytes.len() as u64)).collect();
-        let journal = Self { key, allocated, capacity, head: offset, unapplied, next_sequence, last_version, file };
+        let place = |(frame, after): &(Frame, u64)| (frame.sequence, after - frame.bytes.len() as u64);
+        let journal = Self {
+            key: ChecksumKey::new(store_id),
+            allocated: file.len()?,
+            capacity,
+            head: end,
+            unapplied: frames.iter().map(place).collect(),
+            next_sequence: applied.sequence + 1 + frames.len() as u64,
+            last_version: frames.last().map_or(applied.last_version, |(frame, _)| frame.last_version),
+            file,
+        };
         Ok(Recovered { journal, frames })
     }
 
@@ -153,6 +150,44 @@ impl Journal {
     }
 }
 
+/// What stands in a journal's file behind the last applied frame.
+#[derive(Debug)]
+pub(crate) struct Survey {
+    /// Whole frames in sequence, each with the offset after it.
+    pub(crate) frames: Vec<(Frame, u64)>,
+    /// Where the last of them ends.
+    pub(crate) end: u64,
+    /// What is wrong with what follows: there is more than a torn end.
+    pub(crate) damage: Option<String>,
+}
+
+/// Looks through a journal, and changes nothing.
+pub(crate) fn survey(
+    file: &dyn StorageBackend,
+    store_id: &str,
+    applied: &crate::layout::Applied,
+) -> Result<Survey, JournalError> {
+    check_header(file, store_id)?;
+    let key = ChecksumKey::new(store_id);
+    let reader = Reader { file, key: &key, allocated: file.len()? };
+    let mut frames = Vec::new();
+    let mut end = if applied.next_offset == 0 { START } else { applied.next_offset };
+    let mut sequence = applied.sequence + 1;
+    while let Some((frame, after)) = reader.next(end, sequence)? {
+        sequence += 1;
+        end = after;
+        frames.push((frame, after));
+    }
+    Ok(Survey { frames, end, damage: reader.later_frame(end, sequence)? })
+}
+
+/// The bytes of a journal with these frames and nothing else.
+pub(crate) fn rebuilt(store_id: &str, frames: &[(Frame, u64)]) -> Vec<u8> {
+    let mut bytes = header(store_id);
+    frames.iter().for_each(|(frame, _)| bytes.extend_from_slice(&frame.bytes));
+    bytes
+}
+
 struct Reader<'a> {
     file: &'a dyn StorageBackend,
     key: &'a ChecksumKey,
@@ -161,7 +196,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     /// The frame `sequence`, which lies at `offset` or, if the ring went round there, at the start.
-    fn next(&mut self, offset: u64, sequence: u64) -> io::Result<Option<(Frame, u64)>> {
+    fn next(&self, offset: u64, sequence: u64) -> io::Result<Option<(Frame, u64)>> {
         for place in [offset, START] {
             if let Some(frame) = self.at(place)?.filter(|frame| frame.sequence == sequence) {
                 let after = place + frame.bytes.len() as u64;
@@ -187,8 +222,8 @@ impl Reader<'_> {
         Ok(Frame::check(&header, Bytes::from(bytes), self.key))
     }
 
-    /// Past the end of the journal there is no whole frame of a later number, or the end is none.
-    fn refuse_later_frames(&self, end: u64, sequence: u64) -> Result<(), JournalError> {
+    /// Tells of a whole frame of a later number past the end of the journal: then the end is none.
+    fn later_frame(&self, end: u64, sequence: u64) -> io::Result<Option<String>> {
         const WINDOW: u64 = 1 << 20;
         let mut from = START;
         while from < self.allocated {
@@ -199,7 +234,7 @@ impl Reader<'_> {
                 let later = Header::read(&window[at..]).is_some_and(|header| header.sequence >= sequence);
                 let place = from + at as u64;
                 if later && let Some(frame) = self.at(place)? {
-                    return Err(JournalError::Damaged(format!(
+                    return Ok(Some(format!(
                         "frame {sequence} at byte {end} is missing or unreadable, but frame {} follows at byte {place}",
                         frame.sequence
                     )));
@@ -207,10 +242,11 @@ impl Reader<'_> {
             }
             from += WINDOW;
         }
-        Ok(())
+        Ok(None)
     }
 }
 
+/// The header of a journal, in its whole length.
 fn header(store_id: &str) -> Vec<u8> {
     let mut header = Vec::with_capacity(START as usize);
     header.extend(MAGIC);

@@ -5,6 +5,7 @@ mod apply;
 mod buckets;
 mod commit;
 mod core;
+pub mod doctor;
 mod frame;
 mod journal;
 pub mod layout;
@@ -13,6 +14,7 @@ mod memtable;
 pub mod open;
 mod read;
 pub mod redb_store;
+mod running;
 mod view;
 
 pub use memory::MemoryStore;

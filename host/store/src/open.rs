@@ -9,6 +9,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use hapax_core::running::{NoNotes, RunningNotes};
 use hapax_core::storage::StoreError;
 use parking_lot::{Condvar, Mutex, RwLock};
 use redb::backends::FileBackend;
@@ -19,11 +20,13 @@ use crate::core::{Core, Progress};
 use crate::journal::{Journal, JournalError, Recovered};
 use crate::layout::{self, Applied, META};
 use crate::memtable::Memtable;
+use crate::running::RunningFile;
 use crate::view::{Snapshot, View};
 use crate::{RedbStore, StoreOptions};
 
-const DATABASE: &str = "records.redb";
-const JOURNAL: &str = "journal";
+pub(crate) const DATABASE: &str = "records.redb";
+pub(crate) const JOURNAL: &str = "journal";
+const RUNNING: &str = "running";
 const IDENTITY: &str = "STORE";
 /// Buckets of the last run with fewer rows than this take more; their filters are built before the first message.
 const REOPENED_ROWS_MAX: u64 = 1 << 17;
@@ -59,8 +62,8 @@ pub enum OpenError {
     },
     /// What is there is not what was written. Nothing was changed.
     #[error(
-        "{path} is damaged: {reason}. Nothing was changed. Put back a backup of the folder; do not delete {IDENTITY} to go on \
-         empty, for then every message would count as new"
+        "{path} is damaged: {reason}. Nothing was changed. `hapax doctor` tells more and mends a journal; else put back a \
+         backup of the folder. Do not delete {IDENTITY} to go on empty, for then every message would count as new"
     )]
     Damaged {
         /// The store.
@@ -125,11 +128,25 @@ pub(crate) fn open(path: &Path, create: Create, options: StoreOptions) -> Result
         make_journal(path, &new, &found)?;
         name_journal(path, &new)?;
     }
-    let store = join(path, database, open_journal(path)?, &found, options)?;
+    // After the database, whose lock says that nobody else is here.
+    let running = Arc::new(RunningFile::open(&path.join(RUNNING)).map_err(io)?);
+    let store = join(path, database, open_journal(path)?, &found, options, running)?;
     if identity.is_none() {
         write_identity(path, &found).map_err(io)?;
     }
     Ok(store)
+}
+
+/// Opens the database of a store that must be there, and nothing else of it.
+pub(crate) fn open_database(path: &Path, options: &StoreOptions) -> Result<Database, OpenError> {
+    match std::fs::metadata(path.join(DATABASE)) {
+        Ok(metadata) if metadata.len() > 0 => {}
+        _ if read_identity(path)?.is_some() => {
+            return Err(damaged(path, format!("it has an identity, but {DATABASE} is missing or empty")));
+        }
+        _ => return Err(OpenError::Missing(path.into())),
+    }
+    builder(options).open(path.join(DATABASE)).map_err(|error| database_error(path, error))
 }
 
 /// Opens or creates a store on backends of the caller's; for tests that lose writes.
@@ -146,7 +163,7 @@ pub(crate) fn open_backends(
     if empty {
         Journal::create(&*journal, &id).map_err(io)?;
     }
-    join(path, database, journal, &id, options)
+    join(path, database, journal, &id, options, Arc::new(NoNotes))
 }
 
 /// Takes in what the journal has and the tables have not, and starts the applier.
@@ -156,6 +173,7 @@ fn join(
     journal: Box<dyn StorageBackend>,
     id: &str,
     options: StoreOptions,
+    running: Arc<dyn RunningNotes>,
 ) -> Result<RedbStore, OpenError> {
     let told = |error: StoreError| damaged(path, error.to_string());
     let buckets = found_buckets(&database).map_err(|error| storage_error(path, &error))?;
@@ -181,7 +199,7 @@ fn join(
         progress: Mutex::new(Progress::default()),
         changed: Condvar::new(),
     };
-    RedbStore::over(Arc::new(core), journal).map_err(|error| io_error(path, &error))
+    RedbStore::over(Arc::new(core), journal, running).map_err(|error| io_error(path, &error))
 }
 
 /// The buckets that stand in the database, oldest first.
@@ -240,7 +258,7 @@ fn builder(options: &StoreOptions) -> redb::Builder {
 }
 
 /// Checks version and identity of the database; gives it both when it is new.
-fn identify(path: &Path, database: &Database, new: bool) -> Result<String, OpenError> {
+pub(crate) fn identify(path: &Path, database: &Database, new: bool) -> Result<String, OpenError> {
     let read = || -> Result<Option<(u32, String)>, redb::Error> {
         let txn = database.begin_read()?;
         let meta = match txn.open_table(META) {
@@ -298,7 +316,7 @@ fn create_folder(path: &Path) -> Result<(), OpenError> {
     let strangers =
         std::fs::read_dir(path).map_err(|error| io_error(path, &error))?.filter_map(Result::ok).any(|entry| {
             let name = entry.file_name();
-            ![DATABASE, JOURNAL].iter().any(|own| name.to_string_lossy().starts_with(own))
+            ![DATABASE, JOURNAL, RUNNING].iter().any(|own| name.to_string_lossy().starts_with(own))
         });
     if strangers {
         return Err(OpenError::NotAStore { path: path.into(), reason: "the folder holds other files" });
@@ -377,11 +395,11 @@ fn write_identity(path: &Path, id: &str) -> std::io::Result<()> {
     std::fs::File::open(path)?.sync_all()
 }
 
-fn damaged(path: &Path, reason: String) -> OpenError {
+pub(crate) fn damaged(path: &Path, reason: String) -> OpenError {
     OpenError::Damaged { path: path.into(), reason }
 }
 
-fn database_error(path: &Path, error: DatabaseError) -> OpenError {
+pub(crate) fn database_error(path: &Path, error: DatabaseError) -> OpenError {
     match error {
         DatabaseError::DatabaseAlreadyOpen => OpenError::Locked(path.into()),
         DatabaseError::UpgradeRequired(_) => damaged(path, "another version of redb wrote it".into()),
@@ -389,7 +407,7 @@ fn database_error(path: &Path, error: DatabaseError) -> OpenError {
     }
 }
 
-fn storage_error(path: &Path, error: &redb::Error) -> OpenError {
+pub(crate) fn storage_error(path: &Path, error: &redb::Error) -> OpenError {
     match error {
         redb::Error::Io(error) if error.kind() == std::io::ErrorKind::InvalidData => damaged(path, error.to_string()),
         redb::Error::Io(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
@@ -400,7 +418,7 @@ fn storage_error(path: &Path, error: &redb::Error) -> OpenError {
     }
 }
 
-fn io_error(path: &Path, error: &std::io::Error) -> OpenError {
+pub(crate) fn io_error(path: &Path, error: &std::io::Error) -> OpenError {
     let (path, reason) = (path.to_owned(), error.to_string());
     if is_full(error) { OpenError::Full { path, reason } } else { OpenError::Io { path, reason } }
 }

@@ -8,6 +8,7 @@ use futures_util::future::{BoxFuture, ready};
 use hapax_core::context::{StateView, Version};
 use hapax_core::key::{RecordKey, Scope};
 use hapax_core::record::Record;
+use hapax_core::running::RunningNotes;
 use hapax_core::storage::{
     DeadLetter, Group, IdempotencyStorage, Inspect, Outbox, OutboxPosition, OutboxRow, StoreError, Verdict,
 };
@@ -27,6 +28,7 @@ pub struct RedbStore {
     _applying: Applying,
     core: Arc<Core>,
     journal: Mutex<Journal>,
+    running: Arc<dyn RunningNotes>,
 }
 
 /// What a store may use, with units.
@@ -95,8 +97,8 @@ impl RedbStore {
         open::open_backends(database, Box::new(journal), options)
     }
 
-    pub(crate) fn over(core: Arc<Core>, journal: Journal) -> std::io::Result<Self> {
-        Ok(Self { _applying: Applying::start(core.clone())?, core, journal: Mutex::new(journal) })
+    pub(crate) fn over(core: Arc<Core>, journal: Journal, running: Arc<dyn RunningNotes>) -> std::io::Result<Self> {
+        Ok(Self { _applying: Applying::start(core.clone())?, core, journal: Mutex::new(journal), running })
     }
 
     /// Up to `limit` state entries whose keys begin with `prefix`, in key order.
@@ -140,6 +142,10 @@ impl IdempotencyStorage for RedbStore {
 
     fn sweep(&self, now_ms: u64) -> BoxFuture<'_, Result<u64, StoreError>> {
         Box::pin(async move { apply::sweep(&self.core, now_ms) })
+    }
+
+    fn running_notes(&self) -> Arc<dyn RunningNotes> {
+        self.running.clone()
     }
 }
 

@@ -1,0 +1,106 @@
+//! Looks at a store that nobody has open, and mends what can be mended: the way out when opening refuses. Changes nothing
+//! unless told to, and keeps what it takes out.
+
+use std::path::{Path, PathBuf};
+
+use redb::backends::FileBackend;
+use redb::{Database, ReadableDatabase as _};
+
+use crate::StoreOptions;
+use crate::journal::{self, JournalError};
+use crate::layout::{self, Applied};
+use crate::open::{self, JOURNAL, OpenError};
+
+/// What was found in a store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Examination {
+    /// The store's identity.
+    pub store_id: String,
+    /// Whether every page of the database holds what was written.
+    pub database_is_whole: bool,
+    /// Sequence number of the last frame that the tables have.
+    pub applied_frames: u64,
+    /// Whole frames of the journal that the tables do not have yet; opening the store applies them.
+    pub unapplied_frames: u64,
+    /// What is wrong with the journal, if anything is. A frame that was torn by a crash is not: nobody was told of it.
+    pub journal_damage: Option<String>,
+}
+
+/// A journal that was cut.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cut {
+    /// Frames that were kept.
+    pub kept_frames: u64,
+    /// Where the journal as it was is kept, if there was one.
+    pub damaged: Option<PathBuf>,
+}
+
+/// Reads all of a store. Takes as long as reading its database takes.
+pub fn examine(path: &Path) -> Result<Examination, OpenError> {
+    let mut database = open::open_database(path, &StoreOptions::default())?;
+    let (store_id, applied) = facts(path, &database)?;
+    let integrity = database.check_integrity();
+    let database_is_whole = integrity.map_err(|error| open::database_error(path, error))?;
+    let (unapplied_frames, journal_damage) = match survey(path, &store_id, &applied) {
+        Ok(survey) => (survey.frames.len() as u64, survey.damage),
+        Err(damage) => (0, Some(damage)),
+    };
+    Ok(Examination { store_id, database_is_whole, applied_frames: applied.sequence, unapplied_frames, journal_damage })
+}
+
+/// Makes a damaged or missing journal readable: keeps the frames up to the damage. What was acknowledged after it is lost,
+/// and its messages count as new. The journal as it was is kept beside the new one. `None`: it needs no cutting.
+pub fn cut_journal(path: &Path) -> Result<Option<Cut>, OpenError> {
+    let io = |error: std::io::Error| open::io_error(path, &error);
+    let database = open::open_database(path, &StoreOptions::default())?;
+    let (store_id, applied) = facts(path, &database)?;
+    let frames = match survey(path, &store_id, &applied) {
+        Ok(survey) if survey.damage.is_none() => return Ok(None),
+        Ok(survey) => survey.frames,
+        Err(_) => Vec::new(),
+    };
+    let journal = path.join(JOURNAL);
+    let new = path.join("journal.new");
+    std::fs::write(&new, journal::rebuilt(&store_id, &frames)).map_err(io)?;
+    std::fs::File::open(&new).and_then(|file| file.sync_all()).map_err(io)?;
+    let damaged = journal.exists().then(|| {
+        let name = |number: u32| path.join(format!("journal.damaged-{number}"));
+        (1..).map(name).find(|path| !path.exists()).expect("numbers do not end")
+    });
+    if let Some(damaged) = &damaged {
+        std::fs::rename(&journal, damaged).map_err(io)?;
+    }
+    std::fs::rename(&new, &journal).map_err(io)?;
+    std::fs::File::open(path).and_then(|folder| folder.sync_all()).map_err(io)?;
+    Ok(Some(Cut { kept_frames: frames.len() as u64, damaged }))
+}
+
+/// Gives the space of what is gone back to the disk. Answers the database's bytes before and after.
+pub fn compact(path: &Path) -> Result<(u64, u64), OpenError> {
+    let length = || std::fs::metadata(path.join(open::DATABASE)).map_or(0, |metadata| metadata.len());
+    let before = length();
+    let mut database = open::open_database(path, &StoreOptions::default())?;
+    facts(path, &database)?;
+    database.compact().map_err(|error| open::storage_error(path, &error.into()))?;
+    drop(database);
+    Ok((before, length()))
+}
+
+fn facts(path: &Path, database: &Database) -> Result<(String, Applied), OpenError> {
+    let id = open::identify(path, database, false)?;
+    let read = || -> Result<Option<Applied>, redb::Error> {
+        let meta = database.begin_read()?.open_table(layout::META)?;
+        Ok(meta.get(layout::META_APPLIED)?.and_then(|value| Applied::decode(value.value())))
+    };
+    let applied = read().map_err(|error| open::storage_error(path, &error))?;
+    let applied = applied.ok_or_else(|| open::damaged(path, "it does not say how far it was applied".into()))?;
+    Ok((id, applied))
+}
+
+/// What the journal holds, or why it holds nothing that can be read.
+fn survey(path: &Path, store_id: &str, applied: &Applied) -> Result<journal::Survey, String> {
+    let file = std::fs::File::options().read(true).write(true).open(path.join(JOURNAL));
+    let file = file.map_err(|error| format!("it cannot be opened: {error}"))?;
+    let file = FileBackend::new(file).map_err(|error| error.to_string())?;
+    journal::survey(&file, store_id, applied).map_err(|error: JournalError| error.to_string())
+}

@@ -1,0 +1,145 @@
+//! The file `running`: which messages are being run, in memory that the kernel keeps when the process dies. Never synced on
+//! the way of a message: what kills the machine is not the message's doing.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use hapax_core::key::RecordKey;
+use hapax_core::running::RunningNotes;
+use memmap2::MmapMut;
+use parking_lot::Mutex;
+
+/// Runs that can be noted at a time; a run beyond them is not counted if it kills the process.
+const PLACES: usize = 4_096;
+/// A place: digest of the record key (16 bytes), whether it runs (4), deaths of the process (4), 8 to spare.
+const PLACE_BYTES: usize = 32;
+
+/// The notes of an open store.
+#[derive(Debug)]
+pub(crate) struct RunningFile {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    map: MmapMut,
+    free: Vec<usize>,
+    /// Places of messages that the process has died over.
+    suspects: HashMap<u128, usize>,
+}
+
+impl RunningFile {
+    /// Opens the notes, or begins new ones: the process that ran what is noted as running has died, and that is counted.
+    #[expect(unsafe_code, reason = "a memory map is what outlives the process without a system call a message")]
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+        file.set_len((PLACES * PLACE_BYTES) as u64)?;
+        // SAFETY: the file is the store's own, and the store is open, and so locked, in this process alone; nobody else
+        // writes it or cuts it short while it is mapped. Every bit pattern is a valid place.
+        let map = unsafe { MmapMut::map_mut(&file)? };
+        let mut inner = Inner { map, free: Vec::new(), suspects: HashMap::new() };
+        for place in (0..PLACES).rev() {
+            if inner.number(place, 16) != 0 {
+                inner.set_number(place, 20, inner.number(place, 20).saturating_add(1));
+                inner.set_number(place, 16, 0);
+            }
+            match inner.number(place, 20) {
+                0 => inner.free.push(place),
+                _ => drop(inner.suspects.insert(inner.digest(place), place)),
+            }
+        }
+        Ok(Self { inner: Mutex::new(inner) })
+    }
+}
+
+impl Inner {
+    fn number(&self, place: usize, at: usize) -> u32 {
+        let at = place * PLACE_BYTES + at;
+        self.map[at..].first_chunk().map_or(0, |chunk| u32::from_le_bytes(*chunk))
+    }
+
+    fn set_number(&mut self, place: usize, at: usize, number: u32) {
+        let at = place * PLACE_BYTES + at;
+        self.map[at..at + 4].copy_from_slice(&number.to_le_bytes());
+    }
+
+    fn digest(&self, place: usize) -> u128 {
+        self.map[place * PLACE_BYTES..].first_chunk().map_or(0, |chunk| u128::from_le_bytes(*chunk))
+    }
+}
+
+impl RunningNotes for RunningFile {
+    fn begin(&self, key: &RecordKey) -> Option<usize> {
+        let mut inner = self.inner.lock();
+        let place = match inner.suspects.get(&key.digest()) {
+            Some(place) => *place,
+            None => {
+                let place = inner.free.pop()?;
+                inner.map[place * PLACE_BYTES..][..16].copy_from_slice(&key.digest().to_le_bytes());
+                place
+            }
+        };
+        inner.set_number(place, 16, 1);
+        Some(place)
+    }
+
+    fn end(&self, place: usize) {
+        let mut inner = self.inner.lock();
+        inner.set_number(place, 16, 0);
+        if inner.number(place, 20) == 0 {
+            inner.free.push(place);
+        }
+    }
+
+    fn deaths(&self, key: &RecordKey) -> u32 {
+        let inner = self.inner.lock();
+        inner.suspects.get(&key.digest()).map_or(0, |place| inner.number(*place, 20))
+    }
+
+    fn forget(&self, key: &RecordKey) {
+        let mut inner = self.inner.lock();
+        if let Some(place) = inner.suspects.remove(&key.digest()) {
+            inner.set_number(place, 20, 0);
+            inner.free.push(place);
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use hapax_core::Scope;
+
+    #[test]
+    fn a_run_that_did_not_end_is_counted_until_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("running");
+        let key = |name: &str| RecordKey::new(Scope::of("p"), "/s".into(), name.into());
+        for deaths in 0..3 {
+            let notes = RunningFile::open(&path).unwrap();
+            assert_eq!(notes.deaths(&key("guilty")), deaths);
+            assert_eq!(notes.deaths(&key("innocent")), 0);
+            let innocent = notes.begin(&key("innocent")).unwrap();
+            assert!(notes.begin(&key("guilty")).is_some());
+            notes.end(innocent);
+        }
+        let notes = RunningFile::open(&path).unwrap();
+        notes.forget(&key("guilty"));
+        drop(notes);
+        assert_eq!(RunningFile::open(&path).unwrap().deaths(&key("guilty")), 0);
+    }
+
+    #[test]
+    fn more_runs_than_places_are_not_noted_and_places_come_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let notes = RunningFile::open(&folder.path().join("running")).unwrap();
+        let key = |number: usize| RecordKey::new(Scope::of("p"), "/s".into(), number.to_string().into());
+        let places: Vec<_> = (0..PLACES).map(|number| notes.begin(&key(number)).unwrap()).collect();
+        assert_eq!(notes.begin(&key(PLACES)), None);
+        notes.end(places[7]);
+        assert_eq!(notes.begin(&key(PLACES)), Some(places[7]));
+    }
+}
