@@ -4,6 +4,8 @@
 
 mod bare;
 mod child;
+mod hapax;
+mod http;
 mod measure;
 mod pipeline;
 mod plot;

@@ -132,17 +132,27 @@ pub(crate) fn short(value: f64) -> String {
 
 /// Processor time of this thread.
 pub(crate) fn thread_cpu() -> Duration {
-    cpu(ClockId::ThreadCPUTime)
-}
-
-/// Processor time of this process.
-pub(crate) fn process_cpu() -> Duration {
-    cpu(ClockId::ProcessCPUTime)
-}
-
-fn cpu(clock: ClockId) -> Duration {
-    let now = clock_gettime(clock);
+    let now = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
+/// Processor time of a process, to a hundredth of a second.
+pub(crate) fn cpu_of(pid: u32) -> Duration {
+    ticks(&format!("/proc/{pid}/stat"), 13)
+}
+
+/// Processor time of the children that ended and were waited for, to a hundredth of a second.
+pub(crate) fn children_cpu() -> Duration {
+    ticks("/proc/self/stat", 15)
+}
+
+/// Two neighbouring fields of a process's `stat`, counted from 0: time in user mode and in the kernel.
+fn ticks(file: &str, field: usize) -> Duration {
+    let text = std::fs::read_to_string(file).unwrap();
+    // The name, in brackets, may hold spaces; the fields after it are numbers.
+    let (_, fields) = text.rsplit_once(") ").unwrap();
+    let ticks: u64 = fields.split(' ').skip(field - 2).take(2).map(|field| field.parse::<u64>().unwrap()).sum();
+    Duration::from_millis(ticks * 1_000 / rustix::param::clock_ticks_per_second())
 }
 
 /// Median time of an append of 256 bytes and its `fdatasync`, in milliseconds, just now.
@@ -164,23 +174,28 @@ pub(crate) fn append_synced(file: &mut File, bytes: &[u8]) {
 /// Waits until this process works no more: what a store does behind an answer belongs to the loop that was answered, not to
 /// the next one. Answers how long that took.
 pub(crate) fn settle() -> Duration {
+    settle_of(std::process::id())
+}
+
+/// The same for another process.
+pub(crate) fn settle_of(pid: u32) -> Duration {
     const QUIET: u32 = 3;
     const STEP: Duration = Duration::from_millis(100);
     const LONGEST: Duration = Duration::from_secs(300);
     let since = Instant::now();
     let mut quiet = 0;
     while quiet < QUIET && since.elapsed() < LONGEST {
-        let before = (process_cpu(), written_bytes());
+        let before = (cpu_of(pid), written_bytes(pid));
         std::thread::sleep(STEP);
-        let idle = process_cpu() - before.0 < STEP / 10 && written_bytes() == before.1;
+        let idle = cpu_of(pid) - before.0 <= STEP / 10 && written_bytes(pid) == before.1;
         quiet = if idle { quiet + 1 } else { 0 };
     }
     since.elapsed().saturating_sub(STEP * QUIET)
 }
 
-/// Bytes that this process has had written to disks.
-fn written_bytes() -> u64 {
-    let text = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
+/// Bytes that a process has had written to disks.
+fn written_bytes(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("write_bytes: "));
     line.and_then(|bytes| bytes.parse().ok()).unwrap_or(0)
 }

@@ -22,6 +22,8 @@ pub(crate) struct Section {
     stamp: Stamp,
     /// By target.
     verdicts: BTreeMap<String, Verdict>,
+    /// Figures that other scenarios build on, by name with its unit.
+    facts: BTreeMap<String, f64>,
     blocks: Vec<Block>,
     #[serde(skip)]
     folder: PathBuf,
@@ -67,8 +69,8 @@ enum Block {
 
 impl Section {
     pub(crate) fn new(name: &str, stamp: Stamp, folder: &Path) -> Self {
-        let (verdicts, blocks) = (BTreeMap::new(), Vec::new());
-        Self { name: name.into(), stamp, verdicts, blocks, folder: folder.to_owned() }
+        let (verdicts, facts) = (BTreeMap::new(), BTreeMap::new());
+        Self { name: name.into(), stamp, verdicts, facts, blocks: Vec::new(), folder: folder.to_owned() }
     }
 
     /// Says what was measured of a target. The target must be one of the report's.
@@ -86,6 +88,17 @@ impl Section {
             let verdict = Verdict { measured: format!("not measured: {why}"), met: Met::NotJudged };
             self.verdicts.entry(row.id.into()).or_insert(verdict);
         }
+    }
+
+    /// Keeps a figure that another scenario builds on.
+    #[expect(dead_code, reason = "the engine scenario's")]
+    pub(crate) fn fact(&mut self, name: &str, value: f64) {
+        self.facts.insert(name.into(), value);
+    }
+
+    /// A figure that another scenario kept, when it last ran.
+    pub(crate) fn fact_of(&self, scenario: &str, name: &str) -> Option<f64> {
+        Self::load(&self.folder, scenario)?.facts.get(name).copied()
     }
 
     /// Adds a paragraph.

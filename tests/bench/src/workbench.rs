@@ -30,12 +30,6 @@ pub(crate) struct Workbench {
     filled: RefCell<BTreeMap<u64, PathBuf>>,
 }
 
-/// The release binary of the host, and the example guests.
-pub(crate) struct Hapax {
-    pub(crate) bin: PathBuf,
-    pub(crate) component: PathBuf,
-}
-
 impl Workbench {
     pub(crate) fn new(folder: &Path, size: Size, rounds: Option<usize>) -> Result<Self, Missing> {
         on_a_disk(folder)?;
@@ -88,19 +82,10 @@ impl Workbench {
         }
         copy
     }
-
-    /// The host's binary and a guest, which the caller of the bench names.
-    pub(crate) fn hapax(&self) -> Result<Hapax, Missing> {
-        let named = |name: &str| {
-            let path = std::env::var_os(name).map(PathBuf::from).filter(|path| path.exists());
-            path.ok_or_else(|| Missing(format!("{name} names nothing that is there; `cargo xtask bench` sets it")))
-        };
-        Ok(Hapax { bin: named("HAPAX_BIN")?, component: named("HAPAX_GUESTS")?.join("order-intake.wasm") })
-    }
 }
 
 /// A file system in memory syncs nothing, and every figure would say so without telling.
-fn on_a_disk(folder: &Path) -> Result<(), Missing> {
+pub(crate) fn on_a_disk(folder: &Path) -> Result<(), Missing> {
     const TMPFS: u64 = 0x0102_1994;
     let kind = rustix::fs::statfs(folder).map_err(|error| Missing(format!("{}: {error}", folder.display())))?.f_type;
     if kind as u64 == TMPFS {

@@ -2,10 +2,15 @@
 
 mod duplicates;
 mod growth;
+mod http;
 mod memory;
+mod postgres;
 mod restart;
+mod retention;
+mod start;
 mod sustained;
 mod throughput;
+mod wasm;
 
 use crate::Scenario;
 
@@ -13,8 +18,13 @@ use crate::Scenario;
 pub(crate) const ALL: &[Scenario] = &[
     throughput::SCENARIO,
     sustained::SCENARIO,
+    wasm::SCENARIO,
     duplicates::SCENARIO,
     growth::SCENARIO,
     memory::SCENARIO,
+    retention::SCENARIO,
     restart::SCENARIO,
+    start::SCENARIO,
+    http::SCENARIO,
+    postgres::SCENARIO,
 ];
