@@ -11,6 +11,7 @@ mod pipeline;
 mod plot;
 mod report;
 mod scenarios;
+mod server;
 mod targets;
 mod work;
 mod workbench;

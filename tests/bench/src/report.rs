@@ -134,7 +134,8 @@ impl Section {
 
     fn load(folder: &Path, name: &str) -> Option<Self> {
         let text = std::fs::read_to_string(folder.join(format!("{name}.json"))).ok()?;
-        Some(serde_json::from_str(&text).unwrap_or_else(|error| panic!("{name}.json is another version's: {error}")))
+        let section = serde_json::from_str(&text);
+        section.inspect_err(|error| eprintln!("{name}.json is left out, another version wrote it: {error}")).ok()
     }
 
     fn markdown(&self, out: &mut String) -> std::fmt::Result {

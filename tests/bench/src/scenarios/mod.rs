@@ -5,6 +5,7 @@ mod growth;
 mod http;
 mod memory;
 mod postgres;
+mod python;
 mod restart;
 mod retention;
 mod start;
@@ -27,4 +28,5 @@ pub(crate) const ALL: &[Scenario] = &[
     start::SCENARIO,
     http::SCENARIO,
     postgres::SCENARIO,
+    python::SCENARIO,
 ];

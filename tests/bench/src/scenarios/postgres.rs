@@ -1,10 +1,9 @@
 //! PostgreSQL doing the same job: one statement that inserts the record if it is absent and writes the state, synced, over 32
 //! connections. Starts a server of its own in a folder of its own; needs Debian's package `postgresql`.
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -16,6 +15,7 @@ use tokio_postgres::{Client, NoTls, Statement};
 use crate::measure::{Run, Sample, Spread, settle, short};
 use crate::pipeline::Host;
 use crate::report::Section;
+use crate::server::Server;
 use crate::work::{Ids, Item, RECORD, VALUE};
 use crate::workbench::{Workbench, on_a_disk};
 use crate::{Missing, Scenario};
@@ -40,12 +40,20 @@ const FILL: [&str; 2] = [
      FROM generate_series(1, $1::bigint) AS n",
 ];
 
+const SETTINGS: [&str; 5] = [
+    "listen_addresses=127.0.0.1",
+    "unix_socket_directories=",
+    "fsync=on",
+    "synchronous_commit=on",
+    "shared_buffers=256MB",
+];
+
 fn run(bench: &Workbench, section: &mut Section) -> Result<(), Missing> {
-    let server = Server::start()?;
+    let postgres = Postgres::start()?;
     let records = bench.pick(1_000, 1_000_000, 1_000_000);
     let messages = bench.pick(320, 20_000, 20_000);
     let mut host = Host::filled(bench.folder(), Ids::Random, records);
-    let mut clients = Clients::connect(server.port, records);
+    let mut clients = Clients::connect(postgres.server.port, records);
     let (mut ours, mut theirs, mut sync_ms) = (Vec::new(), Vec::new(), Vec::new());
     settle();
     for _ in 0..bench.rounds(5) {
@@ -54,7 +62,7 @@ fn run(bench: &Workbench, section: &mut Section) -> Result<(), Missing> {
         settle();
         theirs.push(clients.run(messages));
     }
-    section.text(format!("{}; {records} records are there already, {messages} messages a round.", server.version));
+    section.text(format!("{}; {records} records are there already, {messages} messages a round.", postgres.version));
     section.table(&["way", "messages a second", "p50 ms", "p99 ms", "sync ms"]);
     for (name, runs) in [("hapax, native, 32 in flight", &ours), ("PostgreSQL, 32 connections", &theirs)] {
         let of = |value: fn(&Run) -> f64| Spread::of(runs.iter().map(value)).to_string();
@@ -68,15 +76,14 @@ fn run(bench: &Workbench, section: &mut Section) -> Result<(), Missing> {
     Ok(())
 }
 
-/// A server of our own; gone with its data when dropped.
-struct Server {
-    process: Child,
-    port: u16,
+/// A server with its data; both gone when dropped.
+struct Postgres {
+    server: Server,
     version: String,
     _folder: TempDir,
 }
 
-impl Server {
+impl Postgres {
     fn start() -> Result<Self, Missing> {
         let bin = binaries()?;
         // Its user, who is not ours, must come to its data: the bench's own folder may be closed to others.
@@ -93,28 +100,16 @@ impl Server {
         if !initialised.is_ok_and(|status| status.success()) {
             return Err(Missing("PostgreSQL's initdb failed".into()));
         }
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-        let process = as_user(&bin.join("postgres"))
-            .arg("-D")
-            .arg(&data)
-            .args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="])
-            .args(["-c", "fsync=on", "-c", "synchronous_commit=on", "-c", "shared_buffers=256MB"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let server = Server::start("postgresql", |port| {
+            let mut command = as_user(&bin.join("postgres"));
+            command.arg("-D").arg(&data).args(["-p", &port.to_string()]);
+            for setting in SETTINGS {
+                command.args(["-c", setting]);
+            }
+            command
+        })?;
         let version = Command::new(bin.join("postgres")).arg("--version").output().unwrap().stdout;
-        let version = String::from_utf8_lossy(&version).trim().to_owned();
-        Ok(Self { process, port, version, _folder: folder })
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // SIGINT is its fast shutdown; SIGKILL would leave its children.
-        let pid = rustix::process::Pid::from_child(&self.process);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
-        let _ = self.process.wait();
+        Ok(Self { server, version: String::from_utf8_lossy(&version).trim().to_owned(), _folder: folder })
     }
 }
 
