@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: builds the benches in release and runs them on the disk of the target folder.
+//! `cargo xtask bench`: builds what the scenarios need in release and runs them on the disk of the target folder. What is measured
+//! is the bench's own; see its --help.
 
 use std::path::Path;
 
@@ -6,13 +7,38 @@ use anyhow::{Result, bail};
 
 use crate::demo::{cargo, target_dir};
 
-/// Measures; the report goes to standard output.
-pub(crate) fn run(root: &Path) -> Result<()> {
-    let folder = target_dir(root);
-    std::fs::create_dir_all(&folder)?;
-    let status = cargo(root).args(["run", "--release", "--package", "hapax-bench", "--"]).arg(&folder).status()?;
+/// Scenarios that drive the host's own binary with an example guest.
+const OVER_THE_HOST: &[&str] = &["wasm", "start", "http", "jetstream", "python"];
+/// Scenarios that do without, so that measuring only them builds no engine.
+const OVER_THE_LIBRARY: &[&str] =
+    &["throughput", "sustained", "duplicates", "growth", "memory", "retention", "restart", "postgres"];
+
+/// Measures; the report goes to a folder, its path to standard output.
+pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
+    let mut bench = cargo(root);
+    bench.args(["run", "--release", "--package", "hapax-bench", "--"]).args(arguments);
+    if !arguments.iter().any(|argument| argument == "--store") {
+        let folder = target_dir(root);
+        std::fs::create_dir_all(&folder)?;
+        bench.arg("--store").arg(folder);
+    }
+    if needs_host(arguments) {
+        let built = cargo(root).args(["build", "--release", "--package", "hapax"]).status()?;
+        if !built.success() {
+            bail!("the host could not be built");
+        }
+        bench.env("HAPAX_BIN", target_dir(root).join("release/hapax")).env("HAPAX_GUESTS", crate::guests::build_all()?);
+    }
+    let status = bench.status()?;
     if !status.success() {
         bail!("the bench ended with {status}");
     }
     Ok(())
+}
+
+/// Whether a scenario that is named drives the host's binary, or none is named and all are run.
+fn needs_host(arguments: &[String]) -> bool {
+    let named = |names: &[&str]| arguments.iter().any(|argument| names.contains(&argument.as_str()));
+    let asks = ["--list", "--help", "-h"];
+    named(OVER_THE_HOST) || !(named(OVER_THE_LIBRARY) || named(&asks))
 }

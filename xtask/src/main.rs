@@ -31,8 +31,12 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         filter: Vec<String>,
     },
-    /// Measure the pipeline beside bare redb and a bare file, and print the ratios
-    Bench,
+    /// Measure the host beside bare loops and other ways to do the job, and write a report
+    Bench {
+        /// Passed on to the bench: scenarios, --quick, --long, --list, --help
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Find or make a compiler for guests, and say which way was taken
     ///
     /// HAPAX_GUEST_TOOLCHAIN=rustup|debian forces one.
@@ -64,7 +68,7 @@ fn run(chore: Chore, root: &Path) -> anyhow::Result<()> {
     match chore {
         Chore::Demo => demo::run(root),
         Chore::Test { filter } => test::run(root, &filter),
-        Chore::Bench => bench::run(root),
+        Chore::Bench { arguments } => bench::run(root, &arguments),
         Chore::Setup => setup::run(),
         Chore::Guests => guests::run(),
         Chore::Bindings { check } => bindings::run(root, check),

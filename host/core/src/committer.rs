@@ -89,13 +89,23 @@ impl Committer {
         Ok(Arc::new(Self { sequencer: Mutex::new(sequencer), shared, thread: Mutex::new(Some(thread)) }))
     }
 
-    /// Sequences a commit: gives it its version. Commits are written in the order of their versions. The overlay, if given,
-    /// shows the commit's writes to later runs from now on, and is told what becomes of it.
-    pub(crate) fn submit(
+    /// Sequences a commit: gives it its version, whatever it says. Commits are written in the order of their versions.
+    pub fn submit(&self, commit: Commit) -> Pending {
+        self.sequence(commit, None)
+    }
+
+    /// The same, in a turn of the overlay's: it shows the commit's writes to later runs from now on, and is told what
+    /// becomes of it.
+    pub(crate) fn submit_in_turn(
         &self,
-        mut commit: Commit,
-        overlay: Option<(&Arc<Overlay>, &mut overlay::Turn<'_>)>,
+        commit: Commit,
+        overlay: &Arc<Overlay>,
+        turn: &mut overlay::Turn<'_>,
     ) -> Pending {
+        self.sequence(commit, Some((overlay, turn)))
+    }
+
+    fn sequence(&self, mut commit: Commit, overlay: Option<(&Arc<Overlay>, &mut overlay::Turn<'_>)>) -> Pending {
         let (reply, verdict) = oneshot::channel();
         let mut sequencer = self.sequencer.lock();
         commit.version = sequencer.next;

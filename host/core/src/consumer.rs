@@ -369,7 +369,7 @@ impl Inner {
                 effects: Effects::default(),
                 dead_letter: Some(self.dead_letter(message, error.to_owned(), 0)),
             };
-            let pending = self.parts.committer.submit(commit, None);
+            let pending = self.parts.committer.submit(commit);
             pending.durable().await?;
         }
         Ok(Ending::Mismatch)
@@ -454,7 +454,7 @@ impl Inner {
         };
         // No other commit of this processor is sequenced between the check and the place in the order.
         let mut turn = self.overlay.turn(&commit.reads)?;
-        let pending = self.parts.committer.submit(commit, Some((&self.overlay, &mut turn)));
+        let pending = self.parts.committer.submit_in_turn(commit, &self.overlay, &mut turn);
         Ok(Sequenced { pending, record, ending })
     }
 
@@ -513,7 +513,7 @@ impl Inner {
             effects: Effects::default(),
             dead_letter: None,
         };
-        let pending = self.parts.committer.submit(commit, None);
+        let pending = self.parts.committer.submit(commit);
         pending.durable().await.map(drop)
     }
 

@@ -1,91 +1,125 @@
-//! `cargo xtask bench`: the pipeline beside bare loops that write the same bytes, in one run, in turn. Prints ratios; judges
-//! nothing. The load generator runs on the same cores as what it measures.
+//! `cargo xtask bench`: the pipeline beside bare loops and other ways that write the same bytes, in one run, in turn. Writes a
+//! report with ratios beside their targets. The load generator runs on the same cores as what it measures.
 #![expect(clippy::unwrap_used, reason = "a bench that cannot go on says so by panicking")]
 
 mod bare;
+mod child;
+mod hapax;
+mod http;
+mod measure;
 mod pipeline;
+mod plot;
+mod report;
+mod scenarios;
+mod server;
+mod targets;
+mod work;
+mod workbench;
 
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
+use std::process::ExitCode;
 
-/// Rounds; medians are printed with the least and the greatest.
-const ROUNDS: usize = 5;
+use clap::Parser as _;
 
-/// What one loop did.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Measured {
-    /// Messages a second.
-    pub(crate) rate: f64,
-    /// Median latency of a message or of its group.
-    pub(crate) p50: Duration,
-    /// 99th percentile, likewise.
-    pub(crate) p99: Duration,
-    /// Messages a commit.
-    pub(crate) group: f64,
+use crate::report::Section;
+use crate::workbench::{Size, Workbench};
+
+/// The allocator of the host itself, for the bare loops too.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Measures Hapax beside bare loops and other ways to do the job, and writes a report.
+#[derive(clap::Parser)]
+#[command(name = "cargo xtask bench --", bin_name = "cargo xtask bench --")]
+struct Cli {
+    /// What to measure [default: all that needs nothing but this machine]
+    scenarios: Vec<String>,
+    /// Seconds each: shows that it works, judges nothing.
+    #[arg(long, conflicts_with = "long")]
+    quick: bool,
+    /// As many records as the targets ask about: 10 million.
+    #[arg(long)]
+    long: bool,
+    /// Folder of the report.
+    #[arg(long, value_name = "FOLDER", default_value = "docs/bench")]
+    out: PathBuf,
+    /// Where the stores are made, and removed again; must be on a real disk.
+    #[arg(long, value_name = "FOLDER", default_value = ".")]
+    store: PathBuf,
+    /// Rounds in turn [default: the scenario's own]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: Option<u16>,
+    /// List the scenarios.
+    #[arg(long)]
+    list: bool,
 }
 
-/// Latencies of one loop, to be summed up.
-#[derive(Debug, Default)]
-pub(crate) struct Latencies(pub(crate) Vec<Duration>);
+/// Something to measure.
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    /// Whether it runs when nothing is named: it needs nothing but this machine.
+    pub(crate) by_default: bool,
+    pub(crate) run: fn(&Workbench, &mut Section) -> Result<(), Missing>,
+}
 
-impl Latencies {
-    pub(crate) fn measured(mut self, messages: usize, elapsed: Duration, group: f64) -> Measured {
-        self.0.sort_unstable();
-        let at = |share: f64| self.0[((self.0.len() - 1) as f64 * share) as usize];
-        Measured { rate: messages as f64 / elapsed.as_secs_f64(), p50: at(0.5), p99: at(0.99), group }
+/// Something that a scenario needs is not here, in words.
+pub(crate) struct Missing(pub(crate) String);
+
+/// Every scenario, in the order of the report.
+pub(crate) const SCENARIOS: &[Scenario] = scenarios::ALL;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1).peekable();
+    if arguments.next_if_eq(child::FLAG).is_some() {
+        child::run(&arguments.collect::<Vec<_>>());
+        return ExitCode::SUCCESS;
+    }
+    let cli = Cli::parse();
+    if cli.list {
+        SCENARIOS.iter().for_each(|scenario| println!("{:12} {}", scenario.name, scenario.about));
+        return ExitCode::SUCCESS;
+    }
+    match chosen(&cli.scenarios) {
+        Ok(scenarios) => measure(&cli, &scenarios),
+        Err(unknown) => {
+            eprintln!("there is no scenario `{unknown}`; --list names them");
+            ExitCode::from(2)
+        }
     }
 }
 
-fn main() {
-    let folder: PathBuf = std::env::args_os().nth(1).map_or_else(|| PathBuf::from("."), PathBuf::from);
-    println!("Store on {}; {ROUNDS} rounds in turn; median (least - greatest)\n", folder.display());
-    println!("| in flight | loop | messages a second | p50 | p99 | messages a commit |");
-    println!("|---|---|---|---|---|---|");
-    for (in_flight, messages) in [(1, 1_000), (64, 20_000), (1_024, 60_000)] {
-        compare(&folder, in_flight, messages);
+fn chosen(names: &[String]) -> Result<Vec<&'static Scenario>, &String> {
+    if names.is_empty() {
+        return Ok(SCENARIOS.iter().filter(|scenario| scenario.by_default).collect());
     }
-    println!();
-    pipeline::duplicates(&folder);
+    names.iter().map(|name| SCENARIOS.iter().find(|scenario| scenario.name == *name).ok_or(name)).collect()
 }
 
-fn compare(folder: &Path, in_flight: usize, messages: usize) {
-    let mut rounds = [const { Vec::new() }; 3];
-    for _ in 0..ROUNDS {
-        let pipeline = pipeline::fresh(folder, in_flight, messages);
-        // The bare loop writes groups of the size that the pipeline came to.
-        let group = (pipeline.group.round() as usize).max(1);
-        rounds[0].push(pipeline);
-        rounds[1].push(bare::redb(folder, group, messages));
-        rounds[2].push(bare::append(folder, in_flight, messages));
+fn measure(cli: &Cli, scenarios: &[&Scenario]) -> ExitCode {
+    let size = match (cli.quick, cli.long) {
+        (true, _) => Size::Quick,
+        (_, true) => Size::Long,
+        _ => Size::Normal,
+    };
+    let bench = match Workbench::new(&cli.store, size, cli.rounds.map(usize::from)) {
+        Ok(bench) => bench,
+        Err(Missing(why)) => {
+            eprintln!("{why}");
+            return ExitCode::from(2);
+        }
+    };
+    std::fs::create_dir_all(&cli.out).unwrap();
+    for scenario in scenarios {
+        eprintln!("{}: {}", scenario.name, scenario.about);
+        let mut section = Section::new(scenario.name, bench.stamp(), &cli.out);
+        if let Err(Missing(why)) = (scenario.run)(&bench, &mut section) {
+            eprintln!("  not measured: {why}");
+            section.not_measured(&why);
+        }
+        section.save();
     }
-    for (name, rounds) in ["hapax, native processor", "redb, bare", "append + fdatasync"].iter().zip(&rounds) {
-        let rate = spread(rounds.iter().map(|round| round.rate));
-        let (p50, p99) = (median(rounds.iter().map(|r| r.p50)), median(rounds.iter().map(|r| r.p99)));
-        let group = spread(rounds.iter().map(|round| round.group));
-        println!(
-            "| {in_flight} | {name} | {:.0} ({:.0} - {:.0}) | {p50:.2?} | {p99:.2?} | {:.0} |",
-            rate.1, rate.0, rate.2, group.1
-        );
-    }
-    for (other, name, target) in [(1, "redb, bare, same groups", "target >= 0.9"), (2, "append + fdatasync", "part 2")]
-    {
-        let ratios = spread(rounds[0].iter().zip(&rounds[other]).map(|(ours, bare)| ours.rate / bare.rate));
-        println!(
-            "| {in_flight} | **ratio to {name}** | **{:.2}** ({:.2} - {:.2}) | {target} | | |",
-            ratios.1, ratios.0, ratios.2
-        );
-    }
-}
-
-/// Least, median, greatest.
-pub(crate) fn spread(values: impl Iterator<Item = f64>) -> (f64, f64, f64) {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    (values[0], values[values.len() / 2], values[values.len() - 1])
-}
-
-fn median(values: impl Iterator<Item = Duration>) -> Duration {
-    let mut values: Vec<_> = values.collect();
-    values.sort_unstable();
-    values[values.len() / 2]
+    let page = report::write(&cli.out);
+    println!("{}", page.display());
+    ExitCode::SUCCESS
 }

@@ -1,25 +1,35 @@
-//! The whole pipeline with a processor compiled in: one state write a message, on redb, every commit synced.
+//! The whole pipeline with a processor compiled in, on the real store: what every scenario of the host measures. Owns the load
+//! generator, which runs on the same cores as what it measures.
 
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use futures_util::future::BoxFuture;
-use hapax_core::context::StateView;
+use hapax_core::context::{Effects, ReadSet, StateView};
 use hapax_core::metrics::Counters;
-use hapax_core::storage::{Group, IdempotencyStorage, StoreError, Verdict};
+use hapax_core::record::State;
+use hapax_core::storage::{Commit, Group, IdempotencyStorage, StoreError, Verdict};
 use hapax_core::{
-    Committer, Context, Ending, Failure, Handling, IdempotentConsumer, Invocation, Message, NativeProcessor, Options,
-    Output, Parts, Record, RecordKey, Scope, SystemClock,
+    Committer, Context, Ending, Failure, Fingerprint, Handling, IdempotentConsumer, Invocation, Message,
+    MessageProcessor, NativeProcessor, Options, Output, Parts, Record, RecordKey, Scope, SystemClock,
 };
 use hapax_store::RedbStore;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
 
-use crate::{Latencies, Measured, bare};
+use crate::measure::{Run, Sample};
+use crate::work::{ANSWER, Ids, Item, VALUE};
 
-/// The store, counting its groups.
+/// The processor's name, in every scenario.
+pub(crate) const PROCESSOR: &str = "bench";
+/// Commits on their way at once while filling.
+const FILL_IN_FLIGHT: usize = 8_192;
+
+/// The store, counting its groups. It must pass on every method of the trait: a default would measure something else.
 struct Counted {
-    store: RedbStore,
+    store: Arc<RedbStore>,
     groups: AtomicU64,
     commits: AtomicU64,
 }
@@ -30,8 +40,8 @@ impl IdempotencyStorage for Counted {
     }
 
     fn commit<'a>(&'a self, group: &'a Group) -> BoxFuture<'a, Result<Vec<Verdict>, StoreError>> {
-        self.groups.fetch_add(1, Ordering::Relaxed);
-        self.commits.fetch_add(group.commits.len() as u64, Ordering::Relaxed);
+        self.groups.fetch_add(1, Relaxed);
+        self.commits.fetch_add(group.commits.len() as u64, Relaxed);
         self.store.commit(group)
     }
 
@@ -52,112 +62,206 @@ impl IdempotencyStorage for Counted {
     }
 }
 
+/// Store, committer and runtime, with records in the store. Nothing of it outlives the scenario but a folder that was given.
+pub(crate) struct Host {
+    pub(crate) store: Arc<RedbStore>,
+    pub(crate) runtime: Runtime,
+    counted: Arc<Counted>,
+    committer: Arc<Committer>,
+    ids: Ids,
+    /// Records that are there.
+    pub(crate) records: u64,
+    path: PathBuf,
+    _folder: Option<TempDir>,
+}
+
+impl Host {
+    /// Opens the store in `path`, which holds `records` items already.
+    pub(crate) fn open(path: &Path, ids: Ids, records: u64) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        let store = Arc::new(RedbStore::open(path).unwrap());
+        let counted = Arc::new(Counted { store: store.clone(), groups: AtomicU64::new(0), commits: AtomicU64::new(0) });
+        let committer = runtime.block_on(Committer::start(counted.clone())).unwrap();
+        Self { store, runtime, counted, committer, ids, records, path: path.to_owned(), _folder: None }
+    }
+
+    /// An own store with the first `records` items.
+    pub(crate) fn filled(folder: &Path, ids: Ids, records: u64) -> Self {
+        let folder = tempfile::tempdir_in(folder).unwrap();
+        let mut host = Self::open(&folder.path().join("store"), ids, 0);
+        host._folder = Some(folder);
+        host.fill(records);
+        host
+    }
+
+    /// The store's folder.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Puts the next items into the store, until it has `records`.
+    pub(crate) fn fill(&mut self, records: u64) {
+        self.fill_changed(records, now_ms());
+    }
+
+    /// Puts the next items into the store, until it has `records`, as if they had been processed at `changed_ms`: through
+    /// the committer and without the pipeline.
+    pub(crate) fn fill_changed(&mut self, records: u64, changed_ms: u64) {
+        self.runtime.block_on(async {
+            let mut waiting = std::collections::VecDeque::with_capacity(FILL_IN_FLIGHT);
+            for number in self.records..records {
+                if waiting.len() == FILL_IN_FLIGHT {
+                    durable(waiting.pop_front()).await;
+                }
+                let item = Item::new(self.ids, number);
+                waiting.push_back(self.committer.submit(completed(&item, 0, changed_ms)));
+            }
+            while !waiting.is_empty() {
+                durable(waiting.pop_front()).await;
+            }
+        });
+        self.records = records;
+    }
+
+    /// A consumer of the native processor with the cache given.
+    pub(crate) fn consumer(&self, cache_bytes: u64) -> IdempotentConsumer {
+        self.consumer_of(Arc::new(NativeProcessor::new(write_one)), cache_bytes)
+    }
+
+    /// A consumer of a processor.
+    pub(crate) fn consumer_of(&self, processor: Arc<dyn MessageProcessor>, cache_bytes: u64) -> IdempotentConsumer {
+        IdempotentConsumer::new(Parts {
+            scope: Scope::of(PROCESSOR),
+            processor,
+            committer: self.committer.clone(),
+            storage: self.counted.clone(),
+            clock: Arc::new(SystemClock),
+            metrics: Arc::new(Counters::default()),
+            options: Options { cache_bytes, ..Options::default() },
+        })
+    }
+
+    /// Drops the records whose retention is over; answers how many.
+    pub(crate) fn expire(&self) -> u64 {
+        const AT_ONCE: usize = 10_000;
+        let before_ms = now_ms() - Options::default().retention_ms;
+        let mut gone = 0;
+        loop {
+            match futures_util::FutureExt::now_or_never(self.store.cleanup(before_ms, AT_ONCE)).unwrap().unwrap() {
+                0 => return gone,
+                some => gone += some as u64,
+            }
+        }
+    }
+
+    /// Messages that are not there yet, made before anything is timed.
+    pub(crate) fn fresh(&mut self, messages: u64) -> Vec<Message> {
+        let first = self.records;
+        self.records += messages;
+        (first..self.records).map(|number| Item::new(self.ids, number).message()).collect()
+    }
+
+    /// Brings messages to their ends, `in_flight` at once.
+    pub(crate) fn run<M>(&self, consumer: &IdempotentConsumer, in_flight: usize, messages: M) -> Run
+    where
+        M: IntoIterator<Item = Message>,
+        M::IntoIter: Send + 'static,
+    {
+        let counts = || (self.counted.commits.load(Relaxed) as f64, self.counted.groups.load(Relaxed) as f64);
+        let before = counts();
+        let since = Instant::now();
+        let samples = self.runtime.block_on(drive(consumer, in_flight, messages.into_iter(), since));
+        let elapsed = since.elapsed();
+        let after = counts();
+        let count = samples.len() as u64;
+        Run::new(samples, count, elapsed, (after.0 - before.0) / (after.1 - before.1))
+    }
+
+    /// Fresh messages, `in_flight` at once, through a consumer of their own.
+    pub(crate) fn run_fresh(&mut self, in_flight: usize, messages: u64) -> Run {
+        let messages = self.fresh(messages);
+        let consumer = self.consumer(Options::default().cache_bytes);
+        self.run(&consumer, in_flight, messages)
+    }
+}
+
+async fn durable(pending: Option<hapax_core::committer::Pending>) {
+    if let Some(pending) = pending {
+        assert_eq!(pending.durable().await.unwrap(), Verdict::Committed);
+    }
+}
+
+/// Clients that take the next message when theirs has ended.
+async fn drive(
+    consumer: &IdempotentConsumer,
+    in_flight: usize,
+    messages: impl Iterator<Item = Message> + Send + 'static,
+    since: Instant,
+) -> Vec<Sample> {
+    let each = messages.size_hint().0 / in_flight * 2;
+    let messages = Arc::new(Mutex::new(messages));
+    let client = |_| {
+        let (consumer, messages) = (consumer.clone(), messages.clone());
+        tokio::spawn(async move {
+            let mut samples = Vec::with_capacity(each);
+            loop {
+                let Some(message) = messages.lock().unwrap().next() else { return samples };
+                let began = Instant::now();
+                let ending = consumer.handle(message, Handling::default()).await.unwrap();
+                assert!(matches!(ending, Ending::Completed { .. }), "{ending:?}");
+                samples.push(Sample::of(since, began));
+            }
+        })
+    };
+    let clients: Vec<_> = (0..in_flight).map(client).collect();
+    let mut samples = Vec::new();
+    for client in clients {
+        samples.extend(client.await.unwrap());
+    }
+    samples
+}
+
+/// The work: the state key that the payload begins with gets 16 bytes, the answer has 32.
 fn write_one<'a>(run: &'a Invocation, context: &'a mut Context) -> BoxFuture<'a, Result<Output, Failure>> {
     Box::pin(async move {
-        context.set(&run.message.id[..32], &b"0123456789abcdef"[..]).map_err(|e| Failure::retry(e.to_string()))?;
-        Ok(Output { content_type: None, data: bytes::Bytes::from_static(&[7; 32]) })
+        let key = std::str::from_utf8(&run.message.data[..32]).map_err(|error| Failure::Invalid(error.to_string()))?;
+        context.set(key, &VALUE[..]).map_err(|error| Failure::retry(error.to_string()))?;
+        Ok(answer())
     })
 }
 
-async fn consumer(store: Arc<dyn IdempotencyStorage>, cache_bytes: u64) -> IdempotentConsumer {
-    IdempotentConsumer::new(Parts {
-        scope: Scope::of("bench"),
-        processor: Arc::new(NativeProcessor::new(write_one)),
-        committer: Committer::start(store.clone()).await.unwrap(),
-        storage: store,
-        clock: Arc::new(SystemClock),
-        metrics: Arc::new(Counters::default()),
-        options: Options { cache_bytes, ..Options::default() },
-    })
+fn answer() -> Output {
+    Output { content_type: None, data: bytes::Bytes::from_static(ANSWER) }
 }
 
-/// 256 bytes of text and a key that lands anywhere.
-fn message(number: usize) -> Message {
-    let id = String::from_utf8(bare::key(number)[..48].to_vec()).unwrap();
-    Message::new(id, "/bench", "t").with_data("text/plain", vec![b'x'; 256])
+/// What the pipeline commits for an item.
+fn completed(item: &Item, version: u64, changed_ms: u64) -> Commit {
+    let message = item.message();
+    let mut effects = Effects::default();
+    effects.writes.insert(item.state(), Some(bytes::Bytes::from_static(VALUE)));
+    Commit {
+        key: RecordKey::by_message_id(&Scope::of(PROCESSOR), &message),
+        expected_epoch: None,
+        record: Some(Record {
+            state: State::Completed { output: answer() },
+            epoch: 1,
+            attempts: 1,
+            fingerprint: Fingerprint::of(&message),
+            component: "native".into(),
+            saga: None,
+            received_ms: changed_ms,
+            changed_ms,
+            expires_ms: Some(changed_ms + Options::default().retention_ms),
+        }),
+        version,
+        reads: ReadSet::default(),
+        effects,
+        dead_letter: None,
+    }
 }
 
-/// Fresh messages, `in_flight` at once.
-pub(crate) fn fresh(folder: &Path, in_flight: usize, messages: usize) -> Measured {
-    let folder = tempfile::tempdir_in(folder).unwrap();
-    let store = RedbStore::open(&folder.path().join("store")).unwrap();
-    let store = Arc::new(Counted { store, groups: AtomicU64::new(0), commits: AtomicU64::new(0) });
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let (latencies, elapsed) = runtime.block_on(async {
-        let consumer = consumer(store.clone(), 32 << 20).await;
-        let next = Arc::new(AtomicU64::new(0));
-        let since = Instant::now();
-        let clients: Vec<_> = (0..in_flight)
-            .map(|_| {
-                let (consumer, next) = (consumer.clone(), next.clone());
-                tokio::spawn(async move {
-                    let mut latencies = Vec::new();
-                    loop {
-                        let number = next.fetch_add(1, Ordering::Relaxed) as usize;
-                        if number >= messages {
-                            return latencies;
-                        }
-                        let begun = Instant::now();
-                        let ending = consumer.handle(message(number), Handling::default()).await.unwrap();
-                        assert!(matches!(ending, Ending::Completed { .. }));
-                        latencies.push(begun.elapsed());
-                    }
-                })
-            })
-            .collect();
-        let mut latencies = Latencies::default();
-        for client in clients {
-            latencies.0.extend(client.await.unwrap());
-        }
-        (latencies, since.elapsed())
-    });
-    let group = store.commits.load(Ordering::Relaxed) as f64 / store.groups.load(Ordering::Relaxed) as f64;
-    latencies.measured(messages, elapsed, group)
-}
-
-/// Duplicates, answered from the cache and from the store, beside a bare redb read loop: one thread, no disk write.
-pub(crate) fn duplicates(folder: &Path) {
-    const RECORDS: usize = 50_000;
-    let folder = tempfile::tempdir_in(folder).unwrap();
-    let store = Arc::new(RedbStore::open(&folder.path().join("store")).unwrap());
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    println!("| a duplicate answered from | microseconds |");
-    println!("|---|---|");
-    runtime.block_on(async {
-        let cached = Arc::new(consumer(store.clone(), 256 << 20).await);
-        let mut tasks = tokio::task::JoinSet::new();
-        for number in 0..RECORDS {
-            let cached = cached.clone();
-            tasks.spawn(async move { cached.handle(message(number), Handling::default()).await.unwrap() });
-        }
-        while tasks.join_next().await.is_some() {}
-        // A cache of no bytes: every answer comes from the store.
-        let uncached = consumer(store.clone(), 0).await;
-        for (name, consumer) in [("the cache", &*cached), ("the store", &uncached)] {
-            let times = (0..crate::ROUNDS).map(|_| async {
-                let since = Instant::now();
-                for number in 0..RECORDS {
-                    let ending = consumer.handle(message(number), Handling::default()).await.unwrap();
-                    assert!(matches!(ending, Ending::Duplicate(_)));
-                }
-                since.elapsed().as_secs_f64() * 1e6 / RECORDS as f64
-            });
-            let mut measured = Vec::new();
-            for time in times {
-                measured.push(time.await);
-            }
-            let (least, median, greatest) = crate::spread(measured.into_iter());
-            println!("| {name} | {median:.2} ({least:.2} - {greatest:.2}) |");
-        }
-        let keys: Vec<_> =
-            (0..RECORDS).map(|number| RecordKey::by_message_id(&Scope::of("bench"), &message(number))).collect();
-        let since = Instant::now();
-        for key in &keys {
-            assert!(store.admit(key).await.unwrap().is_some());
-        }
-        println!(
-            "| nothing: a bare read of the record | {:.2} |",
-            since.elapsed().as_secs_f64() * 1e6 / RECORDS as f64
-        );
-    });
+/// Milliseconds since the Unix epoch.
+pub(crate) fn now_ms() -> u64 {
+    use hapax_core::Clock as _;
+    SystemClock.now_ms()
 }

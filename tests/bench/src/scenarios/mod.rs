@@ -1,0 +1,32 @@
+//! What is measured, a file each, in the order of the report. A scenario measures and judges; printing is the report's.
+
+mod duplicates;
+mod growth;
+mod http;
+mod memory;
+mod postgres;
+mod python;
+mod restart;
+mod retention;
+mod start;
+mod sustained;
+mod throughput;
+mod wasm;
+
+use crate::Scenario;
+
+/// Every scenario.
+pub(crate) const ALL: &[Scenario] = &[
+    throughput::SCENARIO,
+    sustained::SCENARIO,
+    wasm::SCENARIO,
+    duplicates::SCENARIO,
+    growth::SCENARIO,
+    memory::SCENARIO,
+    retention::SCENARIO,
+    restart::SCENARIO,
+    start::SCENARIO,
+    http::SCENARIO,
+    postgres::SCENARIO,
+    python::SCENARIO,
+];
