@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use redb::{ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use redb::{ReadableDatabase as _, ReadableTable as _, TableDefinition, TableHandle as _};
 use serde_json::Value;
 
 /// The host's binary, built by `cargo xtask test`.
@@ -135,11 +135,6 @@ impl Left {
     fn read(path: &Path) -> Self {
         let database = redb::Database::open(path).unwrap();
         let txn = database.begin_read().unwrap();
-        let rows = |name: &str| -> Vec<(Vec<u8>, Vec<u8>)> {
-            let table = txn.open_table(TableDefinition::<&[u8], &[u8]>::new(name)).unwrap();
-            let rows = table.iter().unwrap().map(|row| row.unwrap());
-            rows.map(|(key, value)| (key.value().to_vec(), value.value().to_vec())).collect()
-        };
         let part = |key: &[u8], number: usize| -> String {
             let text = String::from_utf8(key.to_vec()).unwrap();
             text.split("\0\u{1}").nth(number).unwrap().to_owned()
@@ -150,10 +145,17 @@ impl Left {
         });
         // The first byte of a record is its state: 1 is completed.
         let completed = completed.filter(|(_, state)| *state == 1).map(|(key, _)| part(&key, 3));
-        let state = rows("state")
-            .into_iter()
-            .map(|(key, value)| (part(&key, 2), std::str::from_utf8(&value[8..]).unwrap().parse().unwrap()));
-        Self { completed: completed.collect(), state: state.collect() }
+        let mut state = BTreeMap::new();
+        let tables = txn.list_tables().unwrap().map(|table| table.name().to_owned());
+        for name in tables.filter(|name| name.starts_with("state/")) {
+            let table = txn.open_table(TableDefinition::<&[u8], &[u8]>::new(&name)).unwrap();
+            for row in table.iter().unwrap() {
+                let (key, value) = row.unwrap();
+                let key = String::from_utf8(key.value().to_vec()).unwrap();
+                state.insert(key, std::str::from_utf8(&value.value()[8..]).unwrap().parse().unwrap());
+            }
+        }
+        Self { completed: completed.collect(), state }
     }
 }
 

@@ -238,16 +238,26 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn effects(&self, memtable: &Memtable) -> Result<(), StoreError> {
-        if !memtable.state.is_empty() {
-            let mut state = self.txn.open_table(layout::STATE).map_err(running_error)?;
-            for (key, value) in &memtable.state {
+    /// State, a table a scope: keys are sorted, so those of one scope follow one another.
+    fn state(&self, memtable: &Memtable) -> Result<(), StoreError> {
+        let mut entries = memtable.state.iter().peekable();
+        while let Some((first, _)) = entries.peek() {
+            let (scope, length) = layout::parse_scope(first)
+                .ok_or_else(|| StoreError::Damaged("the scope of a state key cannot be decoded".into()))?;
+            let (prefix, name) = (first.slice(..length), layout::state_name(&scope));
+            let mut table = self.txn.open_table(layout::StateTable::new(&name)).map_err(running_error)?;
+            while let Some((key, value)) = entries.next_if(|(key, _)| key.starts_with(&prefix)) {
                 match value {
-                    Some(value) => drop(state.insert(&key[..], &value[..]).map_err(running_error)?),
-                    None => drop(state.remove(&key[..]).map_err(running_error)?),
+                    Some(value) => drop(table.insert(&key[length..], &value[..]).map_err(running_error)?),
+                    None => drop(table.remove(&key[length..]).map_err(running_error)?),
                 }
             }
         }
+        Ok(())
+    }
+
+    fn effects(&self, memtable: &Memtable) -> Result<(), StoreError> {
+        self.state(memtable)?;
         if !(memtable.outbox.is_empty() && memtable.sent.is_empty()) {
             let mut outbox = self.txn.open_table(layout::OUTBOX).map_err(running_error)?;
             for sent in &memtable.sent {

@@ -145,7 +145,7 @@ impl<'a> Judge<'a> {
         for (key, version) in &commit.reads.keys {
             let now = match written.get(&(scope, key.as_str())) {
                 Some(now) => *now,
-                None => read::state(self.core, &layout::state_key(&prefix, key))?.0,
+                None => read::state(self.core, &prefix, key)?.0,
             };
             if now != *version {
                 return Ok(false);

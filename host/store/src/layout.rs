@@ -16,8 +16,10 @@ pub(crate) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("
 pub(crate) const KEPT: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("kept");
 /// Buckets of records that expire together: number to (end of the window in milliseconds since the Unix epoch, rows).
 pub(crate) const BUCKETS: TableDefinition<'_, u64, (u64, u64)> = TableDefinition::new("buckets");
-/// State: encoded scope and the key's text, to version (8 bytes, little endian) and value.
-pub(crate) const STATE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("state");
+/// State of one scope: the key's text, to version (8 bytes, little endian) and value. See [`state_name`].
+pub(crate) type StateTable<'a> = TableDefinition<'a, &'static [u8], &'static [u8]>;
+/// Begins the name of every table of state.
+pub(crate) const STATE_NAMES: &str = "state/";
 /// Messages to send: version of the commit and place in it, to the encoded message.
 pub(crate) const OUTBOX: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("outbox");
 /// Dead letters: encoded record key and fingerprint digest, to the encoded letter.
@@ -175,6 +177,27 @@ pub(crate) fn parse_record_key(bytes: &[u8]) -> Option<RecordKey> {
     let (key, _) = split_part(rest)?;
     let scope = Scope { tenant: tenant.into(), processor: processor.into() };
     Some(RecordKey::new(scope, source.into(), key.into()))
+}
+
+/// Name of the table of a scope's state: a table each keeps its keys short, and so its pages few.
+pub(crate) fn state_name(scope: &Scope) -> String {
+    let part = |part: &str| part.replace('%', "%25").replace('/', "%2F");
+    format!("{STATE_NAMES}{}/{}", part(&scope.tenant), part(&scope.processor))
+}
+
+/// The scope whose state stands in the table of that name.
+pub(crate) fn parse_state_name(name: &str) -> Option<Scope> {
+    let (tenant, processor) = name.strip_prefix(STATE_NAMES)?.split_once('/')?;
+    let part = |part: &str| part.replace("%2F", "/").replace("%25", "%").into();
+    Some(Scope { tenant: part(tenant), processor: part(processor) })
+}
+
+/// The scope that an encoded key begins with, and its length.
+pub(crate) fn parse_scope(bytes: &[u8]) -> Option<(Scope, usize)> {
+    let (tenant, rest) = split_part(bytes)?;
+    let (processor, rest) = split_part(rest)?;
+    let scope = Scope { tenant: tenant.into(), processor: processor.into() };
+    Some((scope, bytes.len() - rest.len()))
 }
 
 pub(crate) fn state_key(prefix: &[u8], key: &str) -> Vec<u8> {

@@ -294,7 +294,6 @@ fn initialise(database: &Database) -> Result<String, redb::Error> {
         meta.insert(layout::META_APPLIED, &Applied::default().encode()[..])?;
         txn.open_table(layout::KEPT)?;
         txn.open_table(layout::BUCKETS)?;
-        txn.open_table(layout::STATE)?;
         txn.open_table(layout::OUTBOX)?;
         txn.open_table(layout::DEAD_LETTERS)?;
     }

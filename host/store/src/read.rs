@@ -218,28 +218,25 @@ pub(crate) fn dead_letters(core: &Core, key: &RecordKey) -> Result<Vec<DeadLette
     letters.values().map(|letter| layout::decode(letter).ok_or_else(|| damaged("a dead letter"))).collect()
 }
 
-/// Version and value of a state key; `(0, None)` where it is absent.
-pub(crate) fn state(core: &Core, key: &[u8]) -> Result<(Version, Option<Bytes>), StoreError> {
+/// Version and value of a state key of the scope whose encoding is `prefix`; `(0, None)` where it is absent.
+pub(crate) fn state(core: &Core, prefix: &[u8], key: &str) -> Result<(Version, Option<Bytes>), StoreError> {
+    let whole = layout::state_key(prefix, key);
     let (above, snapshot) = {
         let view = core.view.read();
-        (newest(&view, |memtable| memtable.state.get(key).cloned()), view.snapshot.clone())
+        (newest(&view, |memtable| memtable.state.get(&whole[..]).cloned()), view.snapshot.clone())
     };
-    let split = |entry: &[u8]| layout::parse_state_value(entry).map(|(version, _)| version);
-    match above {
-        Some(None) => Ok((0, None)),
-        Some(Some(entry)) => {
-            let version = split(&entry).ok_or_else(|| damaged("a state entry"))?;
-            Ok((version, Some(entry.slice(8..))))
-        }
-        None => match snapshot.state.get(key).map_err(running_error)? {
-            None => Ok((0, None)),
-            Some(entry) => {
-                let (version, value) =
-                    layout::parse_state_value(entry.value()).ok_or_else(|| damaged("a state entry"))?;
-                Ok((version, Some(Bytes::copy_from_slice(value))))
+    let entry = match above {
+        Some(entry) => entry,
+        None => {
+            match snapshot.state(prefix).map(|table| table.get(key.as_bytes())).transpose().map_err(running_error)? {
+                Some(Some(entry)) => Some(Bytes::copy_from_slice(entry.value())),
+                None | Some(None) => None,
             }
-        },
-    }
+        }
+    };
+    let Some(entry) = entry else { return Ok((0, None)) };
+    let (version, _) = layout::parse_state_value(&entry).ok_or_else(|| damaged("a state entry"))?;
+    Ok((version, Some(entry.slice(8..))))
 }
 
 /// Up to `limit` entries of a range of one scope's state, in key order.
@@ -253,35 +250,48 @@ pub(crate) fn scan(
     if end.is_some_and(|end| end <= start) {
         return Ok(Vec::new());
     }
-    let start = layout::state_key(prefix, start);
-    let end = end.map_or_else(|| layout::after_prefix(prefix), |end| layout::state_key(prefix, end));
     let (above, snapshot) = {
+        let first = layout::state_key(prefix, start);
+        let past = end.map_or_else(|| layout::after_prefix(prefix), |end| layout::state_key(prefix, end));
         let view = core.view.read();
         let mut above: BTreeMap<Bytes, Option<Bytes>> = BTreeMap::new();
         for memtable in view.memtables() {
-            let range = memtable.state.range::<[u8], _>((Bound::Included(&start[..]), Bound::Excluded(&end[..])));
+            let range = memtable.state.range::<[u8], _>((Bound::Included(&first[..]), Bound::Excluded(&past[..])));
             for (key, entry) in range {
-                above.entry(key.clone()).or_insert_with(|| entry.clone());
+                above.entry(key.slice(prefix.len()..)).or_insert_with(|| entry.clone());
             }
         }
         (above, view.snapshot.clone())
     };
     // What is deleted above hides rows below: read that many more.
     let hidden = above.values().filter(|entry| entry.is_none()).count();
-    let mut merged: BTreeMap<Bytes, Option<Bytes>> = BTreeMap::new();
-    let rows = snapshot.state.range::<&[u8]>(start.as_slice()..end.as_slice()).map_err(running_error)?;
-    for row in rows.take(limit.saturating_add(hidden)) {
-        let (key, entry) = row.map_err(running_error)?;
-        merged.insert(Bytes::copy_from_slice(key.value()), Some(Bytes::copy_from_slice(entry.value())));
-    }
+    let mut merged = below(&snapshot, prefix, start, end, limit.saturating_add(hidden))?;
     merged.extend(above);
     let present = merged.into_iter().filter_map(|(key, entry)| Some((key, entry?)));
     let entries = present.take(limit).map(|(key, entry)| {
-        let key = std::str::from_utf8(&key[prefix.len()..]).map_err(|_| damaged("a state key"))?;
+        let key = std::str::from_utf8(&key).map_err(|_| damaged("a state key"))?;
         let (version, _) = layout::parse_state_value(&entry).ok_or_else(|| damaged("a state entry"))?;
         Ok((key.to_owned(), version, entry.slice(8..)))
     });
     entries.collect()
+}
+
+/// The first entries of a range as the tables have it, by key.
+fn below(
+    snapshot: &Snapshot,
+    prefix: &[u8],
+    start: &str,
+    end: Option<&str>,
+    limit: usize,
+) -> Result<BTreeMap<Bytes, Option<Bytes>>, StoreError> {
+    let Some(table) = snapshot.state(prefix) else { return Ok(BTreeMap::new()) };
+    let range =
+        (Bound::Included(start.as_bytes()), end.map_or(Bound::Unbounded, |end| Bound::Excluded(end.as_bytes())));
+    let rows = table.range::<&[u8]>(range).map_err(running_error)?.take(limit).map(|row| {
+        let (key, entry) = row.map_err(running_error)?;
+        Ok((Bytes::copy_from_slice(key.value()), Some(Bytes::copy_from_slice(entry.value()))))
+    });
+    rows.collect()
 }
 
 /// A view of one processor's state.
@@ -298,7 +308,7 @@ impl ScopeView {
 
 impl StateView for ScopeView {
     fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(Version, Option<Bytes>), StoreError>> {
-        Box::pin(ready(state(&self.core, &layout::state_key(&self.prefix, key))))
+        Box::pin(ready(state(&self.core, &self.prefix, key)))
     }
 
     fn scan<'a>(

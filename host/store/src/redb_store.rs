@@ -52,10 +52,10 @@ pub struct StoreOptions {
 impl Default for StoreOptions {
     fn default() -> Self {
         Self {
-            page_cache_bytes: 64 << 20,
-            unapplied_bytes_max: 64 << 20,
-            memtable_bytes: 8 << 20,
-            journal_bytes: 64 << 20,
+            page_cache_bytes: 128 << 20,
+            unapplied_bytes_max: 128 << 20,
+            memtable_bytes: 32 << 20,
+            journal_bytes: 128 << 20,
             bucket_rows_max: 1 << 20,
             filters: true,
         }

@@ -1,10 +1,12 @@
 //! One moment of the store: what is journalled over a snapshot of the tables. Everything readers see is found here.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use hapax_core::storage::StoreError;
-use redb::{Database, ReadOnlyTable, ReadableDatabase as _, ReadableTableMetadata as _};
+use redb::{
+    Database, ReadOnlyTable, ReadTransaction, ReadableDatabase as _, ReadableTableMetadata as _, TableHandle as _,
+};
 
 use crate::buckets::Bucket;
 use crate::layout::{self, Applied};
@@ -23,7 +25,8 @@ pub(crate) struct Snapshot {
     pub(crate) kept: ReadOnlyTable<u128, &'static [u8]>,
     /// Most often nothing is kept, and then it need not be read.
     pub(crate) kept_is_empty: bool,
-    pub(crate) state: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    /// By encoded scope; absent where the scope has never had any.
+    state: HashMap<Vec<u8>, ReadOnlyTable<&'static [u8], &'static [u8]>>,
     pub(crate) outbox: ReadOnlyTable<(u64, u32), &'static [u8]>,
     pub(crate) dead_letters: ReadOnlyTable<&'static [u8], &'static [u8]>,
     /// Newest last.
@@ -41,6 +44,11 @@ pub(crate) struct View {
 }
 
 impl Snapshot {
+    /// The state of the scope whose encoding is `prefix`.
+    pub(crate) fn state(&self, prefix: &[u8]) -> Option<&ReadOnlyTable<&'static [u8], &'static [u8]>> {
+        self.state.get(prefix)
+    }
+
     /// Opens the tables as they are now, with the buckets given.
     pub(crate) fn open(database: &Database, buckets: impl Iterator<Item = Arc<Bucket>>) -> Result<Self, StoreError> {
         let txn = database.begin_read().map_err(running_error)?;
@@ -60,13 +68,26 @@ impl Snapshot {
         Ok(Self {
             kept_is_empty: kept.is_empty().map_err(running_error)?,
             kept,
-            state: txn.open_table(layout::STATE).map_err(running_error)?,
+            state: state_tables(&txn)?,
             outbox: txn.open_table(layout::OUTBOX).map_err(running_error)?,
             dead_letters: txn.open_table(layout::DEAD_LETTERS).map_err(running_error)?,
             buckets: buckets.collect::<Result<_, StoreError>>()?,
             applied: applied.ok_or_else(|| StoreError::Damaged("it does not say how far it was applied".into()))?,
         })
     }
+}
+
+/// The tables of state, by encoded scope.
+fn state_tables(
+    txn: &ReadTransaction,
+) -> Result<HashMap<Vec<u8>, ReadOnlyTable<&'static [u8], &'static [u8]>>, StoreError> {
+    let names = txn.list_tables().map_err(running_error)?;
+    let scopes = names.filter_map(|table| layout::parse_state_name(table.name()));
+    let tables = scopes.map(|scope| {
+        let name = layout::state_name(&scope);
+        Ok((layout::scope_prefix(&scope), txn.open_table(layout::StateTable::new(&name)).map_err(running_error)?))
+    });
+    tables.collect()
 }
 
 impl View {
