@@ -8,8 +8,26 @@ use hapax_store::{OpenError, RedbStore, StoreOptions};
 use parking_lot::Mutex;
 use redb::StorageBackend;
 
+/// One of a store's two files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The database.
+    Database,
+    /// The journal.
+    Journal,
+}
+
+/// What a disk may refuse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// A write, or a change of the file's length.
+    Change,
+    /// A sync.
+    Sync,
+}
+
 /// The disk under one store: its database and its journal, which lose power together. Cloning shares it.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct LossyDisk {
     power: Arc<Mutex<Power>>,
     database: LossyFile,
@@ -21,11 +39,42 @@ struct Power {
     /// Operations left until the power goes; `None`: it stays.
     left: Option<u64>,
     operations: u64,
+    refusals: Vec<Refusal>,
+}
+
+/// An operation that is to fail once, with an error of this kind, after it has gone well so many times more.
+#[derive(Debug)]
+struct Refusal {
+    part: Part,
+    operation: Operation,
+    after: u64,
+    kind: io::ErrorKind,
+}
+
+impl Power {
+    /// Lets an operation pass, or says why it fails.
+    fn pass(&mut self, part: Part, operation: Operation) -> io::Result<()> {
+        match &mut self.left {
+            Some(0) => return Err(io::Error::other("the power is gone")),
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        let meant = |refusal: &Refusal| refusal.part == part && refusal.operation == operation;
+        if let Some(at) = self.refusals.iter().position(meant) {
+            if self.refusals[at].after == 0 {
+                return Err(self.refusals.remove(at).kind.into());
+            }
+            self.refusals[at].after -= 1;
+        }
+        self.operations += 1;
+        Ok(())
+    }
 }
 
 /// A file in memory with a list of what was not synced yet; cloning shares it.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 struct LossyFile {
+    part: Part,
     power: Arc<Mutex<Power>>,
     inner: Arc<Mutex<File>>,
 }
@@ -58,12 +107,18 @@ fn apply(file: &mut Vec<u8>, change: &Change) {
     }
 }
 
+impl Default for LossyDisk {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl LossyDisk {
     /// A disk with nothing on it.
     pub fn new() -> Self {
         let power = Arc::<Mutex<Power>>::default();
-        let file = || LossyFile { power: power.clone(), inner: Arc::default() };
-        Self { database: file(), journal: file(), power }
+        let file = |part| LossyFile { part, power: power.clone(), inner: Arc::default() };
+        Self { database: file(Part::Database), journal: file(Part::Journal), power }
     }
 
     /// Opens the store on this disk, or makes one.
@@ -81,6 +136,25 @@ impl LossyDisk {
         self.power.lock().left = Some(operations);
     }
 
+    /// The power stays.
+    pub fn stay(&self) {
+        self.power.lock().left = None;
+    }
+
+    /// The `after`-th such operation on `part` from now, counted from 0, fails with an error of `kind`; those after it go
+    /// well again.
+    pub fn refuse_once(&self, part: Part, operation: Operation, after: u64, kind: io::ErrorKind) {
+        self.power.lock().refusals.push(Refusal { part, operation, after, kind });
+    }
+
+    /// Drops a store as the death of its process would: what it wrote stays in the page cache, synced or not, and it
+    /// writes nothing more.
+    pub fn kill(&self, store: impl Sized) {
+        self.fail_after(0);
+        drop(store);
+        self.stay();
+    }
+
     /// Changes and syncs so far.
     pub fn operations(&self) -> u64 {
         self.power.lock().operations
@@ -95,14 +169,29 @@ impl LossyDisk {
         after
     }
 
-    /// The bytes of the journal, to be looked at or damaged.
-    pub fn journal(&self) -> Vec<u8> {
-        self.journal.inner.lock().seen.clone()
+    /// A disk of its own that holds what a reader sees on this one now.
+    pub fn copy(&self) -> Self {
+        let copy = Self::new();
+        copy.set(Part::Database, self.bytes(Part::Database));
+        copy.set(Part::Journal, self.bytes(Part::Journal));
+        copy
     }
 
-    /// Replaces the bytes of the journal.
-    pub fn set_journal(&self, bytes: Vec<u8>) {
-        *self.journal.inner.lock() = File { synced: bytes.clone(), seen: bytes, unsynced: Vec::new() };
+    /// The bytes of a file, to be looked at or damaged.
+    pub fn bytes(&self, part: Part) -> Vec<u8> {
+        self.file(part).inner.lock().seen.clone()
+    }
+
+    /// Replaces the bytes of a file.
+    pub fn set(&self, part: Part, bytes: Vec<u8>) {
+        *self.file(part).inner.lock() = File { synced: bytes.clone(), seen: bytes, unsynced: Vec::new() };
+    }
+
+    fn file(&self, part: Part) -> &LossyFile {
+        match part {
+            Part::Database => &self.database,
+            Part::Journal => &self.journal,
+        }
     }
 }
 
@@ -139,20 +228,15 @@ impl LossyFile {
         File { seen: disk.clone(), synced: disk, unsynced: Vec::new() }
     }
 
-    fn operate(&self, operation: impl FnOnce(&mut File)) -> io::Result<()> {
+    fn operate(&self, operation: Operation, work: impl FnOnce(&mut File)) -> io::Result<()> {
         let mut power = self.power.lock();
-        match &mut power.left {
-            Some(0) => return Err(io::Error::other("the power is gone")),
-            Some(left) => *left -= 1,
-            None => {}
-        }
-        power.operations += 1;
-        operation(&mut self.inner.lock());
+        power.pass(self.part, operation)?;
+        work(&mut self.inner.lock());
         Ok(())
     }
 
     fn change(&self, change: Change) -> io::Result<()> {
-        self.operate(|file| {
+        self.operate(Operation::Change, |file| {
             apply(&mut file.seen, &change);
             file.unsynced.push(change);
         })
@@ -177,9 +261,10 @@ impl StorageBackend for LossyFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.operate(|file| {
-            file.synced = file.seen.clone();
-            file.unsynced.clear();
+        self.operate(Operation::Sync, |file| {
+            for change in file.unsynced.drain(..) {
+                apply(&mut file.synced, &change);
+            }
         })
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use hapax_core::clock::Clock;
 use hapax_core::metrics::Counters;
 use hapax_core::storage::Store;
 use hapax_core::{
@@ -35,6 +36,18 @@ impl Bench {
         Self::sharing(name, store, committer, processor, options)
     }
 
+    /// Joins a consumer named `name` whose time is `clock`'s.
+    pub async fn timed(
+        name: &str,
+        store: Arc<impl Store>,
+        processor: Arc<dyn MessageProcessor>,
+        options: Options,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let committer = Committer::start(store.clone()).await.unwrap();
+        Self::joined(name, store, committer, processor, options, clock)
+    }
+
     /// Joins a consumer to a committer that is there already.
     pub fn sharing(
         name: &str,
@@ -43,13 +56,24 @@ impl Bench {
         processor: Arc<dyn MessageProcessor>,
         options: Options,
     ) -> Self {
+        Self::joined(name, store, committer, processor, options, Arc::new(SystemClock))
+    }
+
+    fn joined(
+        name: &str,
+        store: Arc<impl Store>,
+        committer: Arc<Committer>,
+        processor: Arc<dyn MessageProcessor>,
+        options: Options,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         let counters = Arc::new(Counters::default());
         let consumer = IdempotentConsumer::new(Parts {
             scope: Scope::of(name),
             processor,
             storage: store,
             committer: committer.clone(),
-            clock: Arc::new(SystemClock),
+            clock,
             metrics: counters.clone(),
             options,
         });

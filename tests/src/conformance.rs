@@ -59,6 +59,8 @@ pub async fn all<S: Store>(make: impl Fn() -> Arc<S>) {
     the_outbox_keeps_order_until_sent(&*make()).await;
     dead_letters_keep_every_body(&*make()).await;
     cleanup_spares_what_is_open(&*make()).await;
+    a_sweep_takes_what_has_expired_and_nothing_else(&*make()).await;
+    a_sweep_spares_the_younger_record_of_a_key(&*make()).await;
     records_are_paged(&*make()).await;
 }
 
@@ -182,15 +184,18 @@ async fn the_outbox_keeps_order_until_sent(store: &impl Store) {
     assert!(store.last_version().await.unwrap() >= 2);
 }
 
-async fn dead_letters_keep_every_body(store: &impl Store) {
-    let letter = |digest: u8| DeadLetter {
+fn letter(digest: u8) -> DeadLetter {
+    DeadLetter {
         message: Message::new("a", "/s", "t").with_data("text/plain", vec![digest]),
         fingerprint: Fingerprint { version: 1, digest: [digest; 16] },
         error: "e".into(),
         attempts: 1,
         component: "c".into(),
         at_ms: 4,
-    };
+    }
+}
+
+async fn dead_letters_keep_every_body(store: &impl Store) {
     let dead = record(1, State::DeadLettered { error: "e".into() });
     let first = Commit { record: Some(dead), dead_letter: Some(letter(1)), ..commit("a", 1, &[]) };
     let other_body =
@@ -223,6 +228,72 @@ async fn cleanup_spares_what_is_open(store: &impl Store) {
     left.sort_unstable();
     assert_eq!(left, ["due", "running", "stuck", "undoing"]);
     assert!(store.view(&Scope::of("p")).get("state").await.unwrap().1.is_some());
+}
+
+/// Names of all records; also brings a store that writes behind to where a sweep finds them.
+async fn names(store: &impl Store) -> Vec<String> {
+    let mut names: Vec<_> =
+        store.records(None, None, 100).await.unwrap().into_iter().map(|(key, _)| key.key.to_string()).collect();
+    names.sort_unstable();
+    names
+}
+
+async fn a_sweep_takes_what_has_expired_and_nothing_else(store: &impl Store) {
+    let dead = State::DeadLettered { error: "e".into() };
+    let cases = [
+        ("dead", dead.clone(), Some(1_000)),
+        ("done", completed(""), Some(1_000)),
+        ("due", State::RetryDue { error: "e".into(), at_ms: 1 }, Some(1_000)),
+        ("for-ever", completed(""), None),
+        ("later", completed(""), Some(500_000)),
+        ("running", State::InProgress { owner: "o".into(), lease_end_ms: 1 }, Some(1_000)),
+        ("stuck", State::CompensationFailed { error: "e".into() }, Some(1_000)),
+        ("undoing", State::Compensating { error: "e".into() }, Some(1_000)),
+    ];
+    for (version, (name, state, expires_ms)) in (1..).zip(cases) {
+        let mut commit = commit(name, version, &[("state", Some("stays"))]);
+        commit.effects.outgoing = vec![Outgoing { kind: name.into(), ..Outgoing::default() }];
+        commit.dead_letter = (state == dead).then(|| letter(7));
+        commit.record = Some(Record { expires_ms, ..record(1, state) });
+        assert_eq!(write(store, vec![commit]).await, [Verdict::Committed]);
+    }
+    let all = ["dead", "done", "due", "for-ever", "later", "running", "stuck", "undoing"];
+    for (now_ms, went, left) in [
+        (999, 0, &all[..]),
+        // Long after the first retention's end, and just before the second's.
+        (499_999, 2, &["due", "for-ever", "later", "running", "stuck", "undoing"]),
+        (1_000_000, 1, &["due", "for-ever", "running", "stuck", "undoing"]),
+        (u64::MAX, 0, &["due", "for-ever", "running", "stuck", "undoing"]),
+    ] {
+        assert_eq!(names(store).await.len() as u64, went + left.len() as u64);
+        assert_eq!(store.sweep(now_ms).await.unwrap(), went, "swept at {now_ms}");
+        assert_eq!(names(store).await, left, "left at {now_ms}");
+        for name in all {
+            let found = store.admit(&key(name)).await.unwrap().is_some();
+            assert_eq!(found, left.contains(&name), "{name} at {now_ms}");
+        }
+    }
+    let unsent = store.pending(None, 100).await.unwrap();
+    assert_eq!(unsent.len(), all.len(), "what is not sent stays, whatever becomes of its record");
+    assert_eq!(store.dead_letters(&key("dead")).await.unwrap(), [letter(7)], "a dead letter waits for its operator");
+    assert!(store.view(&Scope::of("p")).get("state").await.unwrap().1.is_some());
+    assert_eq!(write(store, vec![commit("done", 20, &[])]).await, [Verdict::Committed], "a swept key is free again");
+}
+
+async fn a_sweep_spares_the_younger_record_of_a_key(store: &impl Store) {
+    let until = |epoch, expires_ms| Record { expires_ms: Some(expires_ms), ..record(epoch, completed("")) };
+    let first = Commit { record: Some(until(1, 1_000)), ..commit("a", 1, &[]) };
+    write(store, vec![first]).await;
+    assert_eq!(names(store).await, ["a"]);
+    let again = Commit { expected_epoch: Some(1), record: Some(until(2, 900_000)), ..commit("a", 2, &[]) };
+    assert_eq!(write(store, vec![again]).await, [Verdict::Committed]);
+    for _ in 0..2 {
+        store.sweep(500_000).await.unwrap();
+        assert_eq!(store.admit(&key("a")).await.unwrap().map(|record| record.epoch), Some(2));
+        assert_eq!(names(store).await, ["a"], "one record a key, wherever it stands");
+    }
+    store.sweep(2_000_000).await.unwrap();
+    assert_eq!(store.admit(&key("a")).await.unwrap(), None);
 }
 
 async fn records_are_paged(store: &impl Store) {

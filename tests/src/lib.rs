@@ -4,7 +4,10 @@
 
 pub mod backend;
 pub mod bench;
+pub mod clock;
 pub mod conformance;
+pub mod mutation;
 pub mod process;
 pub mod processors;
+pub mod random;
 pub mod raw;

@@ -5,8 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use hapax_core::{Ending, Stored};
-use hapax_store::{MemoryStore, OpenError, RedbStore};
+use hapax_store::{MemoryStore, OpenError, RedbStore, StoreOptions};
 use hapax_tests::bench::{Bench, message, quick};
+use hapax_tests::mutation::turns_red;
 use hapax_tests::processors::Counter;
 use hapax_tests::{backend::LossyDisk, conformance};
 
@@ -18,6 +19,23 @@ async fn memory_conforms() {
 #[tokio::test]
 async fn redb_conforms() {
     conformance::all(|| Arc::new(LossyDisk::new().open().unwrap())).await;
+}
+
+/// Everything as small as it gets: each commit is a memtable and a transaction of its own, the journal goes round again and
+/// again, and records stand in several buckets. So a read finds its answer at every depth of the store.
+#[tokio::test]
+async fn redb_conforms_at_every_depth() {
+    for (filters, unapplied_bytes_max) in [(true, 1), (false, 1), (true, 4 << 10), (false, 4 << 10)] {
+        let options = StoreOptions {
+            memtable_bytes: 1,
+            unapplied_bytes_max,
+            bucket_rows_max: 2,
+            journal_bytes: 8 << 10,
+            filters,
+            ..StoreOptions::default()
+        };
+        conformance::all(|| Arc::new(LossyDisk::new().open_with(options.clone()).unwrap())).await;
+    }
 }
 
 #[tokio::test]
@@ -117,85 +135,12 @@ fn what_is_no_store_is_refused() {
     assert!(matches!(RedbStore::open_existing(&folder.path().join("none")).err(), Some(OpenError::Missing(_))));
 }
 
-/// Power is lost at every operation of a run; what was reported durable must be there, and what is there must be whole.
-#[tokio::test]
-async fn power_loss_at_every_operation_keeps_what_was_acknowledged() {
-    let total = {
-        let file = LossyDisk::new();
-        transfers(&file).await;
-        file.operations()
-    };
-    assert!(total > 50, "the run must be long enough to mean something, it had {total} operations");
-    let mut lost_unacknowledged = 0;
-    for operation in 0..total {
-        let file = LossyDisk::new();
-        file.fail_after(operation);
-        let acknowledged = transfers(&file).await;
-        for seed in 1..=3 {
-            let disk = file.after_power_loss(seed * 1_000 + operation);
-            let present = check(&disk, &acknowledged, &format!("operation {operation}, seed {seed}")).await;
-            lost_unacknowledged += TRANSFERS - present;
-        }
-    }
-    assert!(lost_unacknowledged > 0, "the backend never lost anything: it tests nothing");
+#[test]
+fn mutation_bucket_dropped_early_is_found() {
+    turns_red("redb_conforms", "bucket-dropped-early");
 }
 
-const TRANSFERS: usize = 12;
-
-/// Moves money one message after the other; answers the ids whose ending was reported.
-async fn transfers(file: &LossyDisk) -> Vec<String> {
-    let Ok(store) = file.open() else { return Vec::new() };
-    let bench = Bench::new("ledger", Arc::new(store), hapax_tests::processors::ledger(), quick()).await;
-    let mut acknowledged = Vec::new();
-    for number in 0..TRANSFERS {
-        let id = format!("t-{number}");
-        let data = format!(r#"{{"from":"a{}","to":"b","amount":{}}}"#, number % 3, number + 1);
-        match bench.consumer.handle(message(&id, &data), hapax_core::Handling::default()).await {
-            Ok(Ending::Completed { .. }) => acknowledged.push(id),
-            Ok(other) => panic!("{other:?}"),
-            Err(_) => break,
-        }
-    }
-    acknowledged
-}
-
-/// Every acknowledged transfer is there; record, state and outbox of each are there together or not at all.
-async fn check(disk: &LossyDisk, acknowledged: &[String], context: &str) -> usize {
-    let store = match disk.open() {
-        Ok(store) => store,
-        Err(error) if acknowledged.is_empty() => {
-            // Power lost while the store was being made: refusing is allowed, serving it as something is not.
-            assert!(matches!(error, OpenError::Damaged { .. } | OpenError::Io { .. }), "{context}: {error}");
-            return 0;
-        }
-        Err(error) => panic!("{context}: {error}"),
-    };
-    use hapax_core::storage::{Inspect as _, Outbox as _};
-    let records = store.records(None, None, 1_000).await.unwrap();
-    let ids: Vec<String> = records.iter().map(|(key, _)| key.key.to_string()).collect();
-    for id in acknowledged {
-        assert!(ids.contains(id), "{context}: {id} was acknowledged and is gone");
-    }
-    let expected: i64 = ids.iter().map(|id| id[2..].parse::<i64>().unwrap() + 1).sum();
-    let state = store.state_of(&hapax_core::Scope::of("ledger"), "account/", 100).unwrap();
-    let amount = |row: &hapax_store::StateRow| std::str::from_utf8(&row.value).unwrap().parse::<i64>().unwrap();
-    assert_eq!(state.iter().map(amount).sum::<i64>(), 0, "{context}: the ledger's sum");
-    let credited = state.iter().find(|row| row.key == "account/b").map_or(0, amount);
-    assert_eq!(credited, expected, "{context}: the state is not what the records say");
-    assert_eq!(store.pending(None, 1_000).await.unwrap().len(), ids.len(), "{context}: outbox");
-    ids.len()
-}
-
-#[tokio::test]
-async fn a_failed_sync_closes_the_store() {
-    let file = LossyDisk::new();
-    let store = Arc::new(file.open().unwrap());
-    let bench = Bench::new("p", store.clone(), Counter::new(), quick()).await;
-    bench.handle(message("m-1", "{}")).await;
-    file.fail_after(0);
-    let handling = hapax_core::Handling::default();
-    assert!(bench.consumer.handle(message("m-2", "{}"), handling).await.is_err());
-    file.fail_after(u64::MAX);
-    assert!(bench.consumer.handle(message("m-3", "{}"), handling).await.is_err(), "went on after a failed commit");
-    assert!(bench.committer.failure().is_some());
+#[test]
+fn mutation_bloom_half_built_is_found() {
+    turns_red("records_are_found_again_after_a_restart", "bloom-half-built");
 }

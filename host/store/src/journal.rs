@@ -76,6 +76,11 @@ impl Journal {
         if let Some(damage) = damage {
             return Err(JournalError::Damaged(damage));
         }
+        if !frames.is_empty() {
+            // The last may have been written by a process that died before its sync. Whoever is answered by it is answered
+            // for good.
+            file.sync_data()?;
+        }
         let place = |(frame, after): &(Frame, u64)| (frame.sequence, after - frame.bytes.len() as u64);
         let journal = Self {
             key: ChecksumKey::new(store_id),

@@ -1,0 +1,21 @@
+//! Mutations: runs a test of this binary once more with a fault in the code that was put there on purpose, and sees that it
+//! turns red. The mutation is read once a process, and so the test runs in a process of its own.
+
+use std::process::Command;
+
+/// Runs the test `name` of the test binary that calls this, with `mutation` in the code: it must fail, and by an assertion.
+pub fn turns_red(name: &str, mutation: &str) {
+    let run = |mutation: Option<&str>| {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", name, "--test-threads", "1"]).env_remove("HAPAX_MUTATION");
+        command.envs(mutation.map(|mutation| ("HAPAX_MUTATION", mutation)));
+        let output = command.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        (output.status.success(), text)
+    };
+    let (green, text) = run(None);
+    assert!(green && text.contains("1 passed"), "{name} must pass without the mutation {mutation}:\n{text}");
+    let (green, text) = run(Some(mutation));
+    assert!(!green && text.contains("1 failed"), "{name} did not find the mutation {mutation}:\n{text}");
+    assert!(text.contains("panicked at"), "{name} failed by no assertion with the mutation {mutation}:\n{text}");
+}
