@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::context::Version;
 use crate::fault;
@@ -18,10 +18,16 @@ const GROUP_COMMITS_MAX: usize = 4_096;
 /// Bytes of the commits in one group, roughly; the commit that passes it is the group's last.
 const GROUP_BYTES_MAX: usize = 8 << 20;
 
+/// Bytes of commits that wait to be written, roughly. When they are used up, runs that have ended wait for room, and so
+/// nothing more is pulled.
+const WAITING_BYTES_MAX: usize = 64 << 20;
+
 /// The committer of one store; all consumers of the store share it.
 pub struct Committer {
     sequencer: Mutex<Sequencer>,
     shared: Arc<Shared>,
+    /// A permit a byte of [`WAITING_BYTES_MAX`].
+    waiting: Arc<Semaphore>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -44,10 +50,14 @@ enum Job {
     Sent(Vec<OutboxPosition>, oneshot::Sender<Result<(), StoreError>>),
 }
 
+/// Room among the commits that wait to be written; given back when the commit has ended.
+pub(crate) struct Room(#[expect(dead_code, reason = "held, not read")] OwnedSemaphorePermit);
+
 /// Who is told what became of a commit. The overlay is told here, not by the one who waits: that future may be dropped.
 struct Waiter {
     version: Version,
     overlay: Option<Arc<Overlay>>,
+    _room: Option<Room>,
     reply: oneshot::Sender<Result<Verdict, StoreError>>,
 }
 
@@ -86,7 +96,8 @@ impl Committer {
             .spawn(move || work.run())
             .map_err(|error| StoreError::Io(error.to_string().into()))?;
         let sequencer = Sequencer { next: last + 1, jobs: Some(jobs) };
-        Ok(Arc::new(Self { sequencer: Mutex::new(sequencer), shared, thread: Mutex::new(Some(thread)) }))
+        let waiting = Arc::new(Semaphore::new(WAITING_BYTES_MAX));
+        Ok(Arc::new(Self { sequencer: Mutex::new(sequencer), shared, waiting, thread: Mutex::new(Some(thread)) }))
     }
 
     /// Sequences a commit: gives it its version, whatever it says. Commits are written in the order of their versions.
@@ -94,29 +105,38 @@ impl Committer {
         self.sequence(commit, None)
     }
 
+    /// Waits for room for a commit. One that is larger than all of it waits until it is alone.
+    pub(crate) async fn room(&self, commit: &Commit) -> Room {
+        let bytes = commit.bytes().min(WAITING_BYTES_MAX) as u32;
+        Room(self.waiting.clone().acquire_many_owned(bytes).await.expect("the semaphore is never closed"))
+    }
+
     /// The same, in a turn of the overlay's: it shows the commit's writes to later runs from now on, and is told what
     /// becomes of it.
     pub(crate) fn submit_in_turn(
         &self,
         commit: Commit,
+        room: Room,
         overlay: &Arc<Overlay>,
         turn: &mut overlay::Turn<'_>,
     ) -> Pending {
-        self.sequence(commit, Some((overlay, turn)))
+        self.sequence(commit, Some((room, overlay, turn)))
     }
 
-    fn sequence(&self, mut commit: Commit, overlay: Option<(&Arc<Overlay>, &mut overlay::Turn<'_>)>) -> Pending {
+    fn sequence(&self, mut commit: Commit, in_turn: Option<(Room, &Arc<Overlay>, &mut overlay::Turn<'_>)>) -> Pending {
         let (reply, verdict) = oneshot::channel();
         let mut sequencer = self.sequencer.lock();
         commit.version = sequencer.next;
         sequencer.next += 1;
-        let overlay = overlay.map(|(overlay, turn)| {
-            turn.show(commit.version, &commit.effects.writes);
-            overlay.clone()
-        });
+        let (room, overlay) = in_turn
+            .map(|(room, overlay, turn)| {
+                turn.show(commit.version, &commit.effects.writes);
+                (room, overlay.clone())
+            })
+            .unzip();
         // A closed committer drops the reply, which the waiter sees.
         if let Some(jobs) = &sequencer.jobs {
-            let waiter = Waiter { version: commit.version, overlay, reply };
+            let waiter = Waiter { version: commit.version, overlay, _room: room, reply };
             let _ = jobs.send(Job::Commit(Box::new(commit), waiter));
         }
         Pending { verdict }

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::admission::{Admission, InFlight, Leading, Stored, TerminalCache, decide};
 use crate::clock::Clock;
-use crate::committer::{Committer, Pending};
+use crate::committer::{Committer, Pending, Room};
 use crate::context::{Context, Effects, ReadSet, StateView};
 use crate::fault;
 use crate::key::{Fingerprint, RecordKey, Scope};
@@ -166,13 +166,6 @@ struct Run {
     effects: Effects,
 }
 
-/// A run on its way to the disk.
-struct Sequenced {
-    pending: Pending,
-    record: Record,
-    ending: Ending,
-}
-
 enum Admitted {
     Run(Claim),
     Ended(Ending),
@@ -264,12 +257,14 @@ impl Inner {
             let running = self.overlay.begin();
             let run = self.run_once(message, &claim).await;
             fault::point("invoked");
-            let Ok(sequenced) = self.sequence(message, &claim, run) else {
+            let (commit, ending) = self.conclude(message, &claim, run);
+            let record = commit.record.clone().expect("a run always leaves a record");
+            let room = self.parts.committer.room(&commit).await;
+            let Ok(pending) = self.sequence(commit, room) else {
                 self.parts.metrics.conflict(&self.parts.scope);
                 continue;
             };
             drop(running);
-            let Sequenced { pending, record, ending } = sequenced;
             let retry = matches!(ending, Ending::Retry { .. });
             if !retry {
                 // The next of the lane may go: it sees these effects in the overlay.
@@ -426,19 +421,22 @@ impl Inner {
         Run { attempts: claim.attempts + 1, result, reads, effects }
     }
 
-    /// Checks that what the run read still stands (also when it failed: it may have failed on what is no longer so),
-    /// turns it into a record, and gives it its place in the order of commits.
-    fn sequence(&self, message: &Accepted, claim: &Claim, run: Run) -> Result<Sequenced, overlay::Stale> {
+    /// Checks that what the run read still stands (also when it failed: it may have failed on what is no longer so), and
+    /// gives the commit its place in the order. No other commit of this processor is sequenced in between.
+    fn sequence(&self, commit: Commit, room: Room) -> Result<Pending, overlay::Stale> {
+        let mut turn = self.overlay.turn(&commit.reads)?;
+        Ok(self.parts.committer.submit_in_turn(commit, room, &self.overlay, &mut turn))
+    }
+
+    /// What a run makes of its message, to be committed; and how the message ends then.
+    fn conclude(&self, message: &Accepted, claim: &Claim, run: Run) -> (Commit, Ending) {
         let now_ms = self.parts.clock.now_ms();
-        let attempts = run.attempts;
-        let (event, ending) = self.conclude(message, attempts, run.result, now_ms);
+        let (event, ending) = self.judge(message, run.attempts, run.result, now_ms);
         let completed = matches!(ending, Ending::Completed { .. });
-        let effects = if completed { run.effects } else { Effects::default() };
         let dead_letter = match &ending {
-            Ending::DeadLettered { error } => Some(self.dead_letter(message, error.clone(), attempts)),
+            Ending::DeadLettered { error } => Some(self.dead_letter(message, error.clone(), run.attempts)),
             _ => None,
         };
-        let record = self.next_record(message, claim, attempts, event, now_ms);
         let expected_epoch = match claim.epoch {
             None if fault::mutated("mark-before-run") => Some(1),
             found => found,
@@ -446,20 +444,17 @@ impl Inner {
         let commit = Commit {
             key: message.key.clone(),
             expected_epoch,
-            record: Some(record.clone()),
+            record: Some(self.next_record(message, claim, run.attempts, event, now_ms)),
             version: 0,
             reads: run.reads,
-            effects,
+            effects: if completed { run.effects } else { Effects::default() },
             dead_letter,
         };
-        // No other commit of this processor is sequenced between the check and the place in the order.
-        let mut turn = self.overlay.turn(&commit.reads)?;
-        let pending = self.parts.committer.submit_in_turn(commit, &self.overlay, &mut turn);
-        Ok(Sequenced { pending, record, ending })
+        (commit, ending)
     }
 
     /// What a run's result means: completed, once more, or failed for good.
-    fn conclude(
+    fn judge(
         &self,
         message: &Accepted,
         attempts: u32,

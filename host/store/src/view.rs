@@ -13,6 +13,9 @@ use crate::layout::{self, Applied};
 use crate::memtable::Memtable;
 use crate::open::running_error;
 
+/// Tables of state by encoded scope.
+type StateTables = HashMap<Vec<u8>, ReadOnlyTable<&'static [u8], &'static [u8]>>;
+
 /// The bucket and its two tables at the moment of a snapshot.
 pub(crate) struct BucketTables {
     pub(crate) bucket: Arc<Bucket>,
@@ -26,7 +29,7 @@ pub(crate) struct Snapshot {
     /// Most often nothing is kept, and then it need not be read.
     pub(crate) kept_is_empty: bool,
     /// By encoded scope; absent where the scope has never had any.
-    state: HashMap<Vec<u8>, ReadOnlyTable<&'static [u8], &'static [u8]>>,
+    state: StateTables,
     pub(crate) outbox: ReadOnlyTable<(u64, u32), &'static [u8]>,
     pub(crate) dead_letters: ReadOnlyTable<&'static [u8], &'static [u8]>,
     /// Newest last.
@@ -78,9 +81,7 @@ impl Snapshot {
 }
 
 /// The tables of state, by encoded scope.
-fn state_tables(
-    txn: &ReadTransaction,
-) -> Result<HashMap<Vec<u8>, ReadOnlyTable<&'static [u8], &'static [u8]>>, StoreError> {
+fn state_tables(txn: &ReadTransaction) -> Result<StateTables, StoreError> {
     let names = txn.list_tables().map_err(running_error)?;
     let scopes = names.filter_map(|table| layout::parse_state_name(table.name()));
     let tables = scopes.map(|scope| {
