@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use crate::admission::{Admission, InFlight, Leading, Stored, TerminalCache, decide};
 use crate::clock::Clock;
 use crate::committer::{Committer, Pending, Room};
+use crate::conclude::Conclusion;
 use crate::context::{Context, Effects, ReadSet, StateView};
 use crate::fault;
 use crate::key::{Fingerprint, RecordKey, Scope};
@@ -20,7 +21,7 @@ use crate::overlay::{self, Overlay};
 use crate::processor::{Failure, Invocation, MessageProcessor, Output};
 use crate::record::{self, Event, Record};
 use crate::running::{Noted, RunningNotes};
-use crate::storage::{Commit, DeadLetter, IdempotencyStorage, StoreError, Verdict};
+use crate::storage::{Commit, IdempotencyStorage, StoreError, Verdict};
 
 /// What a consumer is made of.
 pub struct Parts {
@@ -85,9 +86,9 @@ impl Default for Handling {
 
 /// A message in its place: accepted, its order fixed, nothing run yet.
 pub struct Accepted {
-    message: Arc<Message>,
-    key: RecordKey,
-    fingerprint: Fingerprint,
+    pub(crate) message: Arc<Message>,
+    pub(crate) key: RecordKey,
+    pub(crate) fingerprint: Fingerprint,
     place: Option<Place>,
     handling: Handling,
     since: Instant,
@@ -139,14 +140,14 @@ impl Ending {
 }
 
 /// A message that may run: nobody else does, and its record allows it.
-struct Claim {
+pub(crate) struct Claim {
     /// Held until the ending is durable and in the cache.
     _leading: Leading,
     turn: Option<Turn>,
     /// The record as it was found, if its retention is not over.
-    found: Option<Arc<Record>>,
+    pub(crate) found: Option<Arc<Record>>,
     /// Epoch of the record that stands in the store.
-    epoch: Option<u64>,
+    pub(crate) epoch: Option<u64>,
     /// Attempts made before this claim.
     attempts: u32,
     /// How many of them the process died over, and which no record has.
@@ -154,16 +155,16 @@ struct Claim {
     /// Due at this time, in milliseconds since the Unix epoch.
     not_before_ms: u64,
     /// When it was admitted, likewise.
-    now_ms: u64,
+    pub(crate) now_ms: u64,
 }
 
 /// A run that ended, as it left its context.
-struct Run {
+pub(crate) struct Run {
     /// Attempts made, with this one.
-    attempts: u32,
-    result: Result<Output, Failure>,
-    reads: ReadSet,
-    effects: Effects,
+    pub(crate) attempts: u32,
+    pub(crate) result: Result<Output, Failure>,
+    pub(crate) reads: ReadSet,
+    pub(crate) effects: Effects,
 }
 
 enum Admitted {
@@ -257,7 +258,7 @@ impl Inner {
             let running = self.overlay.begin();
             let run = self.run_once(message, &claim).await;
             fault::point("invoked");
-            let (commit, ending) = self.conclude(message, &claim, run);
+            let (commit, ending) = self.conclusion(message).of(&claim, run);
             let record = commit.record.clone().expect("a run always leaves a record");
             let room = self.parts.committer.room(&commit).await;
             let Ok(pending) = self.sequence(commit, room) else {
@@ -362,7 +363,7 @@ impl Inner {
                 version: 0,
                 reads: ReadSet::default(),
                 effects: Effects::default(),
-                dead_letter: Some(self.dead_letter(message, error.to_owned(), 0)),
+                dead_letter: Some(self.conclusion(message).dead_letter(error.to_owned(), 0)),
             };
             let pending = self.parts.committer.submit(commit);
             pending.durable().await?;
@@ -428,77 +429,15 @@ impl Inner {
         Ok(self.parts.committer.submit_in_turn(commit, room, &self.overlay, &mut turn))
     }
 
-    /// What a run makes of its message, to be committed; and how the message ends then.
-    fn conclude(&self, message: &Accepted, claim: &Claim, run: Run) -> (Commit, Ending) {
-        let now_ms = self.parts.clock.now_ms();
-        let (event, ending) = self.judge(message, run.attempts, run.result, now_ms);
-        let completed = matches!(ending, Ending::Completed { .. });
-        let dead_letter = match &ending {
-            Ending::DeadLettered { error } => Some(self.dead_letter(message, error.clone(), run.attempts)),
-            _ => None,
-        };
-        let expected_epoch = match claim.epoch {
-            None if fault::mutated("mark-before-run") => Some(1),
-            found => found,
-        };
-        let commit = Commit {
-            key: message.key.clone(),
-            expected_epoch,
-            record: Some(self.next_record(message, claim, run.attempts, event, now_ms)),
-            version: 0,
-            reads: run.reads,
-            effects: if completed { run.effects } else { Effects::default() },
-            dead_letter,
-        };
-        (commit, ending)
-    }
-
-    /// What a run's result means: completed, once more, or failed for good.
-    fn judge(
-        &self,
-        message: &Accepted,
-        attempts: u32,
-        result: Result<Output, Failure>,
-        now_ms: u64,
-    ) -> (Event, Ending) {
-        let options = &self.parts.options;
-        match result {
-            Ok(output) => (Event::Completed(output.clone()), Ending::Completed { output }),
-            Err(Failure::Retry { reason, after_ms }) if attempts < options.attempts_max => {
-                let after_ms = after_ms.unwrap_or_else(|| options.backoff_ms(&message.key, attempts));
-                let event = Event::Failed { error: reason.clone(), retry_at_ms: now_ms + after_ms };
-                (event, Ending::Retry { error: reason, after_ms })
-            }
-            Err(failure) => {
-                let error = match failure {
-                    Failure::Retry { reason, .. } => format!("failed {attempts} times, the last time: {reason}"),
-                    for_good => for_good.to_string(),
-                };
-                (Event::GivenUp { error: error.clone() }, Ending::DeadLettered { error })
-            }
-        }
-    }
-
-    fn next_record(&self, message: &Accepted, claim: &Claim, attempts: u32, event: Event, now_ms: u64) -> Record {
-        let found = claim.found.as_deref();
-        let state =
-            record::next(found.map(|record| &record.state), event).expect("a claim is only given where a run may end");
-        Record {
-            expires_ms: state.is_terminal().then(|| now_ms.saturating_add(self.parts.options.retention_ms)),
-            state,
-            epoch: claim.epoch.unwrap_or(0) + 1,
-            attempts,
-            fingerprint: message.fingerprint,
-            component: self.component.clone(),
-            saga: None,
-            received_ms: found.map_or(claim.now_ms, |record| record.received_ms),
-            changed_ms: now_ms,
-        }
+    /// Everything that decides what becomes of a message, at this moment.
+    fn conclusion<'a>(&'a self, message: &'a Accepted) -> Conclusion<'a> {
+        let (options, component) = (&self.parts.options, &self.component);
+        Conclusion { options, component, message, now_ms: self.parts.clock.now_ms() }
     }
 
     /// The mutation "the record is marked before the guest runs".
     async fn mark_first(&self, message: &Accepted, claim: &Claim) -> Result<(), StoreError> {
-        let record = self.next_record(message, claim, 1, Event::Completed(Output::default()), claim.now_ms);
+        let record = self.conclusion(message).record(claim, 1, Event::Completed(Output::default()));
         let commit = Commit {
             key: message.key.clone(),
             expected_epoch: None,
@@ -510,17 +449,6 @@ impl Inner {
         };
         let pending = self.parts.committer.submit(commit);
         pending.durable().await.map(drop)
-    }
-
-    fn dead_letter(&self, message: &Accepted, error: String, attempts: u32) -> DeadLetter {
-        DeadLetter {
-            message: (*message.message).clone(),
-            fingerprint: message.fingerprint,
-            error,
-            attempts,
-            component: self.component.clone(),
-            at_ms: self.parts.clock.now_ms(),
-        }
     }
 }
 

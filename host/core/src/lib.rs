@@ -4,6 +4,7 @@
 pub mod admission;
 pub mod clock;
 pub mod committer;
+mod conclude;
 pub mod consumer;
 pub mod context;
 pub mod fault;
