@@ -8,15 +8,22 @@ use anyhow::{Result, bail};
 use crate::demo::{cargo, target_dir};
 
 /// Scenarios that drive the host's own binary with an example guest.
-const OVER_THE_HOST: &[&str] = &["wasm", "start", "http", "jetstream", "python"];
+const OVER_THE_HOST: &[&str] = &["wasm", "start", "http", "jetstream"];
 /// Scenarios that do without, so that measuring only them builds no engine.
 const OVER_THE_LIBRARY: &[&str] =
-    &["throughput", "sustained", "duplicates", "growth", "memory", "retention", "restart", "postgres"];
+    &["throughput", "sustained", "duplicates", "growth", "memory", "retention", "restart", "postgres", "python"];
+
+/// Scenarios that need clients which nothing else does.
+const OVER_BROKERS: &[&str] = &["jetstream"];
 
 /// Measures; the report goes to a folder, its path to standard output.
 pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
     let mut bench = cargo(root);
-    bench.args(["run", "--release", "--package", "hapax-bench", "--"]).args(arguments);
+    bench.args(["run", "--release", "--package", "hapax-bench"]);
+    if named(arguments, OVER_BROKERS) {
+        bench.args(["--features", "hapax-bench/brokers"]);
+    }
+    bench.arg("--").args(arguments);
     if !arguments.iter().any(|argument| argument == "--store") {
         let folder = target_dir(root);
         std::fs::create_dir_all(&folder)?;
@@ -38,7 +45,10 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
 
 /// Whether a scenario that is named drives the host's binary, or none is named and all are run.
 fn needs_host(arguments: &[String]) -> bool {
-    let named = |names: &[&str]| arguments.iter().any(|argument| names.contains(&argument.as_str()));
     let asks = ["--list", "--help", "-h"];
-    named(OVER_THE_HOST) || !(named(OVER_THE_LIBRARY) || named(&asks))
+    named(arguments, OVER_THE_HOST) || !(named(arguments, OVER_THE_LIBRARY) || named(arguments, &asks))
+}
+
+fn named(arguments: &[String], names: &[&str]) -> bool {
+    arguments.iter().any(|argument| names.contains(&argument.as_str()))
 }

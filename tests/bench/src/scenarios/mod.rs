@@ -3,6 +3,7 @@
 mod duplicates;
 mod growth;
 mod http;
+mod jetstream;
 mod memory;
 mod postgres;
 mod python;
@@ -28,5 +29,6 @@ pub(crate) const ALL: &[Scenario] = &[
     start::SCENARIO,
     http::SCENARIO,
     postgres::SCENARIO,
+    jetstream::SCENARIO,
     python::SCENARIO,
 ];

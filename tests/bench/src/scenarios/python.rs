@@ -1,5 +1,5 @@
 //! The idempotency decorator of AWS Lambda Powertools for Python over Redis, which syncs nothing, beside the host with every commit
-//! synced. Needs Debian's `redis-server` and PyPI's `aws-lambda-powertools[redis]`.
+//! synced. Needs Debian's `redis-server` and PyPI's `aws-lambda-powertools[redis]` with `boto3`, which it imports unasked.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -78,7 +78,7 @@ impl Worker {
         let output = BufReader::new(process.stdout.take().unwrap());
         let mut worker = Self { process, output };
         if worker.line() != "ready" {
-            let packages = "pip install 'aws-lambda-powertools[redis]'";
+            let packages = "pip install 'aws-lambda-powertools[redis]' boto3";
             return Err(Missing(format!("Python lacks a package: {packages}, and name that Python in {PYTHON}")));
         }
         Ok(worker)

@@ -44,12 +44,12 @@ fn run(bench: &Workbench, section: &mut Section) -> Result<(), Missing> {
     let file = orders(folder.path(), messages);
     let one = orders(folder.path(), 1);
     // Compiled once; then what a start costs, which no round shall pay.
-    whole(&hapax, folder.path(), &one);
+    whole(&hapax, folder.path(), &one, IN_FLIGHT);
     let (mut wasm, mut native, mut sync_ms) = (Figures::default(), Figures::default(), Vec::new());
     for _ in 0..bench.rounds(5) {
         sync_ms.push(bench.sync_ms());
-        let (start, start_cpu) = whole(&hapax, folder.path(), &one);
-        let (wall, cpu) = whole(&hapax, folder.path(), &file);
+        let (start, start_cpu) = whole(&hapax, folder.path(), &one, IN_FLIGHT);
+        let (wall, cpu) = whole(&hapax, folder.path(), &file, IN_FLIGHT);
         wasm.rate.push(messages as f64 / (wall - start));
         wasm.cpu_us.push((cpu - start_cpu) * 1e6 / messages as f64);
         let (wall, cpu) = compiled_in(bench, &file);
@@ -91,18 +91,19 @@ fn judge(section: &mut Section, wasm: &Figures, native: &Figures) {
     section.judge("wasm", format!("{ratio} x"), ratio.median >= 0.8);
 }
 
-fn orders(folder: &Path, messages: u64) -> PathBuf {
+/// A file of orders.
+pub(crate) fn orders(folder: &Path, messages: u64) -> PathBuf {
     let file = folder.join(format!("orders-{messages}.jsonl"));
     std::fs::write(&file, (0..messages).map(hapax::order_line).collect::<String>()).unwrap();
     file
 }
 
 /// `hapax run` on a fresh store: seconds and CPU seconds of the whole process.
-fn whole(hapax: &Hapax, cache: &Path, input: &Path) -> (f64, f64) {
+pub(crate) fn whole(hapax: &Hapax, cache: &Path, input: &Path, in_flight: usize) -> (f64, f64) {
     let store = tempfile::tempdir_in(cache).unwrap();
     let mut command = hapax.command(cache);
     command.arg("run").arg("--component").arg(&hapax.component).arg("--input").arg(input);
-    command.arg("--store").arg(store.path().join("store")).args(["--concurrency", &IN_FLIGHT.to_string()]);
+    command.arg("--store").arg(store.path().join("store")).args(["--concurrency", &in_flight.to_string()]);
     let (since, cpu) = (Instant::now(), children_cpu());
     let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
     assert!(status.success(), "hapax run ended with {status}");
