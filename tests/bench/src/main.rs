@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a bench that cannot go on says so by panicking")]
 
 mod bare;
+mod engine;
 mod pipeline;
 
 use std::path::{Path, PathBuf};
@@ -38,7 +39,8 @@ impl Latencies {
 
 fn main() {
     let folder: PathBuf = std::env::args_os().nth(1).map_or_else(|| PathBuf::from("."), PathBuf::from);
-    println!("Store on {}; {ROUNDS} rounds in turn; median (least - greatest)\n", folder.display());
+    engine::report(&std::env::var_os("HAPAX_GUESTS").map(PathBuf::from).unwrap());
+    println!("\nStore on {}; {ROUNDS} rounds in turn; median (least - greatest)\n", folder.display());
     println!("| in flight | loop | messages a second | p50 | p99 | messages a commit |");
     println!("|---|---|---|---|---|---|");
     for (in_flight, messages) in [(1, 1_000), (64, 20_000), (1_024, 60_000)] {
