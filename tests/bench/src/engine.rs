@@ -198,14 +198,18 @@ async fn rate(tasks: usize, parts: &Arc<Parts>, reused: bool, engine: bool) -> f
         .map(|_| {
             let (parts, stop, done) = (parts.clone(), stop.clone(), done.clone());
             tokio::spawn(async move {
-                let mut warm = parts.bare.warm(&parts.order.message).await;
+                // The bare loops only: they are as few as the cores, and the pool is not larger than it must be.
+                let mut warm = match (engine, reused) {
+                    (false, true) => Some(parts.bare.warm(&parts.order.message).await),
+                    _ => None,
+                };
                 let mut count = 0;
                 while !stop.load(Ordering::Relaxed) {
-                    match (engine, reused) {
-                        (true, false) => parts.fresh.run(&parts.order).await,
-                        (true, true) => parts.reused.run(&parts.order).await,
-                        (false, false) => parts.bare.fresh(&parts.order.message).await,
-                        (false, true) => warm.call().await,
+                    match &mut warm {
+                        Some(warm) => warm.call().await,
+                        None if !engine => parts.bare.fresh(&parts.order.message).await,
+                        None if reused => parts.reused.run(&parts.order).await,
+                        None => parts.fresh.run(&parts.order).await,
                     };
                     count += 1;
                     // Others have their turn, as they have in the pipeline at each await.
