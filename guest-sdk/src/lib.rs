@@ -44,6 +44,8 @@
 //!
 //! The crate's `Cargo.toml` needs `crate-type = ["cdylib", "rlib"]` under `[lib]`; `hapax build` makes the component.
 
+#[cfg(any(target_arch = "wasm32", test))]
+mod arena;
 mod context;
 mod failure;
 mod handler;

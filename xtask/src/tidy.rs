@@ -65,7 +65,10 @@ fn dependencies(root: &Path, broken: &mut Vec<String>) -> Result<()> {
                 }
             }
             let stranger = |(owned, owner): &&(&str, &str)| *owned == used && *owner != name;
-            let tool = name == "xtask" || name == "hapax-tests" || (name == "hapax" && used == "axum");
+            let tool = name == "xtask"
+                || name == "hapax-tests"
+                || name == "hapax-bench"
+                || (name == "hapax" && used == "axum");
             if let Some((owned, owner)) = OWNED.iter().find(stranger).filter(|_| !tool) {
                 broken.push(format!("{name} uses {owned}, which is {owner}'s alone"));
             }

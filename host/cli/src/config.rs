@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use hapax_core::Options;
 use hapax_core::options::{MismatchPolicy, Ordering};
-use hapax_engine::ProcessorLimits;
+use hapax_engine::{InstanceMode, ProcessorLimits, ReuseLimits};
 use hapax_store::StoreOptions;
 use serde::Deserialize;
 
@@ -84,6 +84,7 @@ pub(crate) struct Processor {
     cache_bytes: Option<u64>,
     deadline_ms: Option<u64>,
     memory_bytes: Option<usize>,
+    instance: Option<InstanceName>,
     ordering: Option<OrderingName>,
     mismatch: Option<MismatchName>,
 }
@@ -95,6 +96,13 @@ enum OrderingName {
     Subject,
     Source,
     None,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum InstanceName {
+    Fresh,
+    Reuse,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -155,6 +163,7 @@ impl Processor {
             cache_bytes: None,
             deadline_ms: None,
             memory_bytes: None,
+            instance: None,
             ordering: None,
             mismatch: None,
         }
@@ -183,6 +192,14 @@ impl Processor {
         }
     }
 
+    /// How long an instance lives.
+    pub(crate) fn instance(&self) -> InstanceMode {
+        match self.instance {
+            None | Some(InstanceName::Fresh) => InstanceMode::Fresh,
+            Some(InstanceName::Reuse) => InstanceMode::Reuse(ReuseLimits::default()),
+        }
+    }
+
     /// The engine's limits.
     pub(crate) fn limits(&self) -> ProcessorLimits {
         let mut limits = ProcessorLimits::default();
@@ -193,5 +210,20 @@ impl Processor {
             limits.memory_bytes = memory_bytes;
         }
         limits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instances_are_fresh_unless_reuse_is_granted() {
+        let read = |line: &str| toml::from_str::<Processor>(&format!("component = \"c.wasm\"\n{line}"));
+        assert_eq!(read("").expect("nothing set").instance(), InstanceMode::Fresh);
+        assert_eq!(read("instance = \"fresh\"").expect("fresh").instance(), InstanceMode::Fresh);
+        assert!(matches!(read("instance = \"reuse\"").expect("reuse").instance(), InstanceMode::Reuse(_)));
+        let error = read("instance = \"warm\"").expect_err("there is no such mode").to_string();
+        assert!(error.contains("`fresh`") && error.contains("`reuse`"), "{error}");
     }
 }

@@ -80,7 +80,12 @@ pub(crate) fn load(engine: &Engine, name: &str, processor: &Processor) -> anyhow
     let path = &processor.component;
     let bytes = std::fs::read(path)
         .map_err(|error| Failed::component(format!("cannot read the component {}: {error}", path.display())))?;
-    let options = LoadOptions { name: name.to_owned(), config: processor.config.clone(), limits: processor.limits() };
+    let options = LoadOptions {
+        name: name.to_owned(),
+        config: processor.config.clone(),
+        limits: processor.limits(),
+        instance: processor.instance(),
+    };
     engine.load(&bytes, options).with_context(|| format!("the component {} is refused", path.display()))
 }
 

@@ -4,13 +4,7 @@
 wasmtime::component::bindgen!({
     path: "../../wit",
     world: "hapax:processor/processor",
-    imports: {
-        // What reads the state may wait for the store.
-        "hapax:processor/state.get": async | trappable,
-        "hapax:processor/state.compare-and-set": async | trappable,
-        "hapax:processor/state.scan": async | trappable,
-        default: trappable,
-    },
+    imports: { default: trappable },
     exports: { default: async },
     with: { "hapax:processor/types.message": crate::host::message::MessageRef },
 });

@@ -1,5 +1,5 @@
-//! A component as a `MessageProcessor`: a fresh instance a message, thrown away with it. Whatever the guest does ends
-//! as an output or a failure.
+//! A component as a `MessageProcessor`: a fresh instance a message, or a kept one where that is granted. Whatever the
+//! guest does ends as an output or a failure.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -8,16 +8,15 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use hapax_core::context::EffectLimits;
 use hapax_core::{Context, Failure, Invocation, MessageProcessor, Output};
-use wasmtime::{Store, UpdateDeadline};
 
 use crate::bindings::ProcessorPre;
 use crate::bindings::hapax::processor::types;
 use crate::engine::Inner;
 use crate::explain;
-use crate::host::log::{GuestLog, cut};
-use crate::host::{HostState, Shared, empty_context, message};
-use crate::limits::MemoryGuard;
-use crate::wasi::Wasi;
+use crate::host::log::cut;
+use crate::host::{HostState, Shared};
+use crate::instance::{Instance, Run};
+use crate::limits::InstanceMode;
 
 /// Texts in a guest's failure are cut here.
 const REASON_BYTES: usize = 4 << 10;
@@ -30,6 +29,9 @@ pub struct WasmProcessor {
     pub(crate) shared: Arc<Shared>,
     pub(crate) effect_limits: Arc<EffectLimits>,
     pub(crate) wasi: bool,
+    pub(crate) mode: InstanceMode,
+    /// Tells its kept instances from those of others.
+    pub(crate) id: u64,
     /// Slots of the pool an instance takes.
     pub(crate) permits: u32,
     pub(crate) from_cache: bool,
@@ -61,49 +63,56 @@ impl WasmProcessor {
     }
 
     async fn run(&self, invocation: &Invocation, context: &mut Context) -> Result<Output, Failure> {
-        // Held until the instance is gone; waiting here is the back-pressure.
+        // Held until the instance is gone or kept; waiting here is the back-pressure.
         let _slots = self.engine.permits.acquire_many(self.permits).await.expect("the engine never closes its permits");
-        let mut run = Run { store: self.store(invocation), context };
-        std::mem::swap(&mut run.store.data_mut().context, run.context);
+        let mut run = Run::new(self.instance(invocation), context);
+        let instance = run.instance();
         let answer = if self.wasi {
             // The epoch stops code; a guest that sleeps in WASI's poll runs none.
-            tokio::time::timeout(self.shared.limits.deadline, self.call(&mut run.store)).await
+            tokio::time::timeout(self.shared.limits.deadline, instance.call(self)).await
         } else {
-            Ok(self.call(&mut run.store).await)
+            Ok(instance.call(self).await)
         };
-        match answer {
-            Ok(Ok(Ok(outcome))) => self.output(outcome),
-            Ok(Ok(Err(failure))) => Err(refusal(failure)),
-            Ok(Err(error)) => Err(explain::failure(&error, run.store.data())),
-            Err(_elapsed) => Err(explain::deadline(&self.shared.limits)),
+        let (result, in_order) = match answer {
+            Ok(Ok(Ok(outcome))) => self.output(outcome).map_or_else(|over| (Err(over), false), |out| (Ok(out), true)),
+            // What has not passed yet may be the instance's own fault.
+            Ok(Ok(Err(failure))) => {
+                let failure = refusal(failure);
+                let in_order = !matches!(failure, Failure::Retry { .. });
+                (Err(failure), in_order)
+            }
+            Ok(Err(error)) => (Err(explain::failure(&error, instance.state())), false),
+            Err(_elapsed) => (Err(explain::deadline(&self.shared.limits)), false),
+        };
+        let instance = run.end();
+        if in_order {
+            self.keep(instance);
+        }
+        result
+    }
+
+    /// One that was kept, else a new one.
+    fn instance(&self, invocation: &Invocation) -> Box<Instance> {
+        let kept = match self.mode {
+            InstanceMode::Fresh => None,
+            InstanceMode::Reuse(_) => self.engine.kept.take(self.id),
+        };
+        match kept {
+            Some(mut instance) => {
+                instance.begin(invocation);
+                instance
+            }
+            None => Box::new(Instance::new(self, invocation)),
         }
     }
 
-    fn store(&self, invocation: &Invocation) -> Store<HostState> {
-        let limits = &self.shared.limits;
-        let state = HostState {
-            shared: Arc::clone(&self.shared),
-            invocation: invocation.clone(),
-            context: empty_context(),
-            memory: MemoryGuard::new(limits),
-            log: GuestLog::new(limits.log_bytes),
-            wasi: self.wasi.then(|| Box::new(Wasi::new(&self.shared, invocation))),
-        };
-        let mut store = Store::new(&self.engine.wasmtime, state);
-        store.limiter(|state| &mut state.memory);
-        store.set_hostcall_fuel(limits.hostcall_bytes);
-        // At each tick a guest that still computes lets others have the thread, until its time is over.
-        let over = self.engine.ticker.deadline(limits.deadline);
-        store.set_epoch_deadline(1);
-        store.epoch_deadline_callback(move |_| {
-            Ok(if over() { UpdateDeadline::Interrupt } else { UpdateDeadline::Yield(1) })
-        });
-        store
-    }
-
-    async fn call(&self, store: &mut Store<HostState>) -> wasmtime::Result<Result<types::Outcome, types::Failure>> {
-        let instance = self.pre.instantiate_async(&mut *store).await?;
-        instance.hapax_processor_handler().call_handle(&mut *store, message::borrow()).await
+    /// Keeps an instance that may live on, while the permit for its slots is still held.
+    fn keep(&self, mut instance: Box<Instance>) {
+        if let InstanceMode::Reuse(limits) = self.mode
+            && instance.end(&limits)
+        {
+            self.engine.kept.put(self.id, self.permits, instance);
+        }
     }
 
     fn output(&self, outcome: types::Outcome) -> Result<Output, Failure> {
@@ -136,16 +145,9 @@ impl MessageProcessor for WasmProcessor {
     }
 }
 
-/// An instance with the context it was lent. The context goes back however the run ends, also when it is dropped
-/// half-way: the caller's `&mut` never sees the stand-in.
-struct Run<'a> {
-    store: Store<HostState>,
-    context: &'a mut Context,
-}
-
-impl Drop for Run<'_> {
+impl Drop for WasmProcessor {
     fn drop(&mut self) {
-        std::mem::swap(&mut self.store.data_mut().context, self.context);
+        self.engine.kept.forget(self.id);
     }
 }
 

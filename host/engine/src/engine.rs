@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -10,6 +11,7 @@ use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationCon
 
 use crate::cache::CodeCache;
 use crate::error::EngineError;
+use crate::kept::Kept;
 use crate::ticker::Ticker;
 
 /// Tables one slot of the pool offers; a component with more takes several slots.
@@ -30,12 +32,15 @@ pub struct EngineConfig {
     pub cache_bytes: u64,
     /// Instances that run at once, of all processors; more wait.
     pub max_instances: u32,
+    /// Instances that wait for the next message of processors which reuse theirs (`InstanceMode::Reuse`), of all
+    /// processors; beyond that, those that have waited longest are dropped. Each holds the memory it has grown to.
+    pub kept_instances: u32,
     /// Time between two looks at the deadlines.
     pub tick: Duration,
-    /// Whether to reserve the instances' address space at the start (4 GiB each).
+    /// Whether to reserve the instances' address space at the start (4 GiB each, kept ones too).
     pub pooling: bool,
     /// Memory an ended instance has used that is wiped in place for the next one, and not given back to the kernel:
-    /// three to four times as fast. At most this much stays for each of `max_instances`. Linux 6.7 or later; before,
+    /// three to four times as fast. At most this much stays for each of `max_instances` and `kept_instances`. Linux 6.7 or later; before,
     /// less is kept.
     pub keep_resident_bytes: usize,
 }
@@ -46,6 +51,7 @@ impl Default for EngineConfig {
             cache_dir: None,
             cache_bytes: 1 << 30,
             max_instances: 256,
+            kept_instances: 64,
             tick: Duration::from_millis(10),
             pooling: true,
             keep_resident_bytes: 1 << 20,
@@ -62,10 +68,13 @@ pub struct Engine {
 pub(crate) struct Inner {
     pub(crate) wasmtime: wasmtime::Engine,
     pub(crate) ticker: Ticker,
-    /// As many permits as the pool has slots: who holds one finds room, who does not waits.
+    /// One permit a slot of the pool, beside the slots of `kept`: who holds one finds room, who does not waits.
     pub(crate) permits: Semaphore,
     pub(crate) max_instances: u32,
+    pub(crate) kept: Kept,
     pub(crate) cache: Option<CodeCache>,
+    /// Processors loaded so far.
+    loaded: AtomicU64,
     pooling: bool,
 }
 
@@ -80,12 +89,20 @@ impl Engine {
         let cache = config.cache_dir.and_then(|dir| CodeCache::open(dir, config.cache_bytes, &wasmtime));
         let permits = Semaphore::new(config.max_instances as usize);
         let max_instances = config.max_instances;
-        Ok(Self { inner: Arc::new(Inner { wasmtime, ticker, permits, max_instances, cache, pooling }) })
+        let (kept, loaded) = (Kept::new(config.kept_instances), AtomicU64::new(0));
+        Ok(Self { inner: Arc::new(Inner { wasmtime, ticker, permits, max_instances, kept, cache, loaded, pooling }) })
     }
 
     /// Whether instances come from the pool; if not, they are allocated on demand, which is slower.
     pub fn is_pooling(&self) -> bool {
         self.inner.pooling
+    }
+}
+
+impl Inner {
+    /// A number that no other processor of this engine has.
+    pub(crate) fn next_id(&self) -> u64 {
+        self.loaded.fetch_add(1, Ordering::Relaxed)
     }
 }
 
@@ -123,19 +140,19 @@ fn base_config() -> Config {
 }
 
 fn pooling_config(config: &EngineConfig) -> Config {
-    let max_instances = config.max_instances;
+    let slots = config.max_instances.saturating_add(config.kept_instances);
     let scan = PoolingAllocationConfig::is_pagemap_scan_available();
     let keep_resident = config.keep_resident_bytes.min(if scan { usize::MAX } else { KEEP_RESIDENT_BLINDLY_BYTES });
     let mut pool = PoolingAllocationConfig::new();
-    pool.total_component_instances(max_instances)
-        .total_core_instances(max_instances.saturating_mul(CORE_INSTANCES_PER_COMPONENT))
+    pool.total_component_instances(slots)
+        .total_core_instances(slots.saturating_mul(CORE_INSTANCES_PER_COMPONENT))
         .max_core_instances_per_component(CORE_INSTANCES_PER_COMPONENT)
-        .total_memories(max_instances)
-        .total_tables(max_instances.saturating_mul(TABLES_PER_SLOT))
-        .total_stacks(max_instances)
+        .total_memories(slots)
+        .total_tables(slots.saturating_mul(TABLES_PER_SLOT))
+        .total_stacks(slots)
         .table_elements(POOL_TABLE_ELEMENTS)
         .max_tables_per_module(TABLES_PER_SLOT)
-        .max_unused_warm_slots(max_instances)
+        .max_unused_warm_slots(slots)
         .linear_memory_keep_resident(keep_resident)
         .table_keep_resident(keep_resident)
         .pagemap_scan(Enabled::Auto);

@@ -40,6 +40,34 @@ impl Default for ProcessorLimits {
     }
 }
 
+/// How long an instance lives.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum InstanceMode {
+    /// One message: each starts from the same memory, so a re-run comes to the same result.
+    #[default]
+    Fresh,
+    /// Many messages, one after the other, for components that take long to start. Their author promises that what a
+    /// message leaves in the component's memory makes no difference to the next one: the host cannot tell, and a re-run
+    /// may meet other memory than the run before it. State, clock, randomness, log and limits are each message's own.
+    Reuse(ReuseLimits),
+}
+
+/// When an instance that is reused gives way to a new one, apart from its failures: it never outlives a trap, its
+/// deadline, a limit, or an answer that asks to be run again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReuseLimits {
+    /// Messages it answers at most.
+    pub messages: u32,
+    /// Bytes its memory may have grown by since it was made.
+    pub growth_bytes: usize,
+}
+
+impl Default for ReuseLimits {
+    fn default() -> Self {
+        Self { messages: 10_000, growth_bytes: 16 << 20 }
+    }
+}
+
 /// Which limit an instance ran into when it asked for more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Denied {
@@ -59,6 +87,11 @@ pub(crate) struct MemoryGuard {
 impl MemoryGuard {
     pub(crate) fn new(limits: &ProcessorLimits) -> Self {
         Self { memory_limit: limits.memory_bytes, table_limit: limits.table_elements, memory_used: 0, denied: None }
+    }
+
+    /// All memories together.
+    pub(crate) fn used_bytes(&self) -> usize {
+        self.memory_used
     }
 }
 

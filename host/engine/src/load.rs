@@ -11,8 +11,8 @@ use crate::component::WasmProcessor;
 use crate::contract::{self, Needs};
 use crate::engine::{Engine, TABLES_PER_SLOT};
 use crate::error::LoadError;
-use crate::host::{HostState, Shared};
-use crate::limits::{ProcessorLimits, human_bytes};
+use crate::host::{HostState, Shared, message, state};
+use crate::limits::{InstanceMode, ProcessorLimits, human_bytes};
 use crate::wasi;
 
 /// wasmtime counts a memory's first size in pages.
@@ -27,6 +27,8 @@ pub struct LoadOptions {
     pub config: BTreeMap<String, String>,
     /// What one message may cost.
     pub limits: ProcessorLimits,
+    /// How long an instance lives.
+    pub instance: InstanceMode,
 }
 
 impl Engine {
@@ -39,14 +41,16 @@ impl Engine {
         let pre = self.link(&component, needs)?;
         // Done at the first instance otherwise, which would be a message's.
         component.initialize_copy_on_write_image().map_err(|error| LoadError::Compile(format!("{error:#}")))?;
-        let LoadOptions { name, config, limits } = options;
+        let LoadOptions { name, config, limits, instance } = options;
         Ok(WasmProcessor {
             engine: Arc::clone(&self.inner),
             pre,
             digest: format!("blake3:{}", hash.to_hex()),
             effect_limits: Arc::new(limits.effects.clone()),
-            shared: Arc::new(Shared { name, config, limits }),
+            shared: Arc::new(Shared { name, config, limits, ticks: self.inner.ticker.ticks() }),
             wasi: needs.wasi,
+            mode: instance,
+            id: self.inner.next_id(),
             permits,
             from_cache,
         })
@@ -103,8 +107,8 @@ impl Engine {
 
 /// The imports that work; `contract` keeps components that ask for others out.
 fn add_imports(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
-    wit::types::add_to_linker::<_, HasSelf<HostState>>(linker, |state| state)?;
-    wit::state::add_to_linker::<_, HasSelf<HostState>>(linker, |state| state)?;
+    message::add_to_linker(linker)?;
+    state::add_to_linker(linker)?;
     wit::outbox::add_to_linker::<_, HasSelf<HostState>>(linker, |state| state)?;
     wit::log::add_to_linker::<_, HasSelf<HostState>>(linker, |state| state)?;
     wit::config::add_to_linker::<_, HasSelf<HostState>>(linker, |state| state)

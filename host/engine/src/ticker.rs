@@ -7,11 +7,33 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// Ticks since the start, measured and not counted: a late thread does not lengthen a deadline.
+#[derive(Clone)]
+pub(crate) struct Ticks {
+    passed: Arc<AtomicU64>,
+    tick: Duration,
+}
+
+/// A moment in ticks.
+pub(crate) struct Deadline(u64);
+
+impl Ticks {
+    /// The moment `after` from now; never early, late by a tick or two.
+    pub(crate) fn deadline(&self, after: Duration) -> Deadline {
+        let allowed = u64::try_from(after.as_nanos().div_ceil(self.tick.as_nanos())).unwrap_or(u64::MAX);
+        Deadline(self.passed.load(Ordering::Relaxed).saturating_add(allowed))
+    }
+}
+
+impl Deadline {
+    pub(crate) fn is_over(&self, ticks: &Ticks) -> bool {
+        ticks.passed.load(Ordering::Relaxed) > self.0
+    }
+}
+
 /// Runs until it is dropped.
 pub(crate) struct Ticker {
-    /// Ticks since the start, measured and not counted: a late thread does not lengthen a deadline.
-    ticks: Arc<AtomicU64>,
-    tick: Duration,
+    ticks: Ticks,
     /// Dropped to stop the thread.
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -19,21 +41,18 @@ pub(crate) struct Ticker {
 
 impl Ticker {
     pub(crate) fn start(engine: wasmtime::Engine, tick: Duration) -> std::io::Result<Self> {
-        let ticks = Arc::new(AtomicU64::new(0));
+        let passed = Arc::new(AtomicU64::new(0));
         let (stop, stopped) = channel();
-        let count = Arc::clone(&ticks);
+        let count = Arc::clone(&passed);
         let thread = std::thread::Builder::new()
             .name("hapax-epoch".into())
             .spawn(move || beat(&engine, &count, tick, &stopped))?;
-        Ok(Self { ticks, tick, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { ticks: Ticks { passed, tick }, stop: Some(stop), thread: Some(thread) })
     }
 
-    /// A clock that says whether `deadline` from now has passed; never early, late by a tick or two.
-    pub(crate) fn deadline(&self, deadline: Duration) -> impl Fn() -> bool + Send + Sync + 'static {
-        let ticks = Arc::clone(&self.ticks);
-        let allowed = deadline.as_nanos().div_ceil(self.tick.as_nanos());
-        let end = ticks.load(Ordering::Relaxed).saturating_add(u64::try_from(allowed).unwrap_or(u64::MAX));
-        move || ticks.load(Ordering::Relaxed) > end
+    /// What deadlines are counted in; stands still once the ticker is dropped.
+    pub(crate) fn ticks(&self) -> Ticks {
+        self.ticks.clone()
     }
 }
 

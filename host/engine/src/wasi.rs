@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use rand_core::TryRng;
 use tokio::io::AsyncWrite;
 use wasmtime::component::{Linker, ResourceTable};
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
-use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
+use wasmtime_wasi::p2::{DynOutputStream, OutputStream, Pollable, StreamResult};
 use wasmtime_wasi::{HostMonotonicClock, HostWallClock, WasiCtx, WasiCtxView, WasiView};
 
 use crate::bindings::hapax::processor::log::Level;
@@ -37,10 +37,14 @@ pub(crate) fn add_imports(linker: &mut Linker<HostState>) -> wasmtime::Result<()
     wasmtime_wasi::p2::add_to_linker_async(linker)
 }
 
-/// One message's WASI.
+/// One instance's WASI, for one message at a time.
 pub(crate) struct Wasi {
     ctx: WasiCtx,
     table: ResourceTable,
+    stdout: Output,
+    stderr: Output,
+    /// What both may still log for the message.
+    budget: Arc<Mutex<LogBudget>>,
 }
 
 impl Wasi {
@@ -55,23 +59,49 @@ impl Wasi {
                 partial: Vec::new(),
             })),
         };
-        let ctx = WasiCtx::builder()
-            .stdout(output(Level::Info))
-            .stderr(output(Level::Warn))
-            .wall_clock(MessageTime(Duration::from_millis(invocation.message.now_ms())))
-            .monotonic_clock(Steps(AtomicU64::new(0)))
-            .secure_random(Seeded::new(invocation.seed, "secure"))
-            .insecure_random(Seeded::new(invocation.seed, "insecure"))
-            .insecure_random_seed(u128::from(invocation.seed))
-            .max_random_size(MAX_RANDOM_BYTES)
-            .allow_tcp(false)
-            .allow_udp(false)
-            .allow_ip_name_lookup(false)
-            .build();
+        let (stdout, stderr) = (output(Level::Info), output(Level::Warn));
         let mut table = ResourceTable::new();
         table.set_max_capacity(MAX_HANDLES);
-        Self { ctx, table }
+        Self { ctx: seeded(invocation, &stdout, &stderr), table, stdout, stderr, budget }
     }
+
+    /// Another message's clock, randomness and log. Standard output and error stay open: a language runtime opens them
+    /// once; what is written to them from here on is this message's.
+    pub(crate) fn begin(&mut self, invocation: &Invocation) {
+        let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        *budget = budget.renewed();
+        drop(budget);
+        for output in [&self.stdout, &self.stderr] {
+            output.lines().message_id.clone_from(&invocation.message.id);
+        }
+        self.ctx = seeded(invocation, &self.stdout, &self.stderr);
+    }
+
+    /// Ends the message's last lines. Whether nothing of it is left: no handle is open but those of output.
+    pub(crate) fn end(&mut self) -> bool {
+        for output in [&self.stdout, &self.stderr] {
+            output.lines().end();
+        }
+        let within = self.budget.lock().unwrap_or_else(PoisonError::into_inner).is_within();
+        within && self.table.iter_mut().all(|entry| entry.is::<DynOutputStream>())
+    }
+}
+
+/// The clock and the randomness of a message.
+fn seeded(invocation: &Invocation, stdout: &Output, stderr: &Output) -> WasiCtx {
+    WasiCtx::builder()
+        .stdout(stdout.clone())
+        .stderr(stderr.clone())
+        .wall_clock(MessageTime(Duration::from_millis(invocation.message.now_ms())))
+        .monotonic_clock(Steps(AtomicU64::new(0)))
+        .secure_random(Seeded::new(invocation.seed, "secure"))
+        .insecure_random(Seeded::new(invocation.seed, "insecure"))
+        .insecure_random_seed(u128::from(invocation.seed))
+        .max_random_size(MAX_RANDOM_BYTES)
+        .allow_tcp(false)
+        .allow_udp(false)
+        .allow_ip_name_lookup(false)
+        .build()
 }
 
 impl WasiView for HostState {
@@ -172,13 +202,18 @@ impl Lines {
             Granted::No => {}
         }
     }
+
+    /// Ends a line that was left open.
+    fn end(&mut self) {
+        if !self.partial.is_empty() {
+            self.end_line();
+        }
+    }
 }
 
 impl Drop for Lines {
     fn drop(&mut self) {
-        if !self.partial.is_empty() {
-            self.end_line();
-        }
+        self.end();
     }
 }
 
@@ -189,8 +224,12 @@ struct Output {
 }
 
 impl Output {
+    fn lines(&self) -> MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn write_lines(&self, bytes: &[u8]) {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).write(bytes);
+        self.lines().write(bytes);
     }
 }
 

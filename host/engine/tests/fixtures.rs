@@ -134,3 +134,13 @@ fn components_that_do_not_fit() {
     assert_eq!(error.code(), "contract-not-supported", "{error}");
     assert!(error.to_string().contains("hapax:processor/events@0.1.0"), "{error}");
 }
+
+#[tokio::test]
+async fn every_call_that_is_measured_works() {
+    let processor = fixtures();
+    for call in ["get-hit", "get-miss", "set", "delete", "compare-and-set", "scan-10", "send", "log", "config"] {
+        let ran = survive(&processor, &format!("repeat/{call}")).await;
+        assert!(matches!(ran.result, Err(Failure::Invalid(_))), "`{{}}` is no number: {:?}", ran.result);
+        assert_eq!(run(&processor, &invocation(&format!("repeat/{call}"), "3")).await.output(), b"");
+    }
+}

@@ -28,6 +28,11 @@ impl LogBudget {
         Self { limit_bytes, left_bytes: limit_bytes, over: false }
     }
 
+    /// The same, for another message.
+    pub(crate) fn renewed(&self) -> Self {
+        Self::new(self.limit_bytes)
+    }
+
     /// Takes `bytes` off the budget.
     pub(crate) fn take(&mut self, bytes: usize) -> Granted {
         if self.over {
@@ -45,6 +50,11 @@ impl LogBudget {
         }
     }
 
+    /// Whether nothing was dropped.
+    pub(crate) fn is_within(&self) -> bool {
+        !self.over
+    }
+
     pub(crate) fn notice(&self) -> String {
         format!("log limit of {} bytes reached: the rest of this message's lines is dropped", self.limit_bytes)
     }
@@ -59,6 +69,10 @@ pub(crate) struct GuestLog {
 impl GuestLog {
     pub(crate) fn new(limit_bytes: usize) -> Self {
         Self { budget: LogBudget::new(limit_bytes), last_error: None }
+    }
+
+    pub(crate) fn is_within_budget(&self) -> bool {
+        self.budget.is_within()
     }
 }
 

@@ -1,12 +1,14 @@
-//! The `types` import: the message that is being handled, as a borrowed resource. Only reads.
+//! The `types` import: the message that is being handled, as a borrowed resource. Only reads. Linked by hand and not
+//! through the generated trait: that one takes vectors, and a payload would be copied on its way to the guest's memory.
 
-use wasmtime::component::Resource;
+use hapax_core::Message;
+use wasmtime::StoreContextMut;
+use wasmtime::component::{Linker, Resource, ResourceType};
 
 use super::HostState;
-use crate::bindings::hapax::processor::types::{Host, HostMessage};
 
-/// The one message of an instance. A marker: an instance handles one message, so its handle needs no table to point
-/// into, and a guest cannot make up another handle.
+/// The one message of an instance. A marker: an instance handles one message at a time, so its handle needs no table to
+/// point into, and a guest cannot make up another handle.
 #[allow(unreachable_pub)] // The generated bindings re-export it, in a private module.
 pub struct MessageRef;
 
@@ -15,35 +17,24 @@ pub(crate) fn borrow() -> Resource<MessageRef> {
     Resource::new_borrow(0)
 }
 
-impl Host for HostState {}
+type Store<'a> = StoreContextMut<'a, HostState>;
+/// The handle, as each method gets it.
+type Handle = (Resource<MessageRef>,);
 
-impl HostMessage for HostState {
-    fn attributes(&mut self, _: Resource<MessageRef>) -> wasmtime::Result<Vec<(String, String)>> {
-        Ok(self.invocation.message.attributes())
-    }
+pub(crate) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
+    let mut types = linker.instance("hapax:processor/types@0.1.0")?;
+    // Only borrows are handed out: there is nothing to free.
+    types.resource("message", ResourceType::host::<MessageRef>(), |_, _| Ok(()))?;
+    types.func_wrap("[method]message.attributes", |store: Store<'_>, _: Handle| Ok((message(&store).attributes(),)))?;
+    types.func_wrap("[method]message.data", |store: Store<'_>, _: Handle| Ok((message(&store).data.clone(),)))?;
+    types.func_wrap("[method]message.idempotency-key", |store: Store<'_>, _: Handle| {
+        Ok((store.data().invocation.idempotency_key.clone(),))
+    })?;
+    types.func_wrap("[method]message.attempt", |store: Store<'_>, _: Handle| Ok((store.data().invocation.attempt,)))?;
+    types.func_wrap("[method]message.now-ms", |store: Store<'_>, _: Handle| Ok((message(&store).now_ms(),)))?;
+    types.func_wrap("[method]message.seed", |store: Store<'_>, _: Handle| Ok((store.data().invocation.seed,)))
+}
 
-    fn data(&mut self, _: Resource<MessageRef>) -> wasmtime::Result<Vec<u8>> {
-        Ok(self.invocation.message.data.to_vec())
-    }
-
-    fn idempotency_key(&mut self, _: Resource<MessageRef>) -> wasmtime::Result<String> {
-        Ok(self.invocation.idempotency_key.to_string())
-    }
-
-    fn attempt(&mut self, _: Resource<MessageRef>) -> wasmtime::Result<u32> {
-        Ok(self.invocation.attempt)
-    }
-
-    fn now_ms(&mut self, _: Resource<MessageRef>) -> wasmtime::Result<u64> {
-        Ok(self.invocation.message.now_ms())
-    }
-
-    fn seed(&mut self, _: Resource<MessageRef>) -> wasmtime::Result<u64> {
-        Ok(self.invocation.seed)
-    }
-
-    fn drop(&mut self, _: Resource<MessageRef>) -> wasmtime::Result<()> {
-        // Only borrows are handed out: there is nothing to free.
-        Ok(())
-    }
+fn message<'a>(store: &'a Store<'_>) -> &'a Message {
+    &store.data().invocation.message
 }

@@ -4,7 +4,7 @@
 pub(crate) mod log;
 pub(crate) mod message;
 pub(crate) mod outbox;
-mod state;
+pub(crate) mod state;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
@@ -18,6 +18,7 @@ use hapax_core::{Context, Invocation};
 
 use crate::bindings::hapax::processor::config;
 use crate::limits::{MemoryGuard, ProcessorLimits};
+use crate::ticker::{Deadline, Ticks};
 use crate::wasi::Wasi;
 use log::GuestLog;
 
@@ -26,6 +27,8 @@ pub(crate) struct Shared {
     pub(crate) name: String,
     pub(crate) config: BTreeMap<String, String>,
     pub(crate) limits: ProcessorLimits,
+    /// What its deadlines are counted in.
+    pub(crate) ticks: Ticks,
 }
 
 /// What one instance's imports work on: one message's worth.
@@ -35,8 +38,48 @@ pub(crate) struct HostState {
     pub(crate) context: Context,
     pub(crate) memory: MemoryGuard,
     pub(crate) log: GuestLog,
+    deadline: Deadline,
     /// Only for components that import WASI.
     pub(crate) wasi: Option<Box<Wasi>>,
+}
+
+impl HostState {
+    /// The host side of an instance, for its first message.
+    pub(crate) fn new(shared: &Arc<Shared>, wasi: bool, invocation: &Invocation) -> Self {
+        let limits = &shared.limits;
+        Self {
+            invocation: invocation.clone(),
+            context: empty_context(),
+            memory: MemoryGuard::new(limits),
+            log: GuestLog::new(limits.log_bytes),
+            deadline: shared.ticks.deadline(limits.deadline),
+            wasi: wasi.then(|| Box::new(Wasi::new(shared, invocation))),
+            shared: Arc::clone(shared),
+        }
+    }
+
+    /// Puts another message in place of the last: nothing of that is left here. What memory the instance has is still
+    /// its own, and counted.
+    pub(crate) fn begin(&mut self, invocation: &Invocation) {
+        let limits = &self.shared.limits;
+        self.invocation.clone_from(invocation);
+        self.log = GuestLog::new(limits.log_bytes);
+        self.deadline = self.shared.ticks.deadline(limits.deadline);
+        if let Some(wasi) = &mut self.wasi {
+            wasi.begin(invocation);
+        }
+    }
+
+    /// Ends an answered message. Whether another may follow: not after a limit, nor with a handle left open.
+    pub(crate) fn end(&mut self) -> bool {
+        let in_order = self.memory.denied.is_none() && self.log.is_within_budget();
+        self.wasi.as_mut().is_none_or(|wasi| wasi.end()) && in_order
+    }
+
+    /// Whether the message's time is over.
+    pub(crate) fn is_over(&self) -> bool {
+        self.deadline.is_over(&self.shared.ticks)
+    }
 }
 
 impl config::Host for HostState {
@@ -46,7 +89,7 @@ impl config::Host for HostState {
 }
 
 /// Holds the place of a context that has been lent to an instance.
-pub(crate) fn empty_context() -> Context {
+fn empty_context() -> Context {
     static PARTS: LazyLock<(Arc<dyn StateView>, Arc<EffectLimits>)> =
         LazyLock::new(|| (Arc::new(NoState), Arc::new(EffectLimits::default())));
     Context::new(Arc::clone(&PARTS.0), Arc::clone(&PARTS.1))

@@ -63,7 +63,7 @@ pub fn limits() -> ProcessorLimits {
 
 pub fn options() -> LoadOptions {
     let config = BTreeMap::from([("greeting".to_owned(), "hello".to_owned())]);
-    LoadOptions { name: "test".to_owned(), config, limits: limits() }
+    LoadOptions { name: "test".to_owned(), config, limits: limits(), ..LoadOptions::default() }
 }
 
 pub fn load(bytes: &[u8]) -> Result<WasmProcessor, LoadError> {
