@@ -36,10 +36,15 @@ pub struct Cut {
 
 /// Reads all of a store. Takes as long as reading its database takes.
 pub fn examine(path: &Path) -> Result<Examination, OpenError> {
+    open::guarded(path, || examine_folder(path))
+}
+
+fn examine_folder(path: &Path) -> Result<Examination, OpenError> {
     let mut database = open::open_database(path, &StoreOptions::default())?;
-    let (store_id, applied) = facts(path, &database)?;
+    // First, before anything is read that may be damaged.
     let integrity = database.check_integrity();
     let database_is_whole = integrity.map_err(|error| open::database_error(path, error))?;
+    let (store_id, applied) = facts(path, &database)?;
     let survey = survey(path, &store_id, &applied)?;
     let (unapplied_frames, journal_damage) = (survey.frames.len() as u64, survey.damage);
     Ok(Examination { store_id, database_is_whole, applied_frames: applied.sequence, unapplied_frames, journal_damage })

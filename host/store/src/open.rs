@@ -99,6 +99,16 @@ pub enum Create {
 }
 
 pub(crate) fn open(path: &Path, create: Create, options: StoreOptions) -> Result<RedbStore, OpenError> {
+    guarded(path, || open_folder(path, create, options))
+}
+
+/// redb takes some damage for a mistake of its own and panics: here it is an answer like any other.
+pub(crate) fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T, OpenError>) -> Result<T, OpenError> {
+    let contradicts = || damaged(path, format!("the pages of {DATABASE} contradict each other"));
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|_| Err(contradicts()))
+}
+
+fn open_folder(path: &Path, create: Create, options: StoreOptions) -> Result<RedbStore, OpenError> {
     let io = |error: std::io::Error| io_error(path, &error);
     let file = path.join(DATABASE);
     let identity = read_identity(path)?;
