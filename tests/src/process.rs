@@ -28,6 +28,8 @@ pub fn guest(name: &str) -> PathBuf {
 pub struct Job {
     folder: tempfile::TempDir,
     processor: &'static str,
+    /// Further arguments of every run.
+    pub arguments: Vec<String>,
     /// Environment of every run: a mutation, say.
     pub environment: Vec<(&'static str, String)>,
     /// Ids reported as completed, over all runs, with how often.
@@ -39,7 +41,7 @@ impl Job {
     pub fn new(processor: &'static str, input: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("input.jsonl"), input).unwrap();
-        Self { folder, processor, environment: Vec::new(), completed: BTreeMap::new() }
+        Self { folder, processor, arguments: Vec::new(), environment: Vec::new(), completed: BTreeMap::new() }
     }
 
     /// The store's folder.
@@ -58,6 +60,7 @@ impl Job {
         command.args(["run", "--json", "--component"]).arg(guest(self.processor));
         command.arg("--store").arg(self.store()).arg("--outbox").arg(self.outbox());
         command.arg("--input").arg(self.folder.path().join("input.jsonl"));
+        command.args(&self.arguments);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }

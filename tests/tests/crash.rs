@@ -3,9 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use hapax_tests::process::Job;
+use hapax_tests::random::Random;
 
 /// What an input holds, computed without the host.
 struct Input {
@@ -55,11 +56,14 @@ fn deliver(text: &mut String, line: &str, number: usize) {
     }
 }
 
-const FAULT_POINTS: [&str; 8] = [
+const FAULT_POINTS: [&str; 11] = [
     "invoked",
     "group-gathered",
     "group-written",
+    "journal-written",
     "group-durable",
+    "applied",
+    "apply-durable",
     "before-ack",
     "acked",
     "outbox-sent",
@@ -87,24 +91,20 @@ fn kills_wanted() -> u32 {
 }
 
 fn killed_at_random(processor: &'static str, make: fn(usize) -> Input, sent: bool) {
-    let seed = std::env::var("HAPAX_SEED")
-        .map_or_else(|_| SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64, |seed| seed.parse().unwrap());
-    println!("HAPAX_SEED={seed}");
-    let mut random = seed | 1;
+    let seed = hapax_tests::random::seed();
+    let mut random = Random::of(seed);
     let mut kills = 0;
     while kills < kills_wanted() {
         let input = make(600);
         let mut job = Job::new(processor, &input.text);
         // Several deaths on one store, then to the end.
         for _ in 0..10 {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            kills += u32::from(job.run_and_kill(Duration::from_micros(random % 120_000)));
+            kills += u32::from(job.run_and_kill(Duration::from_micros(random.below(120_000))));
         }
         assert!(job.run(None));
         assert_eq!(job.faults(&input.ids, &input.state, sent), [""; 0], "HAPAX_SEED={seed}");
     }
+    println!("{kills} kills, nothing lost, nothing doubled");
 }
 
 #[test]
@@ -117,31 +117,37 @@ fn killed_at_random_every_order_is_sent_once() {
     killed_at_random("order-intake", orders, true);
 }
 
-/// The same check over a host with a fault put in on purpose: it must find something.
-fn mutation_is_found(mutation: &str, point: &str) {
-    let found = (1..=10).any(|passage| {
-        let input = orders(40);
+/// The same check over a host with a fault put in on purpose: it must find something. One message at a time, so that each
+/// passage of the point is the same message's every time.
+fn mutation_is_found(mutation: &str, point: &str, passages: std::ops::RangeInclusive<u32>) {
+    let found = passages.clone().any(|passage| {
+        let input = orders(12);
         let mut job = Job::new("order-intake", &input.text);
+        job.arguments = ["--concurrency", "1"].map(str::to_owned).to_vec();
         job.environment.push(("HAPAX_MUTATION", mutation.to_owned()));
-        job.run(Some(&format!("{point}:{passage}")));
+        assert!(!job.run(Some(&format!("{point}:{passage}"))), "{point} was not passed {passage} times");
         job.environment.clear();
         job.run(None);
         !job.faults(&input.ids, &input.state, true).is_empty()
     });
-    assert!(found, "the mutation {mutation} was not found");
+    assert!(found, "the mutation {mutation} was not found at passages {passages:?} of {point}");
 }
 
 #[test]
 fn mutation_commit_split_in_two_is_found() {
-    mutation_is_found("split-commit", "group-written");
+    // The first message's record is one frame, what it stands for the next: dead between the two.
+    mutation_is_found("split-commit", "group-written", 2..=2);
 }
 
 #[test]
 fn mutation_ack_before_sync_is_found() {
-    mutation_is_found("ack-before-sync", "group-written");
+    // Between the acknowledgement and the death the mutation waits 20 ms for the report to be printed, which a loaded
+    // machine may need more than once.
+    mutation_is_found("ack-before-sync", "group-written", 1..=5);
 }
 
 #[test]
 fn mutation_record_marked_before_the_run_is_found() {
-    mutation_is_found("mark-before-run", "invoked");
+    // The first message is marked, and its run dies before anything is written.
+    mutation_is_found("mark-before-run", "invoked", 1..=1);
 }

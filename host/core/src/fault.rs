@@ -10,8 +10,8 @@ pub fn point(name: &str) {
     let _ = name;
 }
 
-/// Kills the process at the fault point `name` if the environment asks for it at the message `id`: `HAPAX_FAULT=name=id`, at
-/// every passage.
+/// Kills the process at the fault point `name` if the environment asks for it at the message `id`: `HAPAX_FAULT=name=id`, or
+/// several ids with commas between them, at every passage.
 #[inline]
 pub fn point_of(name: &str, id: &str) {
     #[cfg(feature = "faults")]
@@ -60,7 +60,7 @@ mod armed {
             let text = std::env::var("HAPAX_FAULT").ok()?;
             text.split_once('=').map(|(name, id)| (name.to_owned(), id.to_owned()))
         });
-        if armed.as_ref().is_some_and(|(at, of)| at == name && of == id) {
+        if armed.as_ref().is_some_and(|(at, of)| at == name && of.split(',').any(|of| of == id)) {
             std::process::abort();
         }
     }

@@ -25,7 +25,10 @@ const IDLE: Duration = Duration::from_millis(100);
 /// not applied.
 pub(crate) fn run(core: &Core) {
     while let Some(memtable) = next(core) {
-        if let Err(error) = apply(core, &memtable) {
+        let applied = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| apply(core, &memtable)));
+        // redb takes some damage for a mistake of its own and panics. Commits wait for this thread: it must not just end.
+        let contradicts = || Err(StoreError::Damaged("the pages of the database contradict each other".into()));
+        if let Err(error) = applied.unwrap_or_else(|_| contradicts()) {
             return core.fail(error);
         }
     }

@@ -3,11 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase as _};
 
 use crate::StoreOptions;
-use crate::journal::{self, JournalError};
+use crate::journal::{self, JournalError, Survey};
 use crate::layout::{self, Applied};
 use crate::open::{self, JOURNAL, OpenError};
 
@@ -37,14 +36,17 @@ pub struct Cut {
 
 /// Reads all of a store. Takes as long as reading its database takes.
 pub fn examine(path: &Path) -> Result<Examination, OpenError> {
+    open::guarded(path, || examine_folder(path))
+}
+
+fn examine_folder(path: &Path) -> Result<Examination, OpenError> {
     let mut database = open::open_database(path, &StoreOptions::default())?;
-    let (store_id, applied) = facts(path, &database)?;
+    // First, before anything is read that may be damaged.
     let integrity = database.check_integrity();
     let database_is_whole = integrity.map_err(|error| open::database_error(path, error))?;
-    let (unapplied_frames, journal_damage) = match survey(path, &store_id, &applied) {
-        Ok(survey) => (survey.frames.len() as u64, survey.damage),
-        Err(damage) => (0, Some(damage)),
-    };
+    let (store_id, applied) = facts(path, &database)?;
+    let survey = survey(path, &store_id, &applied)?;
+    let (unapplied_frames, journal_damage) = (survey.frames.len() as u64, survey.damage);
     Ok(Examination { store_id, database_is_whole, applied_frames: applied.sequence, unapplied_frames, journal_damage })
 }
 
@@ -54,11 +56,7 @@ pub fn cut_journal(path: &Path) -> Result<Option<Cut>, OpenError> {
     let io = |error: std::io::Error| open::io_error(path, &error);
     let database = open::open_database(path, &StoreOptions::default())?;
     let (store_id, applied) = facts(path, &database)?;
-    let frames = match survey(path, &store_id, &applied) {
-        Ok(survey) if survey.damage.is_none() => return Ok(None),
-        Ok(survey) => survey.frames,
-        Err(_) => Vec::new(),
-    };
+    let Survey { frames, damage: Some(_), .. } = survey(path, &store_id, &applied)? else { return Ok(None) };
     let journal = path.join(JOURNAL);
     let new = path.join("journal.new");
     std::fs::write(&new, journal::rebuilt(&store_id, &frames)).map_err(io)?;
@@ -97,10 +95,20 @@ fn facts(path: &Path, database: &Database) -> Result<(String, Applied), OpenErro
     Ok((id, applied))
 }
 
-/// What the journal holds, or why it holds nothing that can be read.
-fn survey(path: &Path, store_id: &str, applied: &Applied) -> Result<journal::Survey, String> {
-    let file = std::fs::File::options().read(true).write(true).open(path.join(JOURNAL));
-    let file = file.map_err(|error| format!("it cannot be opened: {error}"))?;
-    let file = FileBackend::new(file).map_err(|error| error.to_string())?;
-    journal::survey(&file, store_id, applied).map_err(|error: JournalError| error.to_string())
+/// What the journal holds; a damaged or missing one too. An error if it cannot be looked at, or if another version of Hapax
+/// wrote it: that one is not to be cut.
+fn survey(path: &Path, store_id: &str, applied: &Applied) -> Result<Survey, OpenError> {
+    let file = match open::open_journal(path)? {
+        Some(file) => file,
+        None => return Ok(Survey { frames: Vec::new(), end: 0, damage: Some("it is missing".into()) }),
+    };
+    match journal::survey(&*file, store_id, applied) {
+        // Frames have their own checksums, keyed for this store: what is whole behind a damaged header is kept.
+        Err(JournalError::Damaged(damage)) => {
+            let frames = journal::survey_frames(&*file, store_id, applied);
+            let frames = frames.map_err(|error| open::io_error(path, &error))?;
+            Ok(Survey { damage: Some(damage), ..frames })
+        }
+        other => other.map_err(|error| open::journal_error(path, error)),
+    }
 }

@@ -18,7 +18,7 @@ pub(crate) const START: u64 = 4096;
 const GROWTH_BYTES: u64 = 1 << 20;
 /// Begins the file's header; then the format's version (4 bytes), the store's identity (32 hex digits), a checksum.
 const MAGIC: &[u8; 8] = b"HAPAXJNL";
-const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 1;
 const IDENTITY_BYTES: usize = 32;
 
 /// Why a journal cannot be read.
@@ -173,6 +173,15 @@ pub(crate) fn survey(
     applied: &crate::layout::Applied,
 ) -> Result<Survey, JournalError> {
     check_header(file, store_id)?;
+    Ok(survey_frames(file, store_id, applied)?)
+}
+
+/// The same, whatever the journal's header says: frames tell by their checksums whose they are.
+pub(crate) fn survey_frames(
+    file: &dyn StorageBackend,
+    store_id: &str,
+    applied: &crate::layout::Applied,
+) -> io::Result<Survey> {
     let key = ChecksumKey::new(store_id);
     let reader = Reader { file, key: &key, allocated: file.len()? };
     let mut frames = Vec::new();

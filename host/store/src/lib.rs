@@ -7,7 +7,13 @@ mod commit;
 mod core;
 pub mod doctor;
 mod frame;
+#[cfg(test)]
+mod golden_tests;
 mod journal;
+#[cfg(test)]
+mod journal_tests;
+#[cfg(test)]
+mod layers_tests;
 pub mod layout;
 pub mod memory;
 mod memtable;

@@ -17,7 +17,7 @@ use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, S
 
 use crate::buckets::{Bucket, Catalogue};
 use crate::core::{Core, Progress};
-use crate::journal::{Journal, JournalError, Recovered};
+use crate::journal::{self, Journal, JournalError, Recovered};
 use crate::layout::{self, Applied, META};
 use crate::memtable::Memtable;
 use crate::running::RunningFile;
@@ -99,6 +99,16 @@ pub enum Create {
 }
 
 pub(crate) fn open(path: &Path, create: Create, options: StoreOptions) -> Result<RedbStore, OpenError> {
+    guarded(path, || open_folder(path, create, options))
+}
+
+/// redb takes some damage for a mistake of its own and panics: here it is an answer like any other.
+pub(crate) fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T, OpenError>) -> Result<T, OpenError> {
+    let contradicts = || damaged(path, format!("the pages of {DATABASE} contradict each other"));
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|_| Err(contradicts()))
+}
+
+fn open_folder(path: &Path, create: Create, options: StoreOptions) -> Result<RedbStore, OpenError> {
     let io = |error: std::io::Error| io_error(path, &error);
     let file = path.join(DATABASE);
     let identity = read_identity(path)?;
@@ -130,7 +140,9 @@ pub(crate) fn open(path: &Path, create: Create, options: StoreOptions) -> Result
     }
     // After the database, whose lock says that nobody else is here.
     let running = Arc::new(RunningFile::open(&path.join(RUNNING)).map_err(io)?);
-    let store = join(path, database, open_journal(path)?, &found, options, running)?;
+    let missing = || damaged(path, format!("the {JOURNAL} is missing, and with it what was acknowledged last"));
+    let journal = open_journal(path)?.ok_or_else(missing)?;
+    let store = join(path, database, journal, &found, options, running)?;
     if identity.is_none() {
         write_identity(path, &found).map_err(io)?;
     }
@@ -232,19 +244,21 @@ fn reopened(snapshot: &Snapshot, options: &StoreOptions) -> Result<Vec<Arc<Bucke
     Ok(open)
 }
 
-fn open_journal(path: &Path) -> Result<Box<dyn StorageBackend>, OpenError> {
+/// The journal's file, if there is one.
+pub(crate) fn open_journal(path: &Path) -> Result<Option<Box<dyn StorageBackend>>, OpenError> {
     match std::fs::File::options().read(true).write(true).open(path.join(JOURNAL)) {
-        Ok(file) => Ok(Box::new(FileBackend::new(file).map_err(|error| database_error(path, error))?)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Err(damaged(path, format!("the {JOURNAL} is missing, and with it what was acknowledged last")))
-        }
+        Ok(file) => Ok(Some(Box::new(FileBackend::new(file).map_err(|error| database_error(path, error))?))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(io_error(path, &error)),
     }
 }
 
-fn journal_error(path: &Path, error: JournalError) -> OpenError {
+pub(crate) fn journal_error(path: &Path, error: JournalError) -> OpenError {
     match error {
         JournalError::Io(error) => io_error(path, &error),
+        JournalError::Format(found) => {
+            OpenError::Version { path: path.join(JOURNAL), found, expected: journal::FORMAT }
+        }
         other => damaged(path, format!("the {JOURNAL}: {other}")),
     }
 }

@@ -157,12 +157,14 @@ pub(crate) fn pending(core: &Core, after: Option<OutboxPosition>, limit: usize) 
     let start = after.map_or(Bound::Unbounded, Bound::Excluded);
     let (above, sent, snapshot) = {
         let view = core.view.read();
+        // Sent first: a row may lie in another memtable than the note that it was sent.
+        let sent: std::collections::BTreeSet<_> = view.memtables().flat_map(|m| m.sent.iter().copied()).collect();
         let mut above: BTreeMap<OutboxPosition, Bytes> = BTreeMap::new();
         for memtable in view.memtables() {
-            let rows = memtable.outbox.range((start, Bound::Unbounded)).take(limit.saturating_add(memtable.sent.len()));
-            above.extend(rows.map(|(position, message)| (*position, message.clone())));
+            let rows =
+                memtable.outbox.range((start, Bound::Unbounded)).filter(|(position, _)| !sent.contains(position));
+            above.extend(rows.take(limit).map(|(position, message)| (*position, message.clone())));
         }
-        let sent: std::collections::BTreeSet<_> = view.memtables().flat_map(|m| m.sent.iter().copied()).collect();
         (above, sent, view.snapshot.clone())
     };
     let start = after.map_or(Bound::Unbounded, |after| Bound::Excluded((after.version, after.index)));
@@ -179,7 +181,7 @@ pub(crate) fn pending(core: &Core, after: Option<OutboxPosition>, limit: usize) 
         }
     }
     // Versions only grow: what the tables hold comes before what is not applied.
-    rows.extend(above.into_iter().filter(|(position, _)| !sent.contains(position)));
+    rows.extend(above);
     rows.sort_by_key(|(position, _)| *position);
     let decoded = rows.into_iter().take(limit).map(|(position, message)| {
         let message: Message = layout::decode(&message).ok_or_else(|| damaged("an outbox message"))?;

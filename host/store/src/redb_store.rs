@@ -101,6 +101,12 @@ impl RedbStore {
         Ok(Self { _applying: Applying::start(core.clone())?, core, journal: Mutex::new(journal), running })
     }
 
+    /// What the parts share, for tests that hold one of them back.
+    #[cfg(test)]
+    pub(crate) fn core(&self) -> Arc<Core> {
+        self.core.clone()
+    }
+
     /// Up to `limit` state entries whose keys begin with `prefix`, in key order.
     pub fn state_of(&self, scope: &Scope, prefix: &str, limit: usize) -> Result<Vec<StateRow>, StoreError> {
         let entries = read::scan(&self.core, &crate::layout::scope_prefix(scope), prefix, None, limit)?;

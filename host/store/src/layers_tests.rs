@@ -1,0 +1,174 @@
+//! Reads over every state the parts of an open store can be in: the same random commits go to it and to the store in memory,
+//! while the applier is held back and let go; every answer must be the same.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use hapax_core::context::{Effects, Outgoing, ReadSet};
+use hapax_core::record::{Record, State};
+use hapax_core::storage::{
+    Commit, DeadLetter, Group, IdempotencyStorage, Inspect as _, Outbox as _, OutboxPosition, StoreError, Verdict,
+};
+use hapax_core::{Fingerprint, Message, Output, RecordKey, Scope};
+use redb::backends::InMemoryBackend;
+
+use crate::{MemoryStore, RedbStore, StoreOptions};
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % bound
+    }
+}
+
+fn now<T>(answer: BoxFuture<'_, Result<T, StoreError>>) -> T {
+    answer.now_or_never().expect("stores answer at once").unwrap()
+}
+
+fn store(memtable_bytes: usize) -> RedbStore {
+    let options = StoreOptions { memtable_bytes, bucket_rows_max: 3, ..StoreOptions::default() };
+    RedbStore::open_backends(InMemoryBackend::new(), InMemoryBackend::new(), options).unwrap()
+}
+
+fn key(number: u64) -> RecordKey {
+    RecordKey::by_message_id(&Scope::of("p"), &Message::new(format!("m-{number}"), "/s", "t"))
+}
+
+const KEYS: u64 = 8;
+
+struct Twins {
+    redb: RedbStore,
+    memory: MemoryStore,
+    version: u64,
+    random: Random,
+    context: String,
+}
+
+impl Twins {
+    fn commit(&mut self, key: RecordKey) -> Commit {
+        self.version += 1;
+        let found = now(self.memory.admit(&key));
+        // Now and then one that expects what is not so.
+        let expected_epoch = found.map(|record| record.epoch + u64::from(self.random.below(10) == 0));
+        let epoch = expected_epoch.unwrap_or(0) + 1;
+        let state = match self.random.below(3) {
+            0 => State::Completed { output: Output { content_type: None, data: self.version.to_string().into() } },
+            1 => State::RetryDue { error: "e".into(), at_ms: 5 },
+            _ => State::DeadLettered { error: "e".into() },
+        };
+        let fingerprint = Fingerprint { version: 1, digest: [self.random.below(3) as u8; 16] };
+        let dead_letter = matches!(state, State::DeadLettered { .. }).then(|| DeadLetter {
+            message: Message::new("m", "/s", "t"),
+            fingerprint,
+            error: self.version.to_string(),
+            attempts: 1,
+            component: "c".into(),
+            at_ms: 1,
+        });
+        let record = Record {
+            state,
+            epoch,
+            attempts: 1,
+            fingerprint,
+            component: "c".into(),
+            saga: None,
+            received_ms: 0,
+            changed_ms: 0,
+            expires_ms: Some(60_000 * self.random.below(4)),
+        };
+        let writes = (0..self.random.below(3)).map(|_| {
+            let value = (self.random.below(3) > 0).then(|| self.version.to_string().into());
+            (format!("k{}", self.random.below(6)), value)
+        });
+        let writes = writes.collect();
+        let outgoing =
+            (0..self.random.below(4)).map(|number| Outgoing { kind: format!("o{number}"), ..Outgoing::default() });
+        let effects = Effects { writes, outgoing: outgoing.collect() };
+        let record = (self.random.below(8) > 0).then_some(record);
+        Commit { key, expected_epoch, record, version: self.version, reads: ReadSet::default(), effects, dead_letter }
+    }
+
+    fn group(&mut self) -> Group {
+        let mut keys: Vec<u64> = (0..self.random.below(3)).map(|_| self.random.below(KEYS)).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let commits = keys.into_iter().map(|number| self.commit(key(number))).collect();
+        let pending = now(self.memory.pending(None, 1_000));
+        let sent = if self.random.below(3) == 0 { self.random.below(pending.len() as u64 + 1) } else { 0 };
+        Group { commits, sent: pending.iter().take(sent as usize).map(|row| row.position).collect() }
+    }
+
+    fn write(&mut self) {
+        let group = self.group();
+        let verdicts: Vec<Verdict> = now(self.redb.commit(&group));
+        assert_eq!(verdicts, now(self.memory.commit(&group)), "{}: verdicts on {group:?}", self.context);
+    }
+
+    /// Every read that waits for nothing.
+    fn compare(&mut self) {
+        let context = &self.context;
+        for number in 0..KEYS {
+            let key = key(number);
+            assert_eq!(now(self.redb.admit(&key)), now(self.memory.admit(&key)), "{context}: record {number}");
+            assert_eq!(now(self.redb.dead_letters(&key)), now(self.memory.dead_letters(&key)), "{context}: letters");
+        }
+        let (redb, memory) = (self.redb.view(&Scope::of("p")), self.memory.view(&Scope::of("p")));
+        for number in 0..6 {
+            let name = format!("k{number}");
+            assert_eq!(now(redb.get(&name)), now(memory.get(&name)), "{context}: state {name}");
+        }
+        let start = format!("k{}", self.random.below(6));
+        let end = Some(format!("k{}", self.random.below(7))).filter(|_| self.random.below(2) == 0);
+        for limit in [1, 2, 100] {
+            let (found, wanted) =
+                (redb.scan(&start, end.as_deref(), limit), memory.scan(&start, end.as_deref(), limit));
+            assert_eq!(now(found), now(wanted), "{context}: scan {start} to {end:?}, at most {limit}");
+        }
+        let version = self.random.below(self.version + 1);
+        let after = Some(OutboxPosition { version, index: 1 }).filter(|_| self.random.below(2) == 0);
+        for limit in [1, 3, 1_000] {
+            let (found, wanted) = (self.redb.pending(after, limit), self.memory.pending(after, limit));
+            assert_eq!(now(found), now(wanted), "{context}: outbox after {after:?}, at most {limit}");
+        }
+        assert_eq!(self.redb.outbox_len().unwrap() as usize, now(self.memory.pending(None, 1_000)).len(), "{context}");
+    }
+
+    fn compare_records(&self) {
+        let (found, wanted) = (self.redb.records(None, None, 100), self.memory.records(None, None, 100));
+        assert_eq!(now(found), now(wanted), "{}: all records", self.context);
+    }
+}
+
+#[test]
+fn reads_are_the_same_at_every_depth() {
+    for seed in 0..60 {
+        let memtable_bytes = [1, 600, 1 << 20][seed as usize % 3];
+        let mut twins = Twins {
+            redb: store(memtable_bytes),
+            memory: MemoryStore::default(),
+            version: 0,
+            random: Random(seed * 2 + 1),
+            context: format!("seed {seed}"),
+        };
+        for round in 0..6 {
+            twins.context = format!("seed {seed}, round {round}");
+            let core = twins.redb.core();
+            // The applier waits for the catalogue: what is written now stays in the memtables.
+            let held = core.catalogue.lock();
+            for _ in 0..6 {
+                twins.write();
+                twins.compare();
+            }
+            drop(held);
+            if twins.random.below(2) == 0 {
+                twins.redb.flush().unwrap();
+                twins.compare();
+                twins.compare_records();
+            }
+        }
+    }
+}
