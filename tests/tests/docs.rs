@@ -228,11 +228,12 @@ fn the_configuration_in_the_documents_has_every_setting() {
     let document = root().join("docs/OPERATIONS.md");
     let sample = blocks(&document).into_iter().find(|block| block.language == "toml").unwrap().text;
     let processor = "store = 's'\n[processors.p]\ncomponent = 'p.wasm'\nno_such_setting = 1\n";
-    let names = &settings("no_such_setting = 1\n") | &settings(processor);
+    let limits = "store = 's'\n[limits]\nno_such_setting = 1\n";
+    let names = &(&settings("no_such_setting = 1\n") | &settings(processor)) | &settings(limits);
     assert!(names.contains("store") && names.contains("component") && names.len() > 10, "{names:?}");
     for name in names {
         let set = |line: &str| line.starts_with(&format!("{name} = ")) || line.ends_with(&format!(".{name}]"));
-        let section = |line: &str| line.starts_with(&format!("[{name}."));
+        let section = |line: &str| line.starts_with(&format!("[{name}.")) || line == format!("[{name}]");
         assert!(sample.lines().any(|line| set(line) || section(line)), "{name} is not in {}", document.display());
     }
 }
