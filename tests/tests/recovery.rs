@@ -334,6 +334,29 @@ fn bit_rot_in_the_journal_is_refused_and_cut() {
     shop.is_mended(4);
 }
 
+/// The limit of a file's size stands in for a full disk: at the first append the journal has to grow, and cannot.
+#[test]
+fn a_journal_that_cannot_grow_stops_the_host_and_goes_on_when_there_is_room() {
+    let shop = Shop::new(ORDERS);
+    // As a store is before its first message.
+    shop.set_journal(&shop.journal()[..START]);
+    let mut limited = std::process::Command::new("bash");
+    // Blocks of 1,024 bytes; the journal grows by 1 MiB.
+    limited.arg("-c").arg("trap '' XFSZ; ulimit -f 512; exec \"$@\"").arg("bash").arg(hapax().get_program());
+    limited.args(["run", "--json", "--concurrency", "1", "--component"]).arg(guest("order-intake"));
+    limited.arg("--input").arg(shop.path("orders.jsonl")).arg("--store").arg(shop.path("store"));
+    for _ in 0..2 {
+        let output = limited.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(7), "{text}");
+        assert!(text.contains("disk is full") && text.contains("Free some space and start again"), "{text}");
+        assert_eq!(counts(&output), (0, 0), "acknowledged what cannot be on the disk");
+        assert_eq!(shop.doctor(&[]).0, Some(0), "an append that was cut short is no damage");
+    }
+    assert_eq!(counts(&shop.run("orders.jsonl", None)), (ORDERS, 0));
+    assert_eq!(counts(&shop.run("orders.jsonl", None)), (0, ORDERS));
+}
+
 #[test]
 fn a_missing_journal_is_refused_and_made_anew() {
     let shop = Shop::new(ORDERS);

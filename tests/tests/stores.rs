@@ -3,12 +3,16 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use hapax_core::storage::{IdempotencyStorage as _, Inspect as _, Outbox as _, StoreError};
 use hapax_core::{Ending, Stored};
 use hapax_store::{MemoryStore, OpenError, RedbStore, StoreOptions};
 use hapax_tests::bench::{Bench, message, quick};
 use hapax_tests::mutation::turns_red;
-use hapax_tests::processors::Counter;
+use hapax_tests::processors::{Counter, ledger};
 use hapax_tests::{backend::LossyDisk, conformance};
 
 #[tokio::test]
@@ -36,6 +40,55 @@ async fn redb_conforms_at_every_depth() {
         };
         conformance::all(|| Arc::new(LossyDisk::new().open_with(options.clone()).unwrap())).await;
     }
+}
+
+/// Many at once on a store where each commit is a transaction of its own, while others page through it, sweep it and flush it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_at_once_lose_nothing_while_the_tables_are_written_swept_and_read() {
+    let options =
+        StoreOptions { memtable_bytes: 1, bucket_rows_max: 7, journal_bytes: 16 << 10, ..StoreOptions::default() };
+    let disk = LossyDisk::new();
+    let store = Arc::new(disk.open_with(options.clone()).unwrap());
+    let bench = Arc::new(Bench::new("ledger", store.clone(), ledger(), quick()).await);
+    let transfers: Vec<_> = (0..300)
+        .map(|number| {
+            let bench = bench.clone();
+            // Every message twice, between few accounts.
+            let (id, number) = (format!("t-{}", number % 150), number % 150);
+            let data = format!(r#"{{"from":"{}","to":"{}","amount":1}}"#, number % 3, 3 + number % 2);
+            tokio::spawn(async move { bench.handle(message(&id, &data)).await })
+        })
+        .collect();
+    let (stop, others) = (Arc::new(AtomicBool::new(false)), store.clone());
+    let stopped = stop.clone();
+    let reading = std::thread::spawn(move || {
+        while !stopped.load(Ordering::SeqCst) {
+            others.flush().unwrap();
+            // Nothing has expired.
+            assert_eq!(at_once(others.sweep(1)), 0);
+            let records = at_once(others.records(None, None, 1_000)).len();
+            assert!(at_once(others.records(None, None, 1_000)).len() >= records, "a record went");
+        }
+    });
+    let mut completed = 0;
+    for transfer in transfers {
+        completed += usize::from(matches!(transfer.await.unwrap(), Ending::Completed { .. }));
+    }
+    stop.store(true, Ordering::SeqCst);
+    reading.join().unwrap();
+    assert_eq!(completed, 150);
+    drop((bench, store));
+    let store = disk.open_with(options).unwrap();
+    assert_eq!(store.records(None, None, 1_000).await.unwrap().len(), 150);
+    assert_eq!(store.pending(None, 1_000).await.unwrap().len(), 150);
+    let state = store.state_of(&hapax_core::Scope::of("ledger"), "account/", 10).unwrap();
+    let amounts: Vec<_> = state.iter().map(|row| std::str::from_utf8(&row.value).unwrap()).collect();
+    assert_eq!(amounts, ["-50", "-50", "-50", "75", "75"]);
+}
+
+/// The answer of a store, which never makes anyone wait.
+fn at_once<T>(answer: BoxFuture<'_, Result<T, StoreError>>) -> T {
+    answer.now_or_never().unwrap().unwrap()
 }
 
 #[tokio::test]
