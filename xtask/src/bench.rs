@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use crate::demo::{cargo, target_dir};
 
 /// Scenarios that drive the host's own binary with an example guest.
-const OVER_THE_HOST: &[&str] = &["wasm", "start", "http", "jetstream"];
+const OVER_THE_HOST: &[&str] = &["engine", "wasm", "start", "http", "jetstream"];
 /// Scenarios that do without, so that measuring only them builds no engine.
 const OVER_THE_LIBRARY: &[&str] =
     &["throughput", "sustained", "duplicates", "growth", "memory", "retention", "restart", "postgres", "python"];
@@ -20,6 +20,9 @@ const OVER_BROKERS: &[&str] = &["jetstream"];
 pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
     let mut bench = cargo(root);
     bench.args(["run", "--release", "--package", "hapax-bench"]);
+    if needs_host(arguments) {
+        bench.args(["--features", "hapax-bench/engine"]);
+    }
     if named(arguments, OVER_BROKERS) {
         bench.args(["--features", "hapax-bench/brokers"]);
     }

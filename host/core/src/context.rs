@@ -185,11 +185,11 @@ impl Context {
         let asked = limit.saturating_add(own().filter(|(_, value)| value.is_none()).count());
         let below = self.view.scan(start, end, asked).await?;
         let seen = below.iter().map(|(key, version, _)| (key.clone(), *version)).collect();
-        let mut merged: BTreeMap<String, Option<Bytes>> =
-            below.into_iter().map(|(key, _, value)| (key, Some(value))).collect();
-        merged.extend(own().map(|(key, value)| (key.clone(), value.clone())));
+        let below = below.into_iter().map(|(key, _, value)| (key, value));
+        // Mostly the run wrote nothing in the range: the view's order stands.
+        let entries = if own().next().is_none() { below.collect() } else { merged(below, own(), limit) };
         self.reads.ranges.push(RangeRead { start: start.into(), end: end.map(Into::into), limit: asked, seen });
-        Ok(merged.into_iter().filter_map(|(key, value)| Some((key, value?))).take(limit).collect())
+        Ok(entries)
     }
 
     /// Sends a message once this one has committed.
@@ -226,4 +226,15 @@ impl Context {
     fn check(&self, what: &'static str, count: usize, limit: usize) -> Result<(), ContextError> {
         if count > limit { Err(ContextError::Limit { what, limit }) } else { Ok(()) }
     }
+}
+
+/// The first `limit` entries in key order, where what was written stands in for what is below it.
+fn merged<'a>(
+    below: impl Iterator<Item = (String, Bytes)>,
+    written: impl Iterator<Item = (&'a String, &'a Option<Bytes>)>,
+    limit: usize,
+) -> Vec<(String, Bytes)> {
+    let mut entries: BTreeMap<String, Option<Bytes>> = below.map(|(key, value)| (key, Some(value))).collect();
+    entries.extend(written.map(|(key, value)| (key.clone(), value.clone())));
+    entries.into_iter().filter_map(|(key, value)| Some((key, value?))).take(limit).collect()
 }

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use hapax_core::key::RecordKey;
@@ -35,7 +36,12 @@ impl RunningFile {
     #[expect(unsafe_code, reason = "a memory map is what outlives the process without a system call a message")]
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
-        file.set_len((PLACES * PLACE_BYTES) as u64)?;
+        let length = PLACES * PLACE_BYTES;
+        if file.metadata()?.len() != length as u64 {
+            // Written, not only made long: a disk that is full says so here, and not by a signal at the first message.
+            file.set_len(0)?;
+            file.write_all_at(&vec![0; length], 0)?;
+        }
         // SAFETY: the file is the store's own, and the store is open, and so locked, in this process alone; nobody else
         // writes it or cuts it short while it is mapped. Every bit pattern is a valid place.
         let map = unsafe { MmapMut::map_mut(&file)? };

@@ -1,6 +1,8 @@
 //! What is measured, a file each, in the order of the report. A scenario measures and judges; printing is the report's.
 
 mod duplicates;
+#[cfg(feature = "engine")]
+mod engine;
 mod growth;
 mod http;
 mod jetstream;
@@ -20,6 +22,8 @@ use crate::Scenario;
 pub(crate) const ALL: &[Scenario] = &[
     throughput::SCENARIO,
     sustained::SCENARIO,
+    #[cfg(feature = "engine")]
+    engine::SCENARIO,
     wasm::SCENARIO,
     duplicates::SCENARIO,
     growth::SCENARIO,

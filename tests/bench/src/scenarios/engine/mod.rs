@@ -1,10 +1,9 @@
-//! The engine beside a bare wasmtime loop, in turn: one invocation, many in flight, each host call, a start with many
-//! processors. Writes to no store; prints what it measured beside the targets.
+//! The engine beside a bare wasmtime loop, in turn: one invocation, many in flight, each host call. Writes to no store.
 
 mod bare;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -17,7 +16,17 @@ use hapax_core::{Context, Invocation, Message, MessageProcessor};
 use hapax_engine::{Engine, EngineConfig, InstanceMode, LoadOptions, ReuseLimits, WasmProcessor};
 
 use self::bare::Bare;
-use crate::{ROUNDS, spread};
+use crate::measure::Spread;
+use crate::report::Section;
+use crate::workbench::Workbench;
+use crate::{Missing, Scenario};
+
+pub(crate) const SCENARIO: Scenario = Scenario {
+    name: "engine",
+    about: "one invocation, many in flight and each host call, beside a bare wasmtime loop with the same limits",
+    by_default: true,
+    run,
+};
 
 /// Instances at once, in the engine and in the bare loop.
 const INSTANCES: u32 = 256;
@@ -29,9 +38,6 @@ const TURNS: u32 = 20;
 const IN_FLIGHT_ROUND: Duration = Duration::from_millis(700);
 /// Calls of one kind in one message; none of them is over a limit.
 const CALLS: u32 = 500;
-/// Components of the start.
-const PROCESSORS: usize = 100;
-
 /// State that is there already: `there`, and ten entries below `ten/`.
 struct Given(BTreeMap<String, Bytes>);
 
@@ -95,10 +101,14 @@ fn invocation(kind: &str, data: String) -> Invocation {
 
 const REUSE: InstanceMode = InstanceMode::Reuse(ReuseLimits { messages: u32::MAX, growth_bytes: 16 << 20 });
 
-/// Measures and prints all of it. `guests`: the folder with the components, built in release.
-pub(crate) fn report(guests: &Path) {
-    let component = |name: &str| std::fs::read(guests.join(name).with_extension("wasm")).unwrap();
-    let (intake, fixtures) = (component("order-intake"), component("hapax-fixtures"));
+fn run(bench: &Workbench, section: &mut Section) -> Result<(), Missing> {
+    let guests = std::env::var_os("HAPAX_GUESTS").map(PathBuf::from);
+    let guests = guests.ok_or_else(|| Missing("HAPAX_GUESTS is not set; `cargo xtask bench` sets it".into()))?;
+    let component = |name: &str| {
+        let path = guests.join(name).with_extension("wasm");
+        std::fs::read(&path).map_err(|error| Missing(format!("{}: {error}", path.display())))
+    };
+    let (intake, fixtures) = (component("order-intake")?, component("hapax-fixtures")?);
     let config = EngineConfig { max_instances: INSTANCES, ..EngineConfig::default() };
     let engine = Engine::new(config).unwrap();
     let parts = Arc::new(Parts {
@@ -107,11 +117,12 @@ pub(crate) fn report(guests: &Path) {
         bare: Bare::new(&intake, INSTANCES + EngineConfig::default().kept_instances),
         order: order(),
     });
+    let rounds = bench.rounds(5);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(one_at_a_time(&parts));
-    in_flight(&parts);
-    runtime.block_on(host_calls(&Loaded::new(&engine, &fixtures, REUSE)));
-    start(&intake);
+    runtime.block_on(one_at_a_time(section, rounds, &parts));
+    in_flight(section, rounds, &parts);
+    runtime.block_on(host_calls(section, rounds, &Loaded::new(&engine, &fixtures, REUSE)));
+    Ok(())
 }
 
 /// One component, three ways to run it.
@@ -122,70 +133,63 @@ struct Parts {
     order: Invocation,
 }
 
-async fn one_at_a_time(parts: &Parts) {
-    println!("\n| one invocation of `order-intake` | engine | bare wasmtime | ratio | target |");
-    println!("|---|---|---|---|---|");
+async fn one_at_a_time(section: &mut Section, rounds: usize, parts: &Parts) {
     let order = &parts.order;
     let mut warm = parts.bare.warm(&order.message).await;
-    let (mut fresh, mut reused) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        let mut times = [Duration::ZERO; 4];
+    let mut figures = [const { Vec::new() }; 4];
+    for _ in 0..rounds {
+        let mut turns = [const { Vec::new() }; 4];
         for _ in 0..TURNS {
-            times[0] += timed(async || parts.fresh.run(order).await).await;
-            times[1] += timed(async || parts.bare.fresh(&order.message).await).await;
-            times[2] += timed(async || parts.reused.run(order).await).await;
-            times[3] += timed(async || warm.call().await).await;
+            turns[0].push(timed(async || parts.fresh.run(order).await).await);
+            turns[1].push(timed(async || parts.bare.fresh(&order.message).await).await);
+            turns[2].push(timed(async || parts.reused.run(order).await).await);
+            turns[3].push(timed(async || warm.call().await).await);
         }
-        fresh.push((times[0], times[1]));
-        reused.push((times[2], times[3]));
+        // The middle turn: one during which another program had the core says nothing.
+        for (figures, turns) in figures.iter_mut().zip(turns) {
+            figures.push(Spread::of(turns).median);
+        }
     }
-    print_pairs("fresh instance", &fresh, "<= 1.2");
-    print_pairs("reused instance", &reused, "<= 2");
+    section.table(&["one invocation of `order-intake`", "engine, us", "bare wasmtime, us", "ratio"]);
+    let [engine_fresh, bare_fresh, engine_reused, bare_warm] = &figures;
+    for (what, target, most, ours, bare) in [
+        ("fresh instance", "engine-fresh", 1.2, engine_fresh, bare_fresh),
+        ("reused instance", "engine-reused", 2.0, engine_reused, bare_warm),
+    ] {
+        let ratio = Spread::ratio(ours, bare);
+        let spreads = [ours, bare].map(|times| Spread::of(times.iter().copied()).to_string());
+        section.row(vec![what.into(), spreads[0].clone(), spreads[1].clone(), ratio.to_string()]);
+        section.judge(target, format!("{ratio} x"), ratio.median <= most);
+    }
 }
 
-/// How long a turn of one loop takes.
-async fn timed(mut run: impl AsyncFnMut() -> usize) -> Duration {
+/// Microseconds of an invocation, over a turn of one loop.
+async fn timed(mut run: impl AsyncFnMut() -> usize) -> f64 {
     let since = Instant::now();
     for _ in 0..TURN {
         assert!(run().await > 0, "the plugin answered nothing");
     }
-    since.elapsed()
-}
-
-fn print_pairs(what: &str, pairs: &[(Duration, Duration)], target: &str) {
-    let each = |time: Duration| time.as_secs_f64() * 1e6 / f64::from(TURN * TURNS);
-    let ours = spread(pairs.iter().map(|pair| each(pair.0)));
-    let bare = spread(pairs.iter().map(|pair| each(pair.1)));
-    let ratio = spread(pairs.iter().map(|pair| each(pair.0) / each(pair.1)));
-    println!(
-        "| {what} | {:.2} us ({:.2} - {:.2}) | {:.2} us ({:.2} - {:.2}) | **{:.2}** ({:.2} - {:.2}) | {target} |",
-        ours.1, ours.0, ours.2, bare.1, bare.0, bare.2, ratio.1, ratio.0, ratio.2
-    );
+    since.elapsed().as_secs_f64() * 1e6 / f64::from(TURN)
 }
 
 /// The engine alone with many in flight, on all cores: what it leaves to the rest of the pipeline.
-fn in_flight(parts: &Arc<Parts>) {
+fn in_flight(section: &mut Section, rounds: usize, parts: &Arc<Parts>) {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    println!("\n| in flight on {cores} cores | engine, a second | bare wasmtime, a second | ratio | target |");
-    println!("|---|---|---|---|---|");
+    section.text(format!("Without a store, on {cores} cores; as many bare loops as there are cores."));
+    section.table(&["in flight", "instances", "engine, a second", "bare wasmtime, a second", "ratio"]);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(cores).enable_all().build().unwrap();
-    for (tasks, target) in [(1, ""), (cores, ""), (64, ""), (1_024, ">= 0.8")] {
+    for tasks in [1, cores, 64, 1_024] {
         for reused in [false, true] {
-            let rounds: Vec<_> = (0..ROUNDS)
-                .map(|_| {
-                    let engine = runtime.block_on(rate(tasks, parts, reused, true));
-                    // As many loops as there are cores: more would only stand in each other's way.
-                    (engine, runtime.block_on(rate(tasks.min(cores), parts, reused, false)))
-                })
-                .collect();
-            let ours = spread(rounds.iter().map(|round| round.0));
-            let bare = spread(rounds.iter().map(|round| round.1));
-            let ratio = spread(rounds.iter().map(|round| round.0 / round.1));
-            let (mode, target) = if reused { ("reused", "") } else { ("fresh", target) };
-            println!(
-                "| {tasks}, {mode} | {:.0} ({:.0} - {:.0}) | {:.0} ({:.0} - {:.0}) | **{:.2}** ({:.2} - {:.2}) | {target} |",
-                ours.1, ours.0, ours.2, bare.1, bare.0, bare.2, ratio.1, ratio.0, ratio.2
-            );
+            let (mut ours, mut bare) = (Vec::new(), Vec::new());
+            for _ in 0..rounds {
+                ours.push(runtime.block_on(rate(tasks, parts, reused, true)));
+                // As many loops as there are cores: more would only stand in each other's way.
+                bare.push(runtime.block_on(rate(tasks.min(cores), parts, reused, false)));
+            }
+            let ratio = Spread::ratio(&ours, &bare).to_string();
+            let [ours, bare] = [ours, bare].map(|rates| Spread::of(rates).to_string());
+            let mode = if reused { "reused" } else { "fresh" };
+            section.row(vec![tasks.to_string(), mode.into(), ours, bare, ratio]);
         }
     }
 }
@@ -198,18 +202,19 @@ async fn rate(tasks: usize, parts: &Arc<Parts>, reused: bool, engine: bool) -> f
         .map(|_| {
             let (parts, stop, done) = (parts.clone(), stop.clone(), done.clone());
             tokio::spawn(async move {
+                let order = order();
                 // The bare loops only: they are as few as the cores, and the pool is not larger than it must be.
                 let mut warm = match (engine, reused) {
-                    (false, true) => Some(parts.bare.warm(&parts.order.message).await),
+                    (false, true) => Some(parts.bare.warm(&order.message).await),
                     _ => None,
                 };
                 let mut count = 0;
                 while !stop.load(Ordering::Relaxed) {
                     match &mut warm {
                         Some(warm) => warm.call().await,
-                        None if !engine => parts.bare.fresh(&parts.order.message).await,
-                        None if reused => parts.reused.run(&parts.order).await,
-                        None => parts.fresh.run(&parts.order).await,
+                        None if !engine => parts.bare.fresh(&order.message).await,
+                        None if reused => parts.reused.run(&order).await,
+                        None => parts.fresh.run(&order).await,
                     };
                     count += 1;
                     // Others have their turn, as they have in the pipeline at each await.
@@ -227,14 +232,13 @@ async fn rate(tasks: usize, parts: &Arc<Parts>, reused: bool, engine: bool) -> f
     done.load(Ordering::Relaxed) as f64 / since.elapsed().as_secs_f64()
 }
 
-async fn host_calls(fixtures: &Loaded) {
-    println!("\n| host call, from a Rust guest and back | nanoseconds |");
-    println!("|---|---|");
+async fn host_calls(section: &mut Section, rounds: usize, fixtures: &Loaded) {
+    section.table(&["host call, from a Rust guest and back", "ns"]);
     for call in ["get-hit", "get-miss", "set", "delete", "compare-and-set", "scan-10", "send", "log", "config"] {
         let many = invocation(&format!("repeat/{call}"), CALLS.to_string());
         let none = invocation(&format!("repeat/{call}"), "0".to_owned());
-        let mut rounds = Vec::new();
-        for _ in 0..ROUNDS {
+        let mut times = Vec::new();
+        for _ in 0..rounds {
             let [with, without] = [&many, &none].map(|message| async move {
                 let since = Instant::now();
                 for _ in 0..TURNS {
@@ -242,43 +246,8 @@ async fn host_calls(fixtures: &Loaded) {
                 }
                 since.elapsed().as_nanos() as f64
             });
-            rounds.push((with.await - without.await) / f64::from(CALLS * TURNS));
+            times.push((with.await - without.await) / f64::from(CALLS * TURNS));
         }
-        let (least, median, greatest) = spread(rounds.into_iter());
-        println!("| {call} | {median:.0} ({least:.0} - {greatest:.0}) |");
+        section.row(vec![call.into(), Spread::of(times).to_string()]);
     }
-}
-
-/// A host with many processors whose compiled code is there already.
-fn start(component: &[u8]) {
-    let folder = tempfile::tempdir().unwrap();
-    let components: Vec<_> = (0..PROCESSORS).map(|number| distinct(component, number)).collect();
-    let load_all = || {
-        let config = EngineConfig { cache_dir: Some(folder.path().to_owned()), ..EngineConfig::default() };
-        let since = Instant::now();
-        let engine = Engine::new(config).unwrap();
-        let loaded: Vec<_> =
-            components.iter().map(|component| Loaded::new(&engine, component, InstanceMode::Fresh)).collect();
-        (since.elapsed().as_secs_f64() * 1e3, loaded)
-    };
-    let (compiling, _) = load_all();
-    let rounds = (0..ROUNDS).map(|_| {
-        let (time, loaded) = load_all();
-        assert!(loaded.iter().all(|loaded| loaded.processor.from_cache()), "it was compiled again");
-        time
-    });
-    let (least, median, greatest) = spread(rounds);
-    println!("\n| a start with {PROCESSORS} processors | milliseconds | target |");
-    println!("|---|---|---|");
-    println!("| compiled code cached | {median:.0} ({least:.0} - {greatest:.0}) | <= 1000 |");
-    println!("| nothing cached, once | {compiling:.0} | |");
-}
-
-/// The same component under another digest: with a custom section of its own.
-fn distinct(component: &[u8], number: usize) -> Vec<u8> {
-    let name = format!("bench-{number:04}");
-    let mut bytes = component.to_vec();
-    bytes.extend([0, name.len() as u8 + 1, name.len() as u8]);
-    bytes.extend(name.bytes());
-    bytes
 }
