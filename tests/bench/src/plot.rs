@@ -67,6 +67,8 @@ impl Plot<'_> {
             .configure_mesh()
             .x_desc(self.x.label)
             .y_desc(self.y.label)
+            .x_labels(6)
+            .y_labels(8)
             .x_label_formatter(&number)
             .y_label_formatter(&number)
             .light_line_style(RGBColor(0xf2, 0xf2, 0xf2))
@@ -79,6 +81,8 @@ impl Plot<'_> {
         }
         chart
             .configure_series_labels()
+            // Most lines rise: the upper left is free.
+            .position(SeriesLabelPosition::UpperLeft)
             .background_style(WHITE.mix(0.85))
             .border_style(RGBColor(0xcc, 0xcc, 0xcc))
             .draw()
@@ -95,9 +99,12 @@ fn range(values: impl Iterator<Item = f64>, logarithmic: bool) -> Range<f64> {
 }
 
 fn number(value: &f64) -> String {
-    match *value {
-        value if value >= 1e6 => format!("{} M", crate::measure::short(value / 1e6)),
-        value if value >= 1e4 => format!("{} k", crate::measure::short(value / 1e3)),
-        value => crate::measure::short(value),
-    }
+    let (value, unit) = match *value {
+        value if value >= 1e6 => (value / 1e6, " M"),
+        value if value >= 1e4 => (value / 1e3, " k"),
+        value => (value, ""),
+    };
+    let digits = crate::measure::short(value);
+    let digits = if digits.contains('.') { digits.trim_end_matches('0').trim_end_matches('.') } else { &digits };
+    format!("{digits}{unit}")
 }
