@@ -143,15 +143,7 @@ impl Host {
 
     /// Drops the records whose retention is over; answers how many.
     pub(crate) fn expire(&self) -> u64 {
-        const AT_ONCE: usize = 10_000;
-        let before_ms = now_ms() - Options::default().retention_ms;
-        let mut gone = 0;
-        loop {
-            match futures_util::FutureExt::now_or_never(self.store.cleanup(before_ms, AT_ONCE)).unwrap().unwrap() {
-                0 => return gone,
-                some => gone += some as u64,
-            }
-        }
+        self.runtime.block_on(self.store.sweep(now_ms())).unwrap()
     }
 
     /// Messages that are not there yet, made before anything is timed.

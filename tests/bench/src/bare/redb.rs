@@ -12,7 +12,7 @@ use crate::work::{self, Ids, Item, RECORD, VALUE};
 const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
 const STATE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("state");
 /// Bytes of redb's page cache: as many as the store gives its own.
-pub(crate) const PAGE_CACHE_BYTES: usize = 64 << 20;
+pub(crate) const PAGE_CACHE_BYTES: usize = 128 << 20;
 /// Records a transaction while filling.
 const FILL_GROUP: usize = 10_000;
 

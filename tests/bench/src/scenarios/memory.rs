@@ -1,6 +1,7 @@
 //! Resident memory of a process that wrote all its records itself.
 
 use hapax_core::Options;
+use hapax_store::StoreOptions;
 
 use crate::child::Child;
 use crate::measure::{folder_bytes, memory_of, short};
@@ -31,13 +32,15 @@ fn run(bench: &Workbench, section: &mut Section) -> Result<(), Missing> {
         child.end();
         section.row(vec![records.to_string(), mebi(last.0), mebi(last.1), mebi(disk)]);
     }
-    let configured = Options::default().cache_bytes + crate::bare::redb::PAGE_CACHE_BYTES as u64;
+    let store = StoreOptions::default();
+    let granted = [Options::default().cache_bytes, store.page_cache_bytes as u64, store.unapplied_bytes_max as u64]
+        .map(|bytes| bytes >> 20);
+    let configured = granted.iter().sum::<u64>() << 20;
     section.text(format!(
-        "Configured: {} MiB for the cache of terminal records, {} MiB for redb's pages. The process filled its store through the \
-         committer, then processed a twentieth more at 1,024 in flight and answered as many duplicates; the load generator's \
-         memory is in the figures.",
-        Options::default().cache_bytes >> 20,
-        crate::bare::redb::PAGE_CACHE_BYTES >> 20,
+        "Configured: {} MiB for the cache of terminal records, {} MiB for redb's pages, {} MiB for what is journalled and not yet \
+         applied. The process filled its store through the committer, then processed a twentieth more at 1,024 in flight and \
+         answered as many duplicates; the load generator's memory is in the figures.",
+        granted[0], granted[1], granted[2],
     ));
     let measured =
         format!("{} MiB, at most {} MiB; {} MiB are configured", mebi(last.0), mebi(last.1), configured >> 20);

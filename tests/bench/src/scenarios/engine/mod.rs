@@ -152,6 +152,7 @@ async fn one_at_a_time(section: &mut Section, rounds: usize, parts: &Parts) {
     }
     section.table(&["one invocation of `order-intake`", "engine, us", "bare wasmtime, us", "ratio"]);
     let [engine_fresh, bare_fresh, engine_reused, bare_warm] = &figures;
+    section.fact("bare-fresh-us", Spread::of(bare_fresh.iter().copied()).median);
     for (what, target, most, ours, bare) in [
         ("fresh instance", "engine-fresh", 1.2, engine_fresh, bare_fresh),
         ("reused instance", "engine-reused", 2.0, engine_reused, bare_warm),
