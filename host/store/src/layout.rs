@@ -33,8 +33,9 @@ pub(crate) const META_STORE_ID: &str = "store-id";
 /// after it, last version, next free block; each 8 bytes, little endian.
 pub(crate) const META_APPLIED: &str = "applied";
 
-/// Rows are stored in blocks of about this many bytes: a page of 16 KiB holds one, with redb's own bytes around it.
-pub(crate) const BLOCK_BYTES: usize = 16_000;
+/// Rows are stored in blocks of at most this many bytes (one row may be longer): a page of 4 KiB holds one, with redb's own bytes
+/// around it. Larger ones save little when written, and cost every look-up a larger read.
+pub(crate) const BLOCK_BYTES: usize = 4_000;
 /// Shortest window of expiry, in milliseconds.
 const WINDOW_MS_MIN: u64 = 60_000;
 /// Bits of a location that hold the offset inside the block; the rest is the block's number.
