@@ -129,34 +129,35 @@ async fn one_at_a_time(parts: &Parts) {
     let mut warm = parts.bare.warm(&order.message).await;
     let (mut fresh, mut reused) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        let mut times = [Duration::ZERO; 4];
+        let mut turns = [const { Vec::new() }; 4];
         for _ in 0..TURNS {
-            times[0] += timed(async || parts.fresh.run(order).await).await;
-            times[1] += timed(async || parts.bare.fresh(&order.message).await).await;
-            times[2] += timed(async || parts.reused.run(order).await).await;
-            times[3] += timed(async || warm.call().await).await;
+            turns[0].push(timed(async || parts.fresh.run(order).await).await);
+            turns[1].push(timed(async || parts.bare.fresh(&order.message).await).await);
+            turns[2].push(timed(async || parts.reused.run(order).await).await);
+            turns[3].push(timed(async || warm.call().await).await);
         }
-        fresh.push((times[0], times[1]));
-        reused.push((times[2], times[3]));
+        // The middle turn: one during which another program had the core says nothing.
+        let [engine_fresh, bare_fresh, engine_reused, bare_warm] = turns.map(|turns| spread(turns.into_iter()).1);
+        fresh.push((engine_fresh, bare_fresh));
+        reused.push((engine_reused, bare_warm));
     }
     print_pairs("fresh instance", &fresh, "<= 1.2");
     print_pairs("reused instance", &reused, "<= 2");
 }
 
-/// How long a turn of one loop takes.
-async fn timed(mut run: impl AsyncFnMut() -> usize) -> Duration {
+/// Microseconds of an invocation, over a turn of one loop.
+async fn timed(mut run: impl AsyncFnMut() -> usize) -> f64 {
     let since = Instant::now();
     for _ in 0..TURN {
         assert!(run().await > 0, "the plugin answered nothing");
     }
-    since.elapsed()
+    since.elapsed().as_secs_f64() * 1e6 / f64::from(TURN)
 }
 
-fn print_pairs(what: &str, pairs: &[(Duration, Duration)], target: &str) {
-    let each = |time: Duration| time.as_secs_f64() * 1e6 / f64::from(TURN * TURNS);
-    let ours = spread(pairs.iter().map(|pair| each(pair.0)));
-    let bare = spread(pairs.iter().map(|pair| each(pair.1)));
-    let ratio = spread(pairs.iter().map(|pair| each(pair.0) / each(pair.1)));
+fn print_pairs(what: &str, pairs: &[(f64, f64)], target: &str) {
+    let ours = spread(pairs.iter().map(|pair| pair.0));
+    let bare = spread(pairs.iter().map(|pair| pair.1));
+    let ratio = spread(pairs.iter().map(|pair| pair.0 / pair.1));
     println!(
         "| {what} | {:.2} us ({:.2} - {:.2}) | {:.2} us ({:.2} - {:.2}) | **{:.2}** ({:.2} - {:.2}) | {target} |",
         ours.1, ours.0, ours.2, bare.1, bare.0, bare.2, ratio.1, ratio.0, ratio.2
@@ -198,18 +199,19 @@ async fn rate(tasks: usize, parts: &Arc<Parts>, reused: bool, engine: bool) -> f
         .map(|_| {
             let (parts, stop, done) = (parts.clone(), stop.clone(), done.clone());
             tokio::spawn(async move {
+                let order = order();
                 // The bare loops only: they are as few as the cores, and the pool is not larger than it must be.
                 let mut warm = match (engine, reused) {
-                    (false, true) => Some(parts.bare.warm(&parts.order.message).await),
+                    (false, true) => Some(parts.bare.warm(&order.message).await),
                     _ => None,
                 };
                 let mut count = 0;
                 while !stop.load(Ordering::Relaxed) {
                     match &mut warm {
                         Some(warm) => warm.call().await,
-                        None if !engine => parts.bare.fresh(&parts.order.message).await,
-                        None if reused => parts.reused.run(&parts.order).await,
-                        None => parts.fresh.run(&parts.order).await,
+                        None if !engine => parts.bare.fresh(&order.message).await,
+                        None if reused => parts.reused.run(&order).await,
+                        None => parts.fresh.run(&order).await,
                     };
                     count += 1;
                     // Others have their turn, as they have in the pipeline at each await.
@@ -235,14 +237,16 @@ async fn host_calls(fixtures: &Loaded) {
         let none = invocation(&format!("repeat/{call}"), "0".to_owned());
         let mut rounds = Vec::new();
         for _ in 0..ROUNDS {
-            let [with, without] = [&many, &none].map(|message| async move {
-                let since = Instant::now();
-                for _ in 0..TURNS {
+            let mut turns = [Vec::new(), Vec::new()];
+            for _ in 0..TURNS {
+                for (message, turns) in [&many, &none].into_iter().zip(&mut turns) {
+                    let since = Instant::now();
                     fixtures.run(message).await;
+                    turns.push(since.elapsed().as_nanos() as f64);
                 }
-                since.elapsed().as_nanos() as f64
-            });
-            rounds.push((with.await - without.await) / f64::from(CALLS * TURNS));
+            }
+            let [with, without] = turns.map(|turns| spread(turns.into_iter()).1);
+            rounds.push((with - without) / f64::from(CALLS));
         }
         let (least, median, greatest) = spread(rounds.into_iter());
         println!("| {call} | {median:.0} ({least:.0} - {greatest:.0}) |");
