@@ -1,7 +1,7 @@
 //! What is measured, a file each, in the order of the report. A scenario measures and judges; printing is the report's.
 
 mod duplicates;
-#[cfg(feature = "engine")]
+#[cfg_attr(not(feature = "engine"), path = "engine/absent.rs")]
 mod engine;
 mod growth;
 mod http;
@@ -22,7 +22,6 @@ use crate::Scenario;
 pub(crate) const ALL: &[Scenario] = &[
     throughput::SCENARIO,
     sustained::SCENARIO,
-    #[cfg(feature = "engine")]
     engine::SCENARIO,
     wasm::SCENARIO,
     duplicates::SCENARIO,
