@@ -238,3 +238,49 @@ fn merged<'a>(
     entries.extend(written.map(|(key, value)| (key.clone(), value.clone())));
     entries.into_iter().filter_map(|(key, value)| Some((key, value?))).take(limit).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Keys `a` to `e`, each with its own name as the value.
+    struct Letters;
+
+    impl StateView for Letters {
+        fn get<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(Version, Option<Bytes>), StoreError>> {
+            Box::pin(async { Ok((0, None)) })
+        }
+
+        fn scan<'a>(
+            &'a self,
+            start: &'a str,
+            end: Option<&'a str>,
+            limit: usize,
+        ) -> BoxFuture<'a, Result<Vec<Entry>, StoreError>> {
+            let inside = move |key: &&str| *key >= start && end.is_none_or(|end| *key < end);
+            let entries = ["a", "b", "c", "d", "e"].into_iter().filter(inside).take(limit);
+            let entries = entries.map(|key| (key.to_owned(), 1, Bytes::from(key))).collect();
+            Box::pin(async move { Ok(entries) })
+        }
+    }
+
+    async fn scanned(context: &mut Context, end: Option<&str>, limit: usize) -> String {
+        let entries = context.scan("a", end, limit).await.expect("a scan");
+        entries.iter().map(|(key, value)| format!("{key}={} ", String::from_utf8_lossy(value))).collect()
+    }
+
+    #[tokio::test]
+    async fn a_scan_sees_what_the_run_wrote_and_no_more_than_its_limit() {
+        let mut context = Context::new(Arc::new(Letters), Arc::new(EffectLimits::default()));
+        context.set("z", "outside the range").expect("a write");
+        assert_eq!(scanned(&mut context, Some("d"), 2).await, "a=a b=b ");
+        context.delete("a").expect("a write");
+        context.set("b", "new").expect("a write");
+        context.set("bb", "between").expect("a write");
+        assert_eq!(scanned(&mut context, Some("d"), 3).await, "b=new bb=between c=c ");
+        assert_eq!(scanned(&mut context, Some("d"), 2).await, "b=new bb=between ");
+        assert_eq!(scanned(&mut context, None, 9).await, "b=new bb=between c=c d=d e=e z=outside the range ");
+        let ranges = context.finish().0.ranges;
+        assert_eq!(ranges.iter().map(|range| range.seen.len()).collect::<Vec<_>>(), [2, 3, 3, 5]);
+    }
+}
