@@ -263,3 +263,26 @@ impl Worker {
         let _ = futures_executor::block_on(self.storage.commit(group));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::context::ReadSet;
+
+    /// Nobody waits any more: a future that was dropped must not leave its commit in the overlay for ever.
+    #[test]
+    fn the_overlay_is_told_though_nobody_waits() {
+        for verdict in [Verdict::Committed, Verdict::Conflict] {
+            let overlay = Arc::new(Overlay::default());
+            let writes = BTreeMap::from([("key".to_owned(), None)]);
+            overlay.turn(&ReadSet::default()).expect("nothing was read").show(1, &writes);
+            assert!(!overlay.is_empty());
+            let (reply, gone) = oneshot::channel();
+            drop(gone);
+            Waiter { version: 1, overlay: Some(overlay.clone()), _room: None, reply }.tell(verdict);
+            assert!(overlay.is_empty());
+        }
+    }
+}

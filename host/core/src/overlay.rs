@@ -88,6 +88,13 @@ impl Overlay {
         }
     }
 
+    /// Whether no entry is held.
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.keys.is_empty() && inner.commits.is_empty()
+    }
+
     /// A view of the state as it is with everything that is sequenced, over `below`.
     pub(crate) fn over(self: &Arc<Self>, below: Arc<dyn StateView>) -> Arc<dyn StateView> {
         Arc::new(OverlayView { overlay: self.clone(), below })
