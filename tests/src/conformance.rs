@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use hapax_core::context::{Effects, Outgoing, RangeRead, ReadSet};
 use hapax_core::record::{Record, State};
-use hapax_core::storage::{Commit, DeadLetter, Group, Store, Verdict};
+use hapax_core::storage::{
+    Commit, DeadLetter, Expected, Group, LetterChange, LetterKey, RecordChange, Standing, Store, Verdict,
+};
 use hapax_core::{Fingerprint, Message, Output, RecordKey, Scope};
 
 fn key(name: &str) -> RecordKey {
@@ -18,11 +20,13 @@ fn record(epoch: u64, state: State) -> Record {
         epoch,
         attempts: 1,
         fingerprint: Fingerprint { version: 1, digest: [7; 16] },
+        position: None,
         component: "c".into(),
         saga: None,
         received_ms: 1,
         changed_ms: 2,
         expires_ms: Some(3),
+        history: Vec::new(),
     }
 }
 
@@ -33,13 +37,11 @@ fn completed(text: &str) -> State {
 fn commit(name: &str, version: u64, writes: &[(&str, Option<&str>)]) -> Commit {
     let writes = writes.iter().map(|(k, v)| ((*k).to_owned(), v.map(|v| v.to_owned().into()))).collect();
     Commit {
-        key: key(name),
-        expected_epoch: None,
-        record: Some(record(1, completed(name))),
+        expected: Expected::Absent,
+        record: RecordChange::Put(record(1, completed(name))),
         version,
-        reads: ReadSet::default(),
         effects: Effects { writes, outgoing: Vec::new() },
-        dead_letter: None,
+        ..Commit::of(&key(name))
     }
 }
 
@@ -58,6 +60,7 @@ pub async fn all<S: Store>(make: impl Fn() -> Arc<S>) {
     scans_are_ordered_bounded_and_scoped(&*make()).await;
     the_outbox_keeps_order_until_sent(&*make()).await;
     dead_letters_keep_every_body(&*make()).await;
+    kept_messages_are_paged_and_go(&*make()).await;
     cleanup_spares_what_is_open(&*make()).await;
     a_sweep_takes_what_has_expired_and_nothing_else(&*make()).await;
     a_sweep_spares_the_younger_record_of_a_key(&*make()).await;
@@ -91,15 +94,27 @@ async fn a_taken_key_writes_nothing(store: &impl Store) {
 
 async fn only_the_expected_epoch_may_write(store: &impl Store) {
     let due = |epoch| record(epoch, State::RetryDue { error: "e".into(), at_ms: 9 });
-    let at = |expected_epoch, record| Commit { expected_epoch, record: Some(record), ..commit("a", 1, &[]) };
-    assert_eq!(write(store, vec![at(Some(1), due(2))]).await, [Verdict::Taken(None)]);
-    assert_eq!(write(store, vec![at(None, due(1))]).await, [Verdict::Committed]);
-    assert_eq!(write(store, vec![at(Some(1), due(2))]).await, [Verdict::Committed]);
-    assert_eq!(write(store, vec![at(Some(1), due(2))]).await, [Verdict::Taken(Some(Box::new(due(2))))]);
+    let put = |expected, record| Commit { expected, record: RecordChange::Put(record), ..commit("a", 1, &[]) };
+    let at = |epoch, record| put(Expected::Epoch(epoch), record);
+    assert_eq!(write(store, vec![at(1, due(2))]).await, [Verdict::Taken(None)]);
+    assert_eq!(write(store, vec![put(Expected::Absent, due(1))]).await, [Verdict::Committed]);
+    assert_eq!(write(store, vec![at(1, due(2))]).await, [Verdict::Committed]);
+    assert_eq!(write(store, vec![at(1, due(2))]).await, [Verdict::Taken(Some(Box::new(due(2))))]);
+    // A stale owner may not forget it either.
+    let gone = |expected| Commit { expected, record: RecordChange::Remove, ..commit("a", 1, &[]) };
+    assert_eq!(write(store, vec![gone(Expected::Epoch(1))]).await, [Verdict::Taken(Some(Box::new(due(2))))]);
     // Without a record to write, what is there stays byte for byte.
-    let untouched = Commit { expected_epoch: Some(2), record: None, ..commit("a", 4, &[]) };
-    assert_eq!(write(store, vec![untouched]).await, [Verdict::Committed]);
-    assert_eq!(store.admit(&key("a")).await.unwrap(), Some(due(2)));
+    for expected in [Expected::Epoch(2), Expected::Anything] {
+        let untouched = Commit { expected, record: RecordChange::Keep, ..commit("a", 4, &[]) };
+        assert_eq!(write(store, vec![untouched]).await, [Verdict::Committed]);
+        assert_eq!(store.admit(&key("a")).await.unwrap(), Some(due(2)));
+    }
+    // Forgotten, the key is free again, also inside one group.
+    let again = put(Expected::Absent, due(1));
+    assert_eq!(write(store, vec![gone(Expected::Epoch(2)), again]).await, [Verdict::Committed, Verdict::Committed]);
+    assert_eq!(store.admit(&key("a")).await.unwrap(), Some(due(1)));
+    assert_eq!(write(store, vec![gone(Expected::Anything)]).await, [Verdict::Committed]);
+    assert_eq!(store.admit(&key("a")).await.unwrap(), None);
 }
 
 async fn a_read_that_changed_is_a_conflict(store: &impl Store) {
@@ -188,6 +203,8 @@ fn letter(digest: u8) -> DeadLetter {
     DeadLetter {
         message: Message::new("a", "/s", "t").with_data("text/plain", vec![digest]),
         fingerprint: Fingerprint { version: 1, digest: [digest; 16] },
+        position: None,
+        standing: Standing::Dead,
         error: "e".into(),
         attempts: 1,
         component: "c".into(),
@@ -197,12 +214,33 @@ fn letter(digest: u8) -> DeadLetter {
 
 async fn dead_letters_keep_every_body(store: &impl Store) {
     let dead = record(1, State::DeadLettered { error: "e".into() });
-    let first = Commit { record: Some(dead), dead_letter: Some(letter(1)), ..commit("a", 1, &[]) };
-    let other_body =
-        Commit { expected_epoch: Some(1), record: None, dead_letter: Some(letter(2)), ..commit("a", 2, &[]) };
+    let put = |digest| Some(LetterChange::Put(Box::new(letter(digest))));
+    let first = Commit { record: RecordChange::Put(dead), letter: put(1), ..commit("a", 1, &[]) };
+    let other_body = Commit { letter: put(2), version: 2, ..Commit::of(&key("a")) };
     assert_eq!(write(store, vec![first, other_body]).await, [Verdict::Committed, Verdict::Committed]);
     assert_eq!(store.dead_letters(&key("a")).await.unwrap(), [letter(1), letter(2)]);
     assert_eq!(store.dead_letters(&key("ab")).await.unwrap(), []);
+}
+
+async fn kept_messages_are_paged_and_go(store: &impl Store) {
+    let put = |name: &str, digest, version| Commit {
+        letter: Some(LetterChange::Put(Box::new(letter(digest)))),
+        version,
+        ..Commit::of(&key(name))
+    };
+    write(store, vec![put("a", 1, 1), put("b", 3, 2), put("a", 2, 3)]).await;
+    let at = |name, digest| LetterKey { record: key(name), fingerprint: [digest; 16] };
+    let all = [(at("a", 1), letter(1)), (at("a", 2), letter(2)), (at("b", 3), letter(3))];
+    assert_eq!(store.letters(None, None, 9).await.unwrap(), all);
+    assert_eq!(store.letters(Some("p"), None, 2).await.unwrap(), all[..2]);
+    assert_eq!(store.letters(Some("p"), Some(&at("a", 1)), 9).await.unwrap(), all[1..]);
+    assert_eq!(store.letters(Some("other"), None, 9).await.unwrap(), []);
+    let gone =
+        Commit { letter: Some(LetterChange::Remove(letter(1).fingerprint)), version: 4, ..Commit::of(&key("a")) };
+    // Twice: what is not there may go as well.
+    assert_eq!(write(store, vec![gone.clone(), gone]).await, [Verdict::Committed, Verdict::Committed]);
+    assert_eq!(store.letters(None, None, 1).await.unwrap(), all[1..2]);
+    assert_eq!(store.letters(None, None, 9).await.unwrap(), all[1..]);
 }
 
 async fn cleanup_spares_what_is_open(store: &impl Store) {
@@ -215,7 +253,7 @@ async fn cleanup_spares_what_is_open(store: &impl Store) {
         ("stuck", State::CompensationFailed { error: "e".into() }),
     ];
     let commits = (1..).zip(states).map(|(version, (name, state))| Commit {
-        record: Some(record(1, state)),
+        record: RecordChange::Put(record(1, state)),
         ..commit(name, version, &[("state", Some("stays"))])
     });
     write(store, commits.collect()).await;
@@ -253,8 +291,8 @@ async fn a_sweep_takes_what_has_expired_and_nothing_else(store: &impl Store) {
     for (version, (name, state, expires_ms)) in (1..).zip(cases) {
         let mut commit = commit(name, version, &[("state", Some("stays"))]);
         commit.effects.outgoing = vec![Outgoing { kind: name.into(), ..Outgoing::default() }];
-        commit.dead_letter = (state == dead).then(|| letter(7));
-        commit.record = Some(Record { expires_ms, ..record(1, state) });
+        commit.letter = (state == dead).then(|| LetterChange::Put(Box::new(letter(7))));
+        commit.record = RecordChange::Put(Record { expires_ms, ..record(1, state) });
         assert_eq!(write(store, vec![commit]).await, [Verdict::Committed]);
     }
     let all = ["dead", "done", "due", "for-ever", "later", "running", "stuck", "undoing"];
@@ -282,10 +320,11 @@ async fn a_sweep_takes_what_has_expired_and_nothing_else(store: &impl Store) {
 
 async fn a_sweep_spares_the_younger_record_of_a_key(store: &impl Store) {
     let until = |epoch, expires_ms| Record { expires_ms: Some(expires_ms), ..record(epoch, completed("")) };
-    let first = Commit { record: Some(until(1, 1_000)), ..commit("a", 1, &[]) };
+    let first = Commit { record: RecordChange::Put(until(1, 1_000)), ..commit("a", 1, &[]) };
     write(store, vec![first]).await;
     assert_eq!(names(store).await, ["a"]);
-    let again = Commit { expected_epoch: Some(1), record: Some(until(2, 900_000)), ..commit("a", 2, &[]) };
+    let record = RecordChange::Put(until(2, 900_000));
+    let again = Commit { expected: Expected::Epoch(1), record, ..commit("a", 2, &[]) };
     assert_eq!(write(store, vec![again]).await, [Verdict::Committed]);
     for _ in 0..2 {
         store.sweep(500_000).await.unwrap();

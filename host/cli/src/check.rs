@@ -7,6 +7,7 @@ use hapax_core::MessageProcessor as _;
 use serde_json::json;
 
 use crate::config::{Config, Processor};
+use crate::exit::Failed;
 use crate::host;
 use crate::report::line;
 
@@ -27,6 +28,7 @@ pub(crate) fn command(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
     };
     let engine = host::engine(1)?;
     for (name, processor) in &processors {
+        processor.options().map_err(|error| Failed::usage(format!("processors.{name}: {error}")))?;
         let loaded = host::load(&engine, name, processor)?;
         let path = processor.component.display().to_string();
         if json {

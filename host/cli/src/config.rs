@@ -12,6 +12,7 @@ use hapax_store::StoreOptions;
 use serde::Deserialize;
 
 use crate::exit::Failed;
+use crate::strategy::StrategySetting;
 
 /// The whole file.
 #[derive(Debug, Deserialize)]
@@ -77,10 +78,15 @@ pub(crate) struct Processor {
     /// Over HTTP: whether a duplicate of a message in flight waits for its outcome; if not, it is answered with 409.
     #[serde(default = "yes")]
     pub(crate) wait_in_flight: bool,
+    strategy: Option<StrategySetting>,
     attempts_max: Option<u32>,
     backoff_base_ms: Option<u64>,
     backoff_max_ms: Option<u64>,
     retention_ms: Option<u64>,
+    redelivery_horizon_ms: Option<u64>,
+    /// Lets the host start though records are forgotten while the source may still deliver their messages again.
+    #[serde(default)]
+    allow_short_retention: bool,
     cache_bytes: Option<u64>,
     deadline_ms: Option<u64>,
     memory_bytes: Option<usize>,
@@ -156,10 +162,13 @@ impl Processor {
             component,
             config: BTreeMap::new(),
             wait_in_flight: true,
+            strategy: None,
             attempts_max: None,
             backoff_base_ms: None,
             backoff_max_ms: None,
             retention_ms: None,
+            redelivery_horizon_ms: None,
+            allow_short_retention: false,
             cache_bytes: None,
             deadline_ms: None,
             memory_bytes: None,
@@ -169,14 +178,17 @@ impl Processor {
         }
     }
 
-    /// The pipeline's settings.
-    pub(crate) fn options(&self) -> Options {
+    /// The pipeline's settings; the error is a sentence for the file's author.
+    pub(crate) fn options(&self) -> Result<Options, String> {
         let default = Options::default();
-        Options {
+        let strategy = self.strategy.as_ref().map_or(Ok(default.strategy), StrategySetting::strategy);
+        let options = Options {
+            strategy: strategy.map_err(|error| format!("strategy: {error}"))?,
             attempts_max: self.attempts_max.unwrap_or(default.attempts_max).max(1),
             backoff_base_ms: self.backoff_base_ms.unwrap_or(default.backoff_base_ms),
             backoff_max_ms: self.backoff_max_ms.unwrap_or(default.backoff_max_ms),
             retention_ms: self.retention_ms.unwrap_or(default.retention_ms),
+            redelivery_horizon_ms: self.redelivery_horizon_ms.unwrap_or(default.redelivery_horizon_ms),
             cache_bytes: self.cache_bytes.unwrap_or(default.cache_bytes),
             ordering: match self.ordering {
                 None | Some(OrderingName::Partitionkey) => Ordering::PartitionKey,
@@ -188,8 +200,25 @@ impl Processor {
                 None | Some(MismatchName::DeadLetter) => MismatchPolicy::DeadLetter,
                 Some(MismatchName::Reject) => MismatchPolicy::Reject,
             },
-            ..default
+            runs_max: default.runs_max,
+            kept_max: default.kept_max,
+            effects: default.effects,
+        };
+        self.check_retention(&options)?;
+        Ok(options)
+    }
+
+    /// A record that is forgotten while its message may still be delivered again lets it run twice.
+    fn check_retention(&self, options: &Options) -> Result<(), String> {
+        let (retention_ms, horizon_ms) = (options.retention_ms, options.redelivery_horizon_ms);
+        if retention_ms >= horizon_ms || self.allow_short_retention {
+            return Ok(());
         }
+        Err(format!(
+            "retention_ms is {retention_ms}, but its source may deliver a message again for {horizon_ms} ms \
+             (redelivery_horizon_ms), and a record that is gone lets it run twice: raise retention_ms, lower \
+             redelivery_horizon_ms to what the source does, or set allow_short_retention = true"
+        ))
     }
 
     /// How long an instance lives.

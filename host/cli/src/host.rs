@@ -6,9 +6,10 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use hapax_core::metrics::Counters;
 use hapax_core::relay::{Relay, RelayError};
+use hapax_core::run::Observer;
 use hapax_core::storage::StoreError;
 use hapax_core::transport::Publisher;
-use hapax_core::{Committer, IdempotentConsumer, Options, Parts, Scope, SystemClock, sweeper};
+use hapax_core::{Committer, IdempotentConsumer, Options, Parts, Scope, SystemClock, keeper, sweeper};
 use hapax_engine::{Engine, EngineConfig, LoadOptions};
 use hapax_store::{RedbStore, StoreOptions};
 use tokio::sync::watch;
@@ -23,6 +24,8 @@ pub(crate) struct Host {
     pub(crate) counters: Arc<Counters>,
     committer: Arc<Committer>,
     engine: Engine,
+    /// Runs of one processor under way, at most.
+    concurrency: usize,
 }
 
 impl Host {
@@ -30,13 +33,15 @@ impl Host {
         let store = Arc::new(RedbStore::open_with(store, options)?);
         let committer = Committer::start(store.clone()).await?;
         let counters = Arc::new(Counters::default());
-        Ok(Self { store, committer, counters, engine: engine(concurrency)? })
+        Ok(Self { store, committer, counters, engine: engine(concurrency)?, concurrency })
     }
 
     /// Loads a processor's component and joins its consumer.
     pub(crate) fn consumer(&self, name: &str, processor: &Processor) -> anyhow::Result<IdempotentConsumer> {
         let component = load(&self.engine, name, processor)?;
-        let options = Options { effects: (**component.effect_limits()).clone(), ..processor.options() };
+        let options = processor.options().map_err(|error| Failed::usage(format!("processors.{name}: {error}")))?;
+        let effects = (**component.effect_limits()).clone();
+        let options = Options { effects, runs_max: self.concurrency, ..options };
         Ok(IdempotentConsumer::new(Parts {
             scope: Scope::of(name),
             processor: Arc::new(component),
@@ -56,6 +61,16 @@ impl Host {
     /// Starts forgetting what has expired; runs until `stop` turns true.
     pub(crate) fn sweeper(&self, stop: watch::Receiver<bool>) -> JoinHandle<Result<(), StoreError>> {
         tokio::spawn(sweeper::run(self.store.clone(), Arc::new(SystemClock), sweeper::SWEEP_EVERY_MS, stop))
+    }
+
+    /// Starts running what the store keeps for a consumer; runs until `stop` turns true.
+    pub(crate) fn keeper(
+        &self,
+        consumer: &IdempotentConsumer,
+        observer: Arc<dyn Observer>,
+        stop: watch::Receiver<bool>,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send + 'static {
+        keeper::run(consumer.clone(), self.store.clone(), observer, stop)
     }
 
     /// Starts sending the outbox; runs until `stop` turns true and the outbox is empty.

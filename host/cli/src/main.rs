@@ -12,6 +12,7 @@ mod report;
 mod run;
 mod send;
 mod state;
+mod strategy;
 mod up;
 
 use std::io::IsTerminal as _;

@@ -1,6 +1,7 @@
 //! What `hapax run` prints: a line a message, a summary. Counts what it prints.
 
 use std::io::Write as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
@@ -17,6 +18,9 @@ pub(crate) struct Printer {
     completed: AtomicU64,
     duplicates: AtomicU64,
     mismatches: AtomicU64,
+    stale: AtomicU64,
+    /// Parked and not yet ended.
+    parked: AtomicU64,
     dead_lettered: AtomicU64,
     put_off: AtomicU64,
     invalid: AtomicU64,
@@ -42,6 +46,8 @@ impl Printer {
             completed: AtomicU64::new(0),
             duplicates: AtomicU64::new(0),
             mismatches: AtomicU64::new(0),
+            stale: AtomicU64::new(0),
+            parked: AtomicU64::new(0),
             dead_lettered: AtomicU64::new(0),
             put_off: AtomicU64::new(0),
             invalid: AtomicU64::new(0),
@@ -66,22 +72,25 @@ impl Printer {
             [&self.completed, &self.duplicates, &self.mismatches, &self.dead_lettered, &self.put_off, &self.invalid]
                 .map(|count| count.load(Relaxed));
         let failed = mismatches + dead_lettered + invalid;
-        let received = completed + duplicates + put_off + failed;
+        let [stale, parked] = [&self.stale, &self.parked].map(|count| count.load(Relaxed));
+        let received = completed + duplicates + stale + parked + put_off + failed;
         let duplicate_rate = if received == 0 { 0.0 } else { duplicates as f64 / received as f64 };
         let elapsed_ms = self.since.elapsed().as_millis() as u64;
         if self.style == Style::Json {
             return line(
                 &json!({ "summary": {
                 "received": received, "completed": completed, "duplicates": duplicates, "failed": failed,
-                "mismatches": mismatches, "dead_lettered": dead_lettered, "retry": put_off, "invalid": invalid,
+                "stale": stale, "parked": parked, "mismatches": mismatches, "dead_lettered": dead_lettered, "retry": put_off, "invalid": invalid,
                 "duplicate_rate": duplicate_rate, "outbox_sent": sent, "outbox_pending": pending,
                 "elapsed_ms": elapsed_ms,
             } })
                 .to_string(),
             );
         }
+        let some = |count: u64, what: &str| if count > 0 { format!("{count} {what}, ") } else { String::new() };
+        let stale_and_parked = some(stale, "stale") + &some(parked, "parked");
         line(&format!(
-            "{received} received: {completed} completed, {duplicates} duplicates skipped ({:.1} %), {failed} failed \
+            "{received} received: {completed} completed, {duplicates} duplicates skipped ({:.1} %), {stale_and_parked}{failed} failed \
              ({dead_lettered} dead-lettered, {mismatches} mismatches, {invalid} invalid), {put_off} to be retried; \
              outbox: {sent} sent, {pending} pending; {elapsed_ms} ms",
             duplicate_rate * 100.0
@@ -96,6 +105,8 @@ impl Printer {
             Ending::Completed { .. } => &self.completed,
             Ending::Duplicate(_) => &self.duplicates,
             Ending::Mismatch => &self.mismatches,
+            Ending::Stale => &self.stale,
+            Ending::Parked { .. } => &self.parked,
             Ending::DeadLettered { .. } => &self.dead_lettered,
             Ending::Retry { .. } | Ending::InFlight { .. } => &self.put_off,
         };
@@ -128,6 +139,16 @@ impl Observer for Printer {
     }
 }
 
+/// Prints messages that the store kept: those that were parked are parked no longer.
+pub(crate) struct KeptPrinter(pub(crate) Arc<Printer>);
+
+impl Observer for KeptPrinter {
+    fn ended(&self, report: Report<'_>) {
+        let _ = self.0.parked.fetch_update(Relaxed, Relaxed, |parked| parked.checked_sub(1));
+        self.0.ended(report);
+    }
+}
+
 fn detail(ending: &Ending) -> String {
     match ending {
         Ending::Completed { output } if output.data.is_empty() => String::new(),
@@ -135,6 +156,8 @@ fn detail(ending: &Ending) -> String {
         Ending::Duplicate(Stored::Completed(_)) => ": completed before, skipped".into(),
         Ending::Duplicate(Stored::Failed(error)) => format!(": failed before ({error}), skipped"),
         Ending::Mismatch => ": its key was used before with another body; it was not run".into(),
+        Ending::Stale => ": a later one was seen before, skipped".into(),
+        Ending::Parked { awaits, .. } => format!(": waits for version {awaits}"),
         Ending::DeadLettered { error } => format!(": {error}"),
         Ending::Retry { error, after_ms } => format!(": due again in {after_ms} ms ({error})"),
         Ending::InFlight { .. } => ": is being processed".into(),
@@ -152,6 +175,11 @@ fn as_json(report: &Report<'_>) -> Value {
     match ending {
         Ending::Completed { output } | Ending::Duplicate(Stored::Completed(output)) => line["result"] = result(output),
         Ending::Duplicate(Stored::Failed(error)) | Ending::DeadLettered { error } => line["error"] = json!(error),
+        Ending::Stale => {}
+        Ending::Parked { awaits, until_ms } => {
+            line["awaits"] = json!(awaits);
+            line["until_ms"] = json!(until_ms);
+        }
         Ending::Mismatch => line["error"] = json!("the idempotency key was used before with another body"),
         Ending::Retry { error, after_ms } => {
             line["error"] = json!(error);

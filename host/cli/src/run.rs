@@ -14,7 +14,10 @@ use crate::config::{self, Outbox, Processor};
 use crate::exit::{Failed, INTERRUPTED, INVALID_INPUT};
 use crate::host::{self, Host};
 use crate::progress::Progress;
-use crate::report::{Printer, Style};
+use crate::report::{KeptPrinter, Printer, Style};
+
+/// Messages that are taken for each that may run.
+const TAKEN_PER_RUN: usize = 16;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -66,16 +69,24 @@ async fn run(args: Args, json: bool) -> anyhow::Result<ExitCode> {
     let sweeper = host.sweeper(ended.subscribe());
     let relay = args.outbox.map(|path| host.relay(Outbox::File(path), outbox_stop)).transpose()?;
 
+    let (kept_ended, kept_stop) = watch::channel(false);
+
     let style = match (json, args.verbose) {
         (true, _) => Style::Json,
         (false, true) => Style::Lines,
         (false, false) => Style::Quiet,
     };
     let printer = Arc::new(Printer::new(style));
+    let kept = Arc::new(KeptPrinter(printer.clone()));
+    let keeper = tokio::spawn(host.keeper(&consumer, kept, kept_stop));
     let progress = if style == Style::Quiet { Progress::on_terminal(source.total_bytes()) } else { None };
     let ticking = progress.map(|bar| tokio::spawn(tick(bar, printer.clone(), source.bytes_read())));
-    let result = hapax_core::run::run(&consumer, &mut source, printer.clone(), args.concurrency, stop.clone()).await;
+    // Many more than run at once: those that wait for their turn or their time hold up nobody.
+    let taken_max = args.concurrency.saturating_mul(TAKEN_PER_RUN);
+    let result = hapax_core::run::run(&consumer, &mut source, printer.clone(), taken_max, stop.clone()).await;
 
+    kept_ended.send_replace(true);
+    let kept = keeper.await?;
     ended.send_replace(true);
     let sent = match relay {
         Some(relay) => relay.await?,
@@ -87,6 +98,7 @@ async fn run(args: Args, json: bool) -> anyhow::Result<ExitCode> {
         let _ = ticking.await;
     }
     result?;
+    kept?;
     let sent = sent?;
     sweeper.await??;
     printer.summary(sent, host.store.outbox_len()?);

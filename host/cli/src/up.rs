@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use hapax_core::run::{Observer, Report};
 use hapax_core::{Ending, Handling, IdempotentConsumer, Message, Stored};
 use hapax_transport::{Answer, HttpLimits, Ingress, router};
 use serde_json::json;
@@ -48,6 +49,10 @@ async fn up(config: Config, json: bool) -> anyhow::Result<ExitCode> {
     let stop = host::stop_on_signal()?;
     let (ended, outbox_stop) = watch::channel(false);
     let mut sweeper = host.sweeper(ended.subscribe());
+    let mut keepers = tokio::task::JoinSet::new();
+    for desk in desks.values() {
+        keepers.spawn(host.keeper(&desk.consumer, Arc::new(Nobody), ended.subscribe()));
+    }
     let mut relay = config.outbox.clone().map(|to| host.relay(to, outbox_stop)).transpose()?;
 
     let listener = tokio::net::TcpListener::bind(config.listen).await.map_err(|error| {
@@ -63,8 +68,12 @@ async fn up(config: Config, json: bool) -> anyhow::Result<ExitCode> {
             failed??;
         }
         failed = &mut sweeper => failed??,
+        Some(failed) = keepers.join_next() => failed??,
     }
     ended.send_replace(true);
+    while let Some(kept) = keepers.join_next().await {
+        kept??;
+    }
     if let Some(relay) = relay.take() {
         relay.await??;
     }
@@ -86,6 +95,13 @@ fn announce<'a>(
         }
     }
     Ok(())
+}
+
+/// Nobody watches: who sent the message asks for its outcome under its key.
+struct Nobody;
+
+impl Observer for Nobody {
+    fn ended(&self, _: Report<'_>) {}
 }
 
 /// Where HTTP's messages come in.
@@ -173,6 +189,8 @@ fn answer(ending: Ending) -> Answer {
         Ending::Duplicate(Stored::Failed(error)) => Answer::Failed { error, replayed: true },
         Ending::DeadLettered { error } => Answer::Failed { error, replayed: false },
         Ending::Mismatch => Answer::Mismatch,
+        Ending::Stale => Answer::Stale,
+        Ending::Parked { awaits, until_ms } => Answer::Parked { awaits, until_ms },
         Ending::Retry { error, after_ms } => Answer::RetryLater { error, after_ms },
         Ending::InFlight { .. } => Answer::InFlight,
     }

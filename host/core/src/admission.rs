@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use crate::key::{Fingerprint, RecordKey};
 use crate::processor::Output;
 use crate::record::{Record, State};
+use crate::strategy::{Gaps, Identity, Position};
 
 /// What a record says about a message that arrives now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +29,13 @@ pub enum Admission {
     },
     /// The key was used with another body.
     Mismatch,
+    /// A later message of its entity was seen before.
+    Stale,
+    /// It must wait for another message of its entity.
+    Gap {
+        /// The version that is awaited.
+        awaits: u64,
+    },
 }
 
 /// The stored outcome of a message whose life has ended.
@@ -43,11 +51,32 @@ pub enum Stored {
 const ASK_AGAIN_MS: u64 = 1_000;
 
 /// Decides by the record (`None`: there is none). A pure function: the table of states in `record.rs`.
-pub fn decide(record: Option<&Record>, fingerprint: &Fingerprint, now_ms: u64) -> Admission {
+pub fn decide(record: Option<&Record>, identity: &Identity, gaps: Option<&Gaps>, now_ms: u64) -> Admission {
     // Past its retention a record says nothing any more, whether or not it was swept already.
-    let Some(record) = record.filter(|record| !record.has_expired(now_ms)) else {
-        return Admission::Fresh;
-    };
+    let record = record.filter(|record| !record.has_expired(now_ms));
+    match (record, &identity.position) {
+        (None, None) => Admission::Fresh,
+        (None, Some(position)) => first(position, gaps),
+        (Some(record), position) if record.position == *position => same(record, &identity.fingerprint, now_ms),
+        (Some(record), Some(position)) if record.position.as_ref() < Some(position) => {
+            later(record, position, gaps, now_ms)
+        }
+        // Earlier than the last, or the processor's strategy was another one when the record was made.
+        (Some(_), _) => Admission::Stale,
+    }
+}
+
+/// The first message of an entity.
+fn first(position: &Position, gaps: Option<&Gaps>) -> Admission {
+    match (position, gaps) {
+        (Position::Version(version), Some(gaps)) if *version < gaps.first => Admission::Stale,
+        (Position::Version(version), Some(gaps)) if *version > gaps.first => Admission::Gap { awaits: gaps.first },
+        _ => Admission::Fresh,
+    }
+}
+
+/// The message that the record is of.
+fn same(record: &Record, fingerprint: &Fingerprint, now_ms: u64) -> Admission {
     if record.fingerprint != *fingerprint {
         return Admission::Mismatch;
     }
@@ -57,9 +86,32 @@ pub fn decide(record: Option<&Record>, fingerprint: &Fingerprint, now_ms: u64) -
             Admission::Replay(Stored::Failed(error.clone()))
         }
         State::RetryDue { .. } => Admission::Fresh,
-        State::InProgress { lease_end_ms, .. } if *lease_end_ms <= now_ms => Admission::Fresh,
-        State::InProgress { lease_end_ms, .. } => Admission::InFlight { after_ms: lease_end_ms - now_ms },
-        State::Compensating { .. } => Admission::InFlight { after_ms: ASK_AGAIN_MS },
+        state => in_progress(state, now_ms).unwrap_or(Admission::Fresh),
+    }
+}
+
+/// A message after the one that the record is of.
+fn later(record: &Record, position: &Position, gaps: Option<&Gaps>, now_ms: u64) -> Admission {
+    if let (Some(_), Some(Position::Version(last)), Position::Version(version)) = (gaps, &record.position, position) {
+        if *version > last + 1 {
+            return Admission::Gap { awaits: last + 1 };
+        }
+        if matches!(record.state, State::RetryDue { .. }) {
+            // The one before it has not ended.
+            return Admission::Gap { awaits: *last };
+        }
+    }
+    in_progress(&record.state, now_ms).unwrap_or(Admission::Fresh)
+}
+
+/// Whether somebody is at work on the record.
+fn in_progress(state: &State, now_ms: u64) -> Option<Admission> {
+    match state {
+        State::InProgress { lease_end_ms, .. } if *lease_end_ms > now_ms => {
+            Some(Admission::InFlight { after_ms: lease_end_ms - now_ms })
+        }
+        State::Compensating { .. } => Some(Admission::InFlight { after_ms: ASK_AGAIN_MS }),
+        _ => None,
     }
 }
 
@@ -88,6 +140,10 @@ impl TerminalCache {
 
     pub(crate) fn get(&self, key: &RecordKey) -> Option<Arc<Record>> {
         self.0.get(key)
+    }
+
+    pub(crate) fn remove(&self, key: &RecordKey) {
+        self.0.remove(key);
     }
 
     pub(crate) fn insert(&self, key: RecordKey, record: Arc<Record>) {

@@ -1,14 +1,16 @@
-//! What becomes of a message by what its run did: record, effects, dead letter, ending. Pure functions; they write nothing.
+//! What becomes of a message by what its run did: record, effects, kept message, ending. Pure functions; they write nothing.
 
 use std::sync::Arc;
 
-use crate::consumer::{Accepted, Claim, Ending, Run};
+use crate::consumer::{Accepted, Claim, Run};
 use crate::context::Effects;
+use crate::ending::Ending;
 use crate::fault;
+use crate::history;
 use crate::options::Options;
 use crate::processor::{Failure, Output};
-use crate::record::{self, Event, Record};
-use crate::storage::{Commit, DeadLetter};
+use crate::record::{self, Event, Moment, Record};
+use crate::storage::{Commit, DeadLetter, Expected, LetterChange, RecordChange, Standing};
 
 /// Everything that decides, but the run itself.
 pub(crate) struct Conclusion<'a> {
@@ -25,24 +27,25 @@ impl Conclusion<'_> {
     pub(crate) fn of(&self, claim: &Claim, run: Run) -> (Commit, Ending) {
         let (event, ending) = self.judge(run.attempts, run.result);
         let completed = matches!(ending, Ending::Completed { .. });
-        let dead_letter = match &ending {
-            Ending::DeadLettered { error } => Some(self.dead_letter(error.clone(), run.attempts)),
-            _ => None,
-        };
-        let expected_epoch = match claim.epoch {
-            None if fault::mutated("mark-before-run") => Some(1),
+        let expected = match Expected::of(claim.epoch) {
+            Expected::Absent if fault::mutated("mark-before-run") => Expected::Epoch(1),
             found => found,
         };
         let commit = Commit {
-            key: self.message.key.clone(),
-            expected_epoch,
-            record: Some(self.record(claim, run.attempts, event)),
-            version: 0,
+            expected,
+            record: RecordChange::Put(self.record(claim, run.attempts, event)),
             reads: run.reads,
             effects: if completed { run.effects } else { Effects::default() },
-            dead_letter,
+            letter: self.letter(claim, &ending, run.attempts),
+            ..self.commit()
         };
         (commit, ending)
+    }
+
+    /// A commit of the message that changes nothing yet.
+    pub(crate) fn commit(&self) -> Commit {
+        let identity = &self.message.identity;
+        Commit { own: identity.own.clone(), ..Commit::of(&identity.record) }
     }
 
     /// What a run's result means: completed, once more, or failed for good.
@@ -50,8 +53,9 @@ impl Conclusion<'_> {
         match result {
             Ok(output) => (Event::Completed(output.clone()), Ending::Completed { output }),
             Err(Failure::Retry { reason, after_ms }) if attempts < self.options.attempts_max => {
-                let after_ms = after_ms.unwrap_or_else(|| self.options.backoff_ms(&self.message.key, attempts));
-                let event = Event::Failed { error: reason.clone(), retry_at_ms: self.now_ms + after_ms };
+                let own = &self.message.identity.own;
+                let after_ms = after_ms.unwrap_or_else(|| self.options.backoff_ms(own, attempts));
+                let event = Event::Failed { error: reason.clone(), retry_at_ms: self.now_ms.saturating_add(after_ms) };
                 (event, Ending::Retry { error: reason, after_ms })
             }
             Err(failure) => {
@@ -67,26 +71,49 @@ impl Conclusion<'_> {
     /// The record after `event`.
     pub(crate) fn record(&self, claim: &Claim, attempts: u32, event: Event) -> Record {
         let found = claim.found.as_deref();
-        let state =
-            record::next(found.map(|record| &record.state), event).expect("a claim is only given where a run may end");
-        Record {
-            expires_ms: state.is_terminal().then(|| self.now_ms.saturating_add(self.options.retention_ms)),
-            state,
+        let state = record::next(found.map(|record| &record.state), event.clone())
+            .expect("a claim is only given where a run may end");
+        let life_ms = self.options.record_life_ms();
+        let moment = Moment {
+            event,
+            at_ms: self.now_ms,
             epoch: claim.epoch.unwrap_or(0) + 1,
             attempts,
-            fingerprint: self.message.fingerprint,
             component: self.component.clone(),
+            expires_ms: state.is_terminal().then(|| self.now_ms.saturating_add(life_ms)),
+        };
+        let received = history::Received {
+            at_ms: found.map_or(claim.now_ms, |record| record.received_ms),
+            fingerprint: self.message.identity.fingerprint,
+            position: self.message.identity.position.clone(),
             saga: None,
-            received_ms: found.map_or(claim.now_ms, |record| record.received_ms),
-            changed_ms: self.now_ms,
+        };
+        history::after(&received, found.map_or_else(Vec::new, |record| record.history.clone()), state, &moment)
+    }
+
+    /// What becomes of the message among those that are kept. One that ended well goes, wherever it may be there.
+    fn letter(&self, claim: &Claim, ending: &Ending, attempts: u32) -> Option<LetterChange> {
+        match ending {
+            Ending::DeadLettered { error } => {
+                Some(LetterChange::Put(Box::new(self.keep(Standing::Dead, error.clone(), attempts))))
+            }
+            Ending::Retry { .. } => None,
+            _ => self.may_be_kept(claim).then_some(LetterChange::Remove(self.message.identity.fingerprint)),
         }
     }
 
-    /// The message, to be kept with its error.
-    pub(crate) fn dead_letter(&self, error: String, attempts: u32) -> DeadLetter {
+    fn may_be_kept(&self, claim: &Claim) -> bool {
+        claim.found.is_some() || self.message.kept || self.options.strategy.gaps().is_some()
+    }
+
+    /// The message, to be kept.
+    pub(crate) fn keep(&self, standing: Standing, error: String, attempts: u32) -> DeadLetter {
+        let identity = &self.message.identity;
         DeadLetter {
             message: (*self.message.message).clone(),
-            fingerprint: self.message.fingerprint,
+            fingerprint: identity.fingerprint,
+            position: identity.position.clone(),
+            standing,
             error,
             attempts,
             component: self.component.clone(),

@@ -4,24 +4,27 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
-use crate::admission::{Admission, InFlight, Leading, Stored, TerminalCache, decide};
+use crate::admission::{InFlight, Leading, TerminalCache};
 use crate::clock::Clock;
 use crate::committer::{Committer, Pending, Room};
 use crate::conclude::Conclusion;
 use crate::context::{Context, Effects, ReadSet, StateView};
+use crate::ending::Ending;
 use crate::fault;
-use crate::key::{Fingerprint, RecordKey, Scope};
+use crate::keeper::Kept;
+use crate::key::{RecordKey, Scope};
 use crate::lanes::{Lanes, Place, Turn};
 use crate::message::Message;
 use crate::metrics::IdempotencyMetrics;
-use crate::options::{MismatchPolicy, Options};
+use crate::options::Options;
 use crate::overlay::{self, Overlay};
 use crate::processor::{Failure, Invocation, MessageProcessor, Output};
 use crate::record::{self, Event, Record};
 use crate::running::{Noted, RunningNotes};
-use crate::storage::{Commit, IdempotencyStorage, StoreError, Verdict};
+use crate::storage::{Commit, DeadLetter, Expected, IdempotencyStorage, RecordChange, Standing, StoreError, Verdict};
+use crate::strategy::{Identity, NotIdentified};
 
 /// What a consumer is made of.
 pub struct Parts {
@@ -50,8 +53,8 @@ pub struct IdempotentConsumer {
     inner: Arc<Inner>,
 }
 
-struct Inner {
-    parts: Parts,
+pub(crate) struct Inner {
+    pub(crate) parts: Parts,
     lanes: Lanes,
     in_flight: InFlight,
     cache: TerminalCache,
@@ -62,6 +65,10 @@ struct Inner {
     component: Arc<str>,
     effect_limits: Arc<crate::context::EffectLimits>,
     notes: Arc<dyn RunningNotes>,
+    /// A place for each run that may be under way.
+    runs: Semaphore,
+    /// Messages that the store keeps and this consumer is to run.
+    pub(crate) kept: Kept,
     /// Held by a run of a message that the process has died over: one at a time, so that of several suspects only the
     /// guilty one is there at the next death.
     suspect: tokio::sync::Mutex<()>,
@@ -87,56 +94,16 @@ impl Default for Handling {
 /// A message in its place: accepted, its order fixed, nothing run yet.
 pub struct Accepted {
     pub(crate) message: Arc<Message>,
-    pub(crate) key: RecordKey,
-    pub(crate) fingerprint: Fingerprint,
+    pub(crate) identity: Identity,
+    /// Why it can never run: the strategy finds nothing to know it by. Its identity is then that of its id.
+    refused: Option<NotIdentified>,
+    /// The store keeps it: whatever becomes of it, it is kept no longer, or kept as something else.
+    pub(crate) kept: bool,
+    /// It has waited long enough for the one before it.
+    pub(crate) past_gap: bool,
     place: Option<Place>,
     handling: Handling,
     since: Instant,
-}
-
-/// How a delivery of a message ended. Everything but `Retry` and `InFlight` is durable and may be acknowledged.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ending {
-    /// It ran, and its effects are durable.
-    Completed {
-        /// Its result.
-        output: Output,
-    },
-    /// It had ended before: nothing ran.
-    Duplicate(Stored),
-    /// Its key was used with another body: nothing ran.
-    Mismatch,
-    /// It failed for good; the record keeps the message and the error.
-    DeadLettered {
-        /// What went wrong.
-        error: String,
-    },
-    /// It is due again later.
-    Retry {
-        /// What went wrong.
-        error: String,
-        /// Due after this many milliseconds.
-        after_ms: u64,
-    },
-    /// It is being run by somebody else.
-    InFlight {
-        /// Ask again after this many milliseconds.
-        after_ms: u64,
-    },
-}
-
-impl Ending {
-    /// The outcome's name, as the command line, the API and the metrics print it.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Completed { .. } => "completed",
-            Self::Duplicate(_) => "duplicate",
-            Self::Mismatch => "mismatch",
-            Self::DeadLettered { .. } => "dead-lettered",
-            Self::Retry { .. } => "retry",
-            Self::InFlight { .. } => "in-flight",
-        }
-    }
 }
 
 /// A message that may run: nobody else does, and its record allows it.
@@ -167,8 +134,22 @@ pub(crate) struct Run {
     pub(crate) effects: Effects,
 }
 
-enum Admitted {
+/// A record that no message gets at.
+pub(crate) struct Held {
+    consumer: Arc<Inner>,
+    leading: Leading,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Before the leading goes: nobody reads what was there before.
+        self.consumer.cache.remove(&self.leading.key);
+    }
+}
+
+pub(crate) enum Admitted {
     Run(Claim),
+    Park { awaits: u64 },
     Ended(Ending),
 }
 
@@ -185,6 +166,8 @@ impl IdempotentConsumer {
             overlay,
             effect_limits: Arc::new(parts.options.effects.clone()),
             notes: parts.storage.running_notes(),
+            runs: Semaphore::new(parts.options.runs_max.clamp(1, Semaphore::MAX_PERMITS)),
+            kept: Kept::new(parts.options.kept_max),
             suspect: tokio::sync::Mutex::default(),
             stopping: watch::channel(false).0,
             parts,
@@ -212,14 +195,64 @@ impl IdempotentConsumer {
     /// order in which they were accepted.
     pub fn accept(&self, message: Message, handling: Handling) -> Accepted {
         let inner = &*self.inner;
+        let (scope, options) = (&inner.parts.scope, &inner.parts.options);
+        let (identity, refused) = match options.strategy.identify(scope, &message, inner.parts.clock.now_ms()) {
+            Ok(identity) => (identity, None),
+            Err(refused) => (Identity::by_message_id(scope, &message), Some(refused)),
+        };
         Accepted {
-            key: RecordKey::by_message_id(&inner.parts.scope, &message),
-            fingerprint: Fingerprint::of(&message),
-            place: inner.parts.options.ordering.key(&message).map(|key| inner.lanes.enter(key)),
+            identity,
+            refused,
+            kept: false,
+            past_gap: false,
+            place: options.ordering.key(&message).map(|key| inner.lanes.enter(key)),
             message: Arc::new(message),
             handling,
             since: Instant::now(),
         }
+    }
+
+    /// Takes a message that the store keeps, as [`Self::accept`] one that was delivered.
+    pub(crate) fn accept_kept(&self, letter: DeadLetter, past_gap: bool) -> Accepted {
+        Accepted { kept: true, past_gap, ..self.accept(letter.message, Handling::default()) }
+    }
+
+    /// A parked message's time is over, and nobody may run it: it becomes a dead letter.
+    pub(crate) async fn give_up_parked(&self, letter: DeadLetter) -> Result<Ending, StoreError> {
+        let error = format!("{} and its time was over", letter.error);
+        let accepted = self.accept_kept(letter, false);
+        self.inner.keep(&accepted, Standing::Dead, error.clone()).await?;
+        Ok(Ending::DeadLettered { error })
+    }
+
+    /// Keeps every message off a record, until what is answered is dropped; what the record says is read again then.
+    pub(crate) async fn hold(&self, key: &RecordKey) -> Held {
+        loop {
+            match self.inner.in_flight.enter(key) {
+                Ok(leading) => return Held { consumer: self.inner.clone(), leading },
+                Err(following) => following.ended().await,
+            }
+        }
+    }
+
+    /// Has the messages that an operator has redriven run.
+    pub fn redriven(&self) {
+        self.inner.kept.reload();
+    }
+
+    /// What the store keeps for this consumer to run.
+    pub(crate) fn kept(&self) -> &Kept {
+        &self.inner.kept
+    }
+
+    /// The settings.
+    pub fn options(&self) -> &Options {
+        &self.inner.parts.options
+    }
+
+    /// Where time comes from.
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        &*self.inner.parts.clock
     }
 
     /// The straight line. Returns when the ending is durable.
@@ -234,10 +267,20 @@ impl IdempotentConsumer {
 
 impl Inner {
     async fn process(&self, mut message: Accepted) -> Result<Ending, StoreError> {
+        if let Some(refused) = message.refused.take() {
+            return self.refuse(&message, refused.to_string()).await;
+        }
         loop {
             let claim = match self.admit(&mut message).await? {
                 Admitted::Run(claim) => claim,
-                Admitted::Ended(ending) => return Ok(ending),
+                Admitted::Park { awaits } => match self.park(&message, awaits).await? {
+                    Some(ending) => return Ok(ending),
+                    None => continue,
+                },
+                Admitted::Ended(ending) => {
+                    self.keep_no_longer(&message, &ending).await?;
+                    return Ok(ending);
+                }
             };
             if let Some(ending) = self.run_to_its_end(&message, claim).await? {
                 return Ok(ending);
@@ -255,17 +298,18 @@ impl Inner {
             if fault::mutated("mark-before-run") {
                 self.mark_first(message, &claim).await?;
             }
+            let place = self.place().await;
             let running = self.overlay.begin();
             let run = self.run_once(message, &claim).await;
             fault::point("invoked");
             let (commit, ending) = self.conclusion(message).of(&claim, run);
-            let record = commit.record.clone().expect("a run always leaves a record");
+            let record = commit.record.put().expect("a run always leaves a record").clone();
             let room = self.parts.committer.room(&commit).await;
             let Ok(pending) = self.sequence(commit, room) else {
                 self.parts.metrics.conflict(&self.parts.scope);
                 continue;
             };
-            drop(running);
+            drop((running, place));
             let retry = matches!(ending, Ending::Retry { .. });
             if !retry {
                 // The next of the lane may go: it sees these effects in the overlay.
@@ -274,13 +318,17 @@ impl Inner {
             let verdict = pending.durable().await?;
             if claim.deaths > 0 && verdict == Verdict::Committed {
                 // The record counts them from now on.
-                self.notes.forget(&message.key);
+                self.notes.forget(&message.identity.own);
                 claim.deaths = 0;
             }
             match verdict {
                 Verdict::Committed if retry && message.handling.retry_here => claim.next_attempt(record),
                 Verdict::Committed => {
-                    self.cache.insert(message.key.clone(), Arc::new(record));
+                    let key = &message.identity.record;
+                    self.cache.insert(key.clone(), Arc::new(record));
+                    if !retry && self.parts.options.strategy.gaps().is_some() {
+                        self.kept.settled(key);
+                    }
                     return Ok(Some(ending));
                 }
                 Verdict::Conflict => self.parts.metrics.conflict(&self.parts.scope),
@@ -291,7 +339,7 @@ impl Inner {
 
     /// Decides whether the message may run. Order of looking: cache of terminal records, in-flight table, store.
     async fn admit(&self, message: &mut Accepted) -> Result<Admitted, StoreError> {
-        if !message.handling.wait_in_flight && self.in_flight.contains(&message.key) {
+        if !message.handling.wait_in_flight && self.in_flight.contains(&message.identity.record) {
             return Ok(Admitted::Ended(Ending::InFlight { after_ms: 0 }));
         }
         let turn = match message.place.take() {
@@ -299,14 +347,14 @@ impl Inner {
             None => None,
         };
         loop {
-            let cached = self.cache.get(&message.key);
+            let cached = self.cache.get(&message.identity.record);
             self.parts.metrics.cache(&self.parts.scope, cached.is_some());
             if let Some(record) = cached
-                && let Some(ending) = self.answer(message, &record).await?
+                && let Some(admitted) = self.answer(message, Some(&record)).await?
             {
-                return Ok(Admitted::Ended(ending));
+                return Ok(admitted);
             }
-            let leading = match self.in_flight.enter(&message.key) {
+            let leading = match self.in_flight.enter(&message.identity.record) {
                 Ok(leading) => leading,
                 Err(_) if !message.handling.wait_in_flight => {
                     return Ok(Admitted::Ended(Ending::InFlight { after_ms: 0 }));
@@ -316,59 +364,36 @@ impl Inner {
                     continue;
                 }
             };
-            let found = self.parts.storage.admit(&message.key).await?.map(Arc::new);
-            if let Some(record) = &found
-                && let Some(ending) = self.answer(message, record).await?
-            {
-                self.cache.insert(message.key.clone(), record.clone());
-                return Ok(Admitted::Ended(ending));
+            let found = self.parts.storage.admit(&message.identity.record).await?.map(Arc::new);
+            if let Some(admitted) = self.answer(message, found.as_deref()).await? {
+                if let Some(record) = found {
+                    self.cache.insert(message.identity.record.clone(), record);
+                }
+                return Ok(admitted);
             }
-            return Ok(Admitted::Run(self.claim(leading, turn, found)));
+            return Ok(Admitted::Run(self.claim(message, leading, turn, found)));
         }
     }
 
     /// The claim to a message that may run: there is no record, or one that allows it, or one whose retention is over.
-    fn claim(&self, leading: Leading, turn: Option<Turn>, found: Option<Arc<Record>>) -> Claim {
+    fn claim(&self, message: &Accepted, leading: Leading, turn: Option<Turn>, found: Option<Arc<Record>>) -> Claim {
         let now_ms = self.parts.clock.now_ms();
         let epoch = found.as_ref().map(|record| record.epoch);
-        let found = found.filter(|record| !record.has_expired(now_ms));
+        // A record of the message before it says nothing of this one.
+        let of_it = |record: &Arc<Record>| !record.has_expired(now_ms) && record.position == message.identity.position;
+        let found = found.filter(of_it);
         let not_before_ms = match found.as_ref().map(|record| &record.state) {
             Some(record::State::RetryDue { at_ms, .. }) => *at_ms,
             _ => 0,
         };
-        let deaths = self.notes.deaths(&leading.key);
+        let deaths = self.notes.deaths(&message.identity.own);
         let attempts = found.as_ref().map_or(0, |record| record.attempts) + deaths;
         Claim { _leading: leading, turn, found, epoch, attempts, deaths, not_before_ms, now_ms }
     }
 
-    /// The ending of a message that must not run, by the record that says so; `None` if it may.
-    async fn answer(&self, message: &Accepted, record: &Record) -> Result<Option<Ending>, StoreError> {
-        Ok(match decide(Some(record), &message.fingerprint, self.parts.clock.now_ms()) {
-            Admission::Replay(stored) => Some(Ending::Duplicate(stored)),
-            Admission::InFlight { after_ms } => Some(Ending::InFlight { after_ms }),
-            Admission::Mismatch => Some(self.mismatch(message, record).await?),
-            Admission::Fresh => None,
-        })
-    }
-
-    /// The key was used with another body. The record stays byte for byte as it is.
-    async fn mismatch(&self, message: &Accepted, record: &Record) -> Result<Ending, StoreError> {
-        let error = "the idempotency key was used before with another body; give the message a key of its own";
-        tracing::error!(key = %message.key, "mismatch: {error}");
-        if self.parts.options.mismatch == MismatchPolicy::DeadLetter {
-            let commit = Commit {
-                key: message.key.clone(),
-                expected_epoch: Some(record.epoch),
-                record: None,
-                version: 0,
-                reads: ReadSet::default(),
-                effects: Effects::default(),
-                dead_letter: Some(self.conclusion(message).dead_letter(error.to_owned(), 0)),
-            };
-            let pending = self.parts.committer.submit(commit);
-            pending.durable().await?;
-        }
-        Ok(Ending::Mismatch)
+    /// A place for a run; never closed.
+    async fn place(&self) -> SemaphorePermit<'_> {
+        self.runs.acquire().await.expect("the semaphore is never closed")
     }
 
     /// Waits out the backoff; an ending if the message is to be put off instead.
@@ -409,11 +434,11 @@ impl Inner {
     async fn invoke(&self, message: &Accepted, claim: &Claim) -> Run {
         let invocation = Invocation {
             message: message.message.clone(),
-            idempotency_key: message.key.key.clone(),
+            idempotency_key: message.identity.own.key.clone(),
             attempt: claim.attempts + 1,
-            seed: message.key.seed(),
+            seed: message.identity.own.seed(),
         };
-        let noted = Noted::begin(&self.notes, &message.key);
+        let noted = Noted::begin(&self.notes, &message.identity.own);
         fault::point_of("running", &message.message.id);
         let mut context = Context::new(self.view.clone(), self.effect_limits.clone());
         let result = self.parts.processor.process(&invocation, &mut context).await;
@@ -430,23 +455,16 @@ impl Inner {
     }
 
     /// Everything that decides what becomes of a message, at this moment.
-    fn conclusion<'a>(&'a self, message: &'a Accepted) -> Conclusion<'a> {
+    pub(crate) fn conclusion<'a>(&'a self, message: &'a Accepted) -> Conclusion<'a> {
         let (options, component) = (&self.parts.options, &self.component);
         Conclusion { options, component, message, now_ms: self.parts.clock.now_ms() }
     }
 
     /// The mutation "the record is marked before the guest runs".
     async fn mark_first(&self, message: &Accepted, claim: &Claim) -> Result<(), StoreError> {
-        let record = self.conclusion(message).record(claim, 1, Event::Completed(Output::default()));
-        let commit = Commit {
-            key: message.key.clone(),
-            expected_epoch: None,
-            record: Some(record),
-            version: 0,
-            reads: ReadSet::default(),
-            effects: Effects::default(),
-            dead_letter: None,
-        };
+        let conclusion = self.conclusion(message);
+        let record = conclusion.record(claim, 1, Event::Completed(Output::default()));
+        let commit = Commit { expected: Expected::Absent, record: RecordChange::Put(record), ..conclusion.commit() };
         let pending = self.parts.committer.submit(commit);
         pending.durable().await.map(drop)
     }

@@ -13,6 +13,11 @@ use crate::storage::StoreError;
 /// Names one write of one state key; 0 means "the key is absent". Opaque beyond equality.
 pub type Version = u64;
 
+/// Begins the state keys that are the host's own. A processor neither sees nor writes one.
+pub const RESERVED: char = '\0';
+/// The first key that is not the host's own.
+const FIRST: &str = "\u{1}";
+
 /// One state entry as read: key, version, value.
 pub type Entry = (String, Version, Bytes);
 
@@ -72,6 +77,9 @@ pub enum ContextError {
     /// The store could not be read: run the message again.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The key is one of the host's own, and would be again: reject the message.
+    #[error("a state key must not be empty or begin with U+0000: those are the host's own")]
+    Reserved,
     /// The run is over one of its limits, and would be again: reject the message.
     #[error("{what} is over its limit of {limit}")]
     Limit {
@@ -172,6 +180,8 @@ impl Context {
         limit: usize,
     ) -> Result<Vec<(String, Bytes)>, ContextError> {
         self.check("entries of a scan", limit, self.limits.scan_entries)?;
+        // The host's own keys come before all others.
+        let start = if start.starts_with(RESERVED) || start.is_empty() { FIRST } else { start };
         // Own deletes may hide entries of the view: ask for that many more.
         let own = || {
             self.effects.writes.range::<str, _>((
@@ -215,6 +225,9 @@ impl Context {
     fn check_key(&self, key: &str) -> Result<(), ContextError> {
         let keys = self.reads.keys.len() + self.effects.writes.len();
         self.check("state keys touched", keys + 1, self.limits.state_keys)?;
+        if key.is_empty() || key.starts_with(RESERVED) {
+            return Err(ContextError::Reserved);
+        }
         self.check("bytes of a state key", key.len(), self.limits.key_bytes)
     }
 

@@ -2,16 +2,21 @@
 //! no wasmtime, no driver, no I/O.
 
 pub mod admission;
+mod answer;
 pub mod clock;
 pub mod committer;
 mod conclude;
 pub mod consumer;
 pub mod context;
+pub mod ending;
 pub mod fault;
+pub mod history;
+pub mod keeper;
 pub mod key;
 mod lanes;
 pub mod message;
 pub mod metrics;
+pub mod operator;
 pub mod options;
 mod overlay;
 pub mod processor;
@@ -20,16 +25,19 @@ pub mod relay;
 pub mod run;
 pub mod running;
 pub mod storage;
+pub mod strategy;
 pub mod sweeper;
 pub mod transport;
 
 pub use admission::Stored;
 pub use clock::{Clock, SystemClock};
 pub use committer::Committer;
-pub use consumer::{Ending, Handling, IdempotentConsumer, Parts};
+pub use consumer::{Handling, IdempotentConsumer, Parts};
 pub use context::Context;
+pub use ending::Ending;
 pub use key::{Fingerprint, RecordKey, Scope};
 pub use message::Message;
 pub use options::Options;
 pub use processor::{Failure, Invocation, MessageProcessor, NativeProcessor, Output};
 pub use record::Record;
+pub use strategy::Strategy;

@@ -28,6 +28,9 @@ pub struct Message {
     pub data: Bytes,
     /// An idempotency key given beside the message (HTTP's `Idempotency-Key`); it stands in for `id`.
     pub idempotency_key: Option<String>,
+    /// Headers that the transport delivered beside the message and that the processor's strategy asks for; names are lower
+    /// case.
+    pub headers: BTreeMap<String, String>,
 }
 
 impl Message {
@@ -44,6 +47,7 @@ impl Message {
             extensions: BTreeMap::new(),
             data: Bytes::new(),
             idempotency_key: None,
+            headers: BTreeMap::new(),
         }
     }
 
@@ -58,6 +62,20 @@ impl Message {
     /// Whether `data` is JSON: no media type, `application/json`, `text/json` or any `+json`.
     pub fn is_json(&self) -> bool {
         self.content_type.as_deref().is_none_or(is_json_type)
+    }
+
+    /// An attribute by its CloudEvents name.
+    pub fn attribute(&self, name: &str) -> Option<&str> {
+        match name {
+            "id" => Some(&self.id),
+            "source" => Some(&self.source),
+            "type" => Some(&self.kind),
+            "subject" => self.subject.as_deref(),
+            "time" => self.time.as_deref(),
+            "datacontenttype" => self.content_type.as_deref(),
+            "dataschema" => self.data_schema.as_deref(),
+            extension => self.extensions.get(extension).map(String::as_str),
+        }
     }
 
     /// Every attribute that is present, by its CloudEvents name.
@@ -94,6 +112,11 @@ pub fn is_json_type(media_type: &str) -> bool {
 
 /// RFC 3339 to milliseconds since the Unix epoch; `None` if it is not one or lies before 1970.
 pub fn parse_rfc3339_ms(text: &str) -> Option<u64> {
+    Some(parse_rfc3339_ns(text)? / 1_000_000)
+}
+
+/// RFC 3339 to nanoseconds since the Unix epoch; `None` if it is not one or lies before 1970 or after 2554.
+pub fn parse_rfc3339_ns(text: &str) -> Option<u64> {
     let at = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).ok()?;
-    u64::try_from(at.unix_timestamp_nanos() / 1_000_000).ok()
+    u64::try_from(at.unix_timestamp_nanos()).ok()
 }

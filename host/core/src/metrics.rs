@@ -8,7 +8,7 @@ use crate::key::Scope;
 
 /// Takes what the pipeline counts. Called on the hot path: must not block.
 pub trait IdempotencyMetrics: Send + Sync + 'static {
-    /// A message ended as `outcome` (an [`Ending::name`](crate::consumer::Ending::name)), `elapsed_us` microseconds
+    /// A message ended as `outcome` (an [`Ending::name`](crate::ending::Ending::name)), `elapsed_us` microseconds
     /// after it was accepted.
     fn ended(&self, scope: &Scope, outcome: &'static str, elapsed_us: u64);
     /// A run was thrown away because something it read had changed.
@@ -27,7 +27,8 @@ pub struct Counters {
 }
 
 /// Every outcome there is, in the order they are printed.
-pub const OUTCOMES: [&str; 7] = ["completed", "duplicate", "mismatch", "stale", "dead-lettered", "retry", "in-flight"];
+pub const OUTCOMES: [&str; 8] =
+    ["completed", "duplicate", "mismatch", "stale", "parked", "dead-lettered", "retry", "in-flight"];
 
 /// A reading of [`Counters`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]

@@ -3,10 +3,13 @@
 use crate::context::EffectLimits;
 use crate::key::RecordKey;
 use crate::message::Message;
+use crate::strategy::Strategy;
 
 /// Settings of one consumer.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// How messages are recognised.
+    pub strategy: Strategy,
     /// Attempts before a message fails for good; at least 1.
     pub attempts_max: u32,
     /// Backoff before the second attempt, in milliseconds; doubles with each further one.
@@ -15,6 +18,13 @@ pub struct Options {
     pub backoff_max_ms: u64,
     /// How long a terminal record is kept, in milliseconds.
     pub retention_ms: u64,
+    /// How late a source may deliver a message again, in milliseconds. Where messages have positions, the last one seen is
+    /// remembered that much longer than its record's retention.
+    pub redelivery_horizon_ms: u64,
+    /// Runs under way, at most: what waits for its turn, for its time or for its commit holds no place.
+    pub runs_max: usize,
+    /// Messages that are parked or redriven at one time, at most; what comes then is put off.
+    pub kept_max: usize,
     /// What happens to a message whose key was used with another body.
     pub mismatch: MismatchPolicy,
     /// Which messages must run one after the other.
@@ -31,7 +41,11 @@ impl Default for Options {
             attempts_max: 5,
             backoff_base_ms: 100,
             backoff_max_ms: 60_000,
+            strategy: Strategy::default(),
             retention_ms: 7 * 24 * 60 * 60 * 1_000,
+            redelivery_horizon_ms: 24 * 60 * 60 * 1_000,
+            runs_max: 1_024,
+            kept_max: 10_000,
             mismatch: MismatchPolicy::DeadLetter,
             ordering: Ordering::PartitionKey,
             effects: EffectLimits::default(),
@@ -75,6 +89,12 @@ impl Ordering {
 }
 
 impl Options {
+    /// How long a terminal record stands, in milliseconds.
+    pub fn record_life_ms(&self) -> u64 {
+        let horizon_ms = if self.strategy.has_positions() { self.redelivery_horizon_ms } else { 0 };
+        self.retention_ms.saturating_add(horizon_ms)
+    }
+
     /// Delay before the attempt after `attempt`, in milliseconds: exponential with full jitter. The jitter comes from
     /// the key, not from a generator: re-runs are repeatable, different keys still spread.
     pub fn backoff_ms(&self, key: &RecordKey, attempt: u32) -> u64 {

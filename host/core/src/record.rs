@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::key::Fingerprint;
 use crate::processor::Output;
+use crate::strategy::Position;
 
 /// What is known of one idempotency key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,10 +15,12 @@ pub struct Record {
     pub state: State,
     /// Grows with every claim and every attempt; only the owner of the current epoch may change the record.
     pub epoch: u64,
-    /// Attempts made.
+    /// Attempts made since it was received, or redriven.
     pub attempts: u32,
     /// What the first delivery carried.
     pub fingerprint: Fingerprint,
+    /// Where its message stands, if messages have positions: the last one that was seen.
+    pub position: Option<Position>,
     /// Digest of the component that made the last attempt.
     pub component: Arc<str>,
     /// The saga it belongs to.
@@ -27,6 +30,26 @@ pub struct Record {
     /// Last changed, in milliseconds since the Unix epoch.
     pub changed_ms: u64,
     /// May be forgotten after this time, in milliseconds since the Unix epoch; `None`: never.
+    pub expires_ms: Option<u64>,
+    /// What happened to its message so far, oldest first; but for its completion, which the state tells. See
+    /// [`crate::history`].
+    pub history: Vec<Moment>,
+}
+
+/// One thing that happened to a record, with what it left behind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moment {
+    /// What happened.
+    pub event: Event,
+    /// When, in milliseconds since the Unix epoch.
+    pub at_ms: u64,
+    /// The record's epoch from then on.
+    pub epoch: u64,
+    /// Its attempts.
+    pub attempts: u32,
+    /// Digest of the component that was at work.
+    pub component: Arc<str>,
+    /// When it may be forgotten, in milliseconds since the Unix epoch.
     pub expires_ms: Option<u64>,
 }
 
@@ -75,7 +98,7 @@ pub enum State {
 }
 
 /// What can happen to a record.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// An owner takes or extends its claim.
     Claimed {
@@ -118,6 +141,24 @@ pub enum Event {
     CompensationRetried,
     /// An operator settled a failed compensation by hand.
     CompensationResolved,
+}
+
+impl Event {
+    /// The event's name, as the command line and the API print it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Claimed { .. } => "claimed",
+            Self::Completed(_) => "completed",
+            Self::Failed { .. } => "failed",
+            Self::GivenUp { .. } => "dead-lettered",
+            Self::CompensationStarted { .. } => "compensation-started",
+            Self::CompensationDone => "compensated",
+            Self::CompensationGivenUp => "compensation-failed",
+            Self::Redriven { .. } => "redriven",
+            Self::CompensationRetried => "compensation-retried",
+            Self::CompensationResolved => "compensation-resolved",
+        }
+    }
 }
 
 /// The event cannot happen in this state.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::consumer::{Accepted, Ending, Handling, IdempotentConsumer};
+use crate::consumer::{Accepted, Handling, IdempotentConsumer};
+use crate::ending::Ending;
 use crate::fault;
 use crate::message::Message;
 use crate::storage::StoreError;
@@ -49,16 +50,17 @@ pub trait Observer: Send + Sync + 'static {
 
 /// Runs `source` to its end, or until `stop` turns true; then waits for what is in flight.
 ///
-/// At most `concurrency` messages are in flight. Must be called inside a tokio runtime. After a store failure nothing more
+/// At most `taken_max` messages are taken and not yet settled; how many of them run at once is the consumer's to say. Those that
+/// wait behind another or for their next attempt are among them, so it should be a good deal more. Must be called inside a tokio runtime. After a store failure nothing more
 /// is pulled, and what was not durable is left unsettled.
 pub async fn run(
     consumer: &IdempotentConsumer,
     source: &mut dyn Source,
     observer: Arc<dyn Observer>,
-    concurrency: usize,
+    taken_max: usize,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), RunError> {
-    let slots = Arc::new(Semaphore::new(concurrency.max(1)));
+    let slots = Arc::new(Semaphore::new(taken_max.max(1)));
     let mut tasks: JoinSet<Result<(), RunError>> = JoinSet::new();
     let pulled = loop {
         let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
@@ -123,7 +125,9 @@ async fn settle(
     observer.ended(Report::Ended { message: delivery.message(), ending: &ending });
     fault::point("before-ack");
     match &ending {
-        Ending::Completed { .. } | Ending::Duplicate(_) => delivery.ack().await?,
+        Ending::Completed { .. } | Ending::Duplicate(_) | Ending::Stale | Ending::Parked { .. } => {
+            delivery.ack().await?
+        }
         Ending::DeadLettered { error } => delivery.dead_letter(error).await?,
         Ending::Mismatch => delivery.dead_letter("the idempotency key was used before with another body").await?,
         Ending::Retry { after_ms, .. } | Ending::InFlight { after_ms } => delivery.nack(*after_ms).await?,

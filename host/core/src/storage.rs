@@ -12,6 +12,7 @@ use crate::message::Message;
 use crate::processor::Output;
 use crate::record::{Record, State};
 use crate::running::{NoNotes, RunningNotes};
+use crate::strategy::Position;
 
 /// A store failed. None of these is about one message: the host stops taking deliveries.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -30,33 +31,71 @@ pub enum StoreError {
     Closed(Arc<str>),
 }
 
-/// One executed message, as it wants to be committed.
+/// One executed message, as it wants to be committed; or what an operator did.
 #[derive(Debug, Clone)]
 pub struct Commit {
-    /// Whose record.
+    /// Whose record, and whose state.
     pub key: RecordKey,
-    /// What must be there now: `None` no record, `Some` one with exactly this epoch.
-    pub expected_epoch: Option<u64>,
-    /// What shall be there: `None` leaves the record byte for byte as it is.
-    pub record: Option<Record>,
+    /// The message's own key: ids of what it sends are derived from it. Mostly that of its record.
+    pub own: RecordKey,
+    /// What must be there now.
+    pub expected: Expected,
+    /// What shall be there.
+    pub record: RecordChange,
     /// Version of every state entry that this commit writes. Unique, and greater than that of every earlier commit of
     /// this process.
     pub version: Version,
     /// What the run read; must still stand.
     pub reads: ReadSet,
-    /// State writes; outgoing messages get their ids from the record's key and their position.
+    /// State writes; outgoing messages get their ids from the message's own key and their position.
     pub effects: Effects,
-    /// The message to keep with its error, when it failed for good.
-    pub dead_letter: Option<DeadLetter>,
+    /// What becomes of the message that the store keeps under the record's key, if anything.
+    pub letter: Option<LetterChange>,
 }
 
-/// A message that failed for good, kept until an operator decides.
+/// The record that a commit rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expected {
+    /// None.
+    Absent,
+    /// One with exactly this epoch.
+    Epoch(u64),
+    /// Whatever there is.
+    Anything,
+}
+
+/// What a commit makes of the record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "nearly every one is a `Put`, on the hot path")]
+pub enum RecordChange {
+    /// Stays byte for byte as it is.
+    Keep,
+    /// This shall be there.
+    Put(Record),
+    /// Forgotten, by an operator's wish.
+    Remove,
+}
+
+/// What a commit makes of a kept message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LetterChange {
+    /// It is kept, instead of one with the same fingerprint.
+    Put(Box<DeadLetter>),
+    /// The one with this fingerprint goes, if it is there.
+    Remove(Fingerprint),
+}
+
+/// A message that the store keeps: it failed for good and an operator decides, or it waits to run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadLetter {
     /// The message, as received.
     pub message: Message,
-    /// Its fingerprint: with the record's key this names the dead letter, so a mismatch keeps both bodies.
+    /// Its fingerprint: with the record's key this names the letter, so a mismatch keeps both bodies.
     pub fingerprint: Fingerprint,
+    /// Where the message stands among those of its record.
+    pub position: Option<Position>,
+    /// What it waits for.
+    pub standing: Standing,
     /// What went wrong.
     pub error: String,
     /// Attempts made.
@@ -65,6 +104,31 @@ pub struct DeadLetter {
     pub component: Arc<str>,
     /// When, in milliseconds since the Unix epoch.
     pub at_ms: u64,
+}
+
+/// What a kept message waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Standing {
+    /// An operator: it failed for good.
+    Dead,
+    /// The host runs it again.
+    Redriven,
+    /// The message before it.
+    Parked {
+        /// The version that is awaited.
+        awaits: u64,
+        /// When the wait is over, in milliseconds since the Unix epoch.
+        until_ms: u64,
+    },
+}
+
+/// Names a kept message.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LetterKey {
+    /// The record it belongs to.
+    pub record: RecordKey,
+    /// Digest of its fingerprint.
+    pub fingerprint: [u8; 16],
 }
 
 /// Where a pending message stands in the outbox: the version of its commit, its place in it.
@@ -171,8 +235,16 @@ pub trait Inspect: Send + Sync + 'static {
         limit: usize,
     ) -> BoxFuture<'a, Result<Vec<(RecordKey, Record)>, StoreError>>;
 
-    /// The dead letters of a record.
+    /// The messages that are kept under a record.
     fn dead_letters<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Vec<DeadLetter>, StoreError>>;
+
+    /// Up to `limit` kept messages after `after`, in the order of their records' keys; of one processor if given.
+    fn letters<'a>(
+        &'a self,
+        processor: Option<&'a str>,
+        after: Option<&'a LetterKey>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<(LetterKey, DeadLetter)>, StoreError>>;
 }
 
 /// Everything the host asks of its store of record.
@@ -180,16 +252,93 @@ pub trait Store: IdempotencyStorage + Outbox + Inspect {}
 
 impl<T: IdempotencyStorage + Outbox + Inspect> Store for T {}
 
+impl RecordChange {
+    /// The record that shall be there.
+    pub fn put(&self) -> Option<&Record> {
+        match self {
+            Self::Put(record) => Some(record),
+            Self::Keep | Self::Remove => None,
+        }
+    }
+}
+
+impl Expected {
+    /// A record of this epoch, or none.
+    pub fn of(epoch: Option<u64>) -> Self {
+        epoch.map_or(Self::Absent, Self::Epoch)
+    }
+
+    /// Whether a record of the epoch given (`None`: there is none) is as expected.
+    pub fn stands(self, epoch: Option<u64>) -> bool {
+        match self {
+            Self::Anything => true,
+            Self::Absent => epoch.is_none(),
+            Self::Epoch(expected) => epoch == Some(expected),
+        }
+    }
+}
+
+/// `tenant/processor/source/key#fingerprint`.
+impl std::fmt::Display for LetterKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}#{:032x}", self.record, u128::from_be_bytes(self.fingerprint))
+    }
+}
+
+/// A text that is not the key of a kept message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is not the key of a dead letter: take one from `hapax dlq list`, tenant/processor/source/key#fingerprint"
+)]
+pub struct NotALetterKey(String);
+
+impl std::str::FromStr for LetterKey {
+    type Err = NotALetterKey;
+
+    fn from_str(text: &str) -> Result<Self, NotALetterKey> {
+        let parse = || {
+            let (record, fingerprint) = text.rsplit_once('#').filter(|(_, hex)| hex.len() == 32)?;
+            let fingerprint = u128::from_str_radix(fingerprint, 16).ok()?.to_be_bytes();
+            Some(Self { record: record.parse().ok()?, fingerprint })
+        };
+        parse().ok_or_else(|| NotALetterKey(text.to_owned()))
+    }
+}
+
+impl DeadLetter {
+    /// What the store knows it by, under `record`.
+    pub fn key(&self, record: &RecordKey) -> LetterKey {
+        LetterKey { record: record.clone(), fingerprint: self.fingerprint.digest }
+    }
+}
+
 impl Commit {
+    /// A commit that touches nothing yet, whatever record there is.
+    pub fn of(key: &RecordKey) -> Self {
+        Self {
+            key: key.clone(),
+            own: key.clone(),
+            expected: Expected::Anything,
+            record: RecordChange::Keep,
+            version: 0,
+            reads: ReadSet::default(),
+            effects: Effects::default(),
+            letter: None,
+        }
+    }
+
     /// Bytes that it will take in the store, roughly.
     pub(crate) fn bytes(&self) -> usize {
-        let record = self.record.as_ref().map_or(0, |record| match &record.state {
+        let record = self.record.put().map_or(0, |record| match &record.state {
             State::Completed { output } => output.data.len(),
             other => other.error().map_or(0, str::len),
         });
         let writes = self.effects.writes.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Bytes::len));
         let outgoing = self.effects.outgoing.iter().map(|outgoing| outgoing.data.len());
-        let letter = self.dead_letter.as_ref().map_or(0, |letter| letter.message.data.len());
+        let letter = match &self.letter {
+            Some(LetterChange::Put(letter)) => letter.message.data.len(),
+            Some(LetterChange::Remove(_)) | None => 0,
+        };
         256 + record + writes.sum::<usize>() + outgoing.sum::<usize>() + letter
     }
 
@@ -203,7 +352,7 @@ impl Commit {
                 extensions: outgoing.extensions.clone(),
                 data: outgoing.data.clone(),
                 ..Message::new(
-                    self.key.outgoing_id(index),
+                    self.own.outgoing_id(index),
                     format!("/processors/{}", self.key.scope.processor),
                     outgoing.kind.as_str(),
                 )

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use bytes::Bytes;
 use hapax_core::fault;
 use hapax_core::record::Record;
 use hapax_core::storage::StoreError;
@@ -14,7 +15,7 @@ use redb::{Durability, Table, WriteTransaction};
 use crate::buckets::{Bucket, Catalogue};
 use crate::core::{Core, Published};
 use crate::layout::{self, Applied, BLOCK_BYTES};
-use crate::memtable::{Memtable, RecordSlot};
+use crate::memtable::Memtable;
 use crate::open::running_error;
 use crate::view::Snapshot;
 
@@ -173,9 +174,11 @@ impl Writer<'_> {
     }
 
     fn records(&mut self, memtable: &Memtable) -> Result<(), StoreError> {
-        let mut windows: BTreeMap<Option<u64>, Vec<(u128, &RecordSlot)>> = BTreeMap::new();
+        let mut windows: BTreeMap<Option<u64>, Vec<(u128, &Bytes)>> = BTreeMap::new();
         for (hash, slot) in &memtable.records {
-            windows.entry(slot.end_ms).or_default().push((*hash, slot));
+            if let Some(row) = &slot.row {
+                windows.entry(slot.end_ms).or_default().push((*hash, row));
+            }
         }
         for (end_ms, mut records) in windows {
             // In the order of the index: neighbours share its pages.
@@ -184,8 +187,8 @@ impl Writer<'_> {
                 Some(end_ms) => self.window(end_ms, &records)?,
                 None => {
                     let mut kept = self.txn.open_table(layout::KEPT).map_err(running_error)?;
-                    for (hash, slot) in records {
-                        kept.insert(hash, &slot.row[..]).map_err(running_error)?;
+                    for (hash, row) in records {
+                        kept.insert(hash, &row[..]).map_err(running_error)?;
                     }
                 }
             }
@@ -194,7 +197,7 @@ impl Writer<'_> {
     }
 
     /// Records of one window, into its open bucket and as many new ones as they take.
-    fn window(&mut self, end_ms: u64, mut records: &[(u128, &RecordSlot)]) -> Result<(), StoreError> {
+    fn window(&mut self, end_ms: u64, mut records: &[(u128, &Bytes)]) -> Result<(), StoreError> {
         let rows_max = self.core.options.bucket_rows_max;
         while !records.is_empty() {
             let bucket = match self.catalogue.open_for(end_ms, rows_max) {
@@ -213,19 +216,19 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn fill(&mut self, bucket: &Bucket, records: &[(u128, &RecordSlot)]) -> Result<(), StoreError> {
+    fn fill(&mut self, bucket: &Bucket, records: &[(u128, &Bytes)]) -> Result<(), StoreError> {
         let (index, rows) = (layout::index_name(bucket.id), layout::rows_name(bucket.id));
         let mut index = self.txn.open_table(layout::IndexTable::new(&index)).map_err(running_error)?;
         let mut rows = self.txn.open_table(layout::RowsTable::new(&rows)).map_err(running_error)?;
         let mut block = Vec::with_capacity(2 * BLOCK_BYTES);
-        for (hash, slot) in records {
-            if !block.is_empty() && block.len() + slot.row.len() > BLOCK_BYTES {
+        for (hash, row) in records {
+            if !block.is_empty() && block.len() + row.len() > BLOCK_BYTES {
                 self.close_block(&mut block, &mut rows)?;
             }
             let location = layout::location(self.applied.next_block, block.len());
             index.insert(hash, location).map_err(running_error)?;
             bucket.note(*hash);
-            block.extend_from_slice(&slot.row);
+            block.extend_from_slice(row);
         }
         self.close_block(&mut block, &mut rows)?;
         let mut buckets = self.txn.open_table(layout::BUCKETS).map_err(running_error)?;
@@ -273,7 +276,10 @@ impl Writer<'_> {
         if !memtable.dead_letters.is_empty() {
             let mut letters = self.txn.open_table(layout::DEAD_LETTERS).map_err(running_error)?;
             for (key, letter) in &memtable.dead_letters {
-                letters.insert(&key[..], &letter[..]).map_err(running_error)?;
+                match letter {
+                    Some(letter) => drop(letters.insert(&key[..], &letter[..]).map_err(running_error)?),
+                    None => drop(letters.remove(&key[..]).map_err(running_error)?),
+                }
             }
         }
         Ok(())

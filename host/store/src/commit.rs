@@ -8,7 +8,7 @@ use hapax_core::context::{RangeRead, Version};
 use hapax_core::fault;
 use hapax_core::key::Scope;
 use hapax_core::record::Record;
-use hapax_core::storage::{Commit, Group, StoreError, Verdict};
+use hapax_core::storage::{Commit, Group, RecordChange, StoreError, Verdict};
 
 use crate::core::Core;
 use crate::frame::Builder;
@@ -91,8 +91,8 @@ fn in_two(
 ) -> Result<Vec<Verdict>, StoreError> {
     let (mut records, mut effects) = (Builder::new(group.commits.len()), Builder::new(group.commits.len()));
     for (commit, _) in group.commits.iter().zip(&verdicts).filter(|(_, verdict)| **verdict == Verdict::Committed) {
-        records.push(&Commit { effects: Default::default(), dead_letter: None, ..commit.clone() });
-        effects.push(&Commit { record: None, ..commit.clone() });
+        records.push(&Commit { effects: Default::default(), letter: None, ..commit.clone() });
+        effects.push(&Commit { record: RecordChange::Keep, ..commit.clone() });
     }
     group.sent.iter().for_each(|sent| effects.push_sent(*sent));
     write(core, journal, records)?;
@@ -103,7 +103,8 @@ fn in_two(
 /// What is so when a commit's turn comes: the store, and what earlier commits of the group have made of it.
 struct Judge<'a> {
     core: &'a Core,
-    records: HashMap<u128, &'a Record, BuildHasherDefault<Hashed>>,
+    /// `None` where it was forgotten.
+    records: HashMap<u128, Option<&'a Record>, BuildHasherDefault<Hashed>>,
     /// Versions that the group's commits wrote, 0 where they deleted; kept only if anybody of the group has read.
     written: Option<BTreeMap<(&'a Scope, &'a str), Version>>,
 }
@@ -117,18 +118,18 @@ impl<'a> Judge<'a> {
 
     fn verdict(&self, commit: &Commit) -> Result<Verdict, StoreError> {
         let found = match self.records.get(&commit.key.digest()) {
-            Some(record) => Some((*record).clone()),
+            Some(record) => record.cloned(),
             None => read::record(self.core, &commit.key)?,
         };
-        if found.as_ref().map(|record| record.epoch) != commit.expected_epoch {
+        if !commit.expected.stands(found.as_ref().map(|record| record.epoch)) {
             return Ok(Verdict::Taken(found.map(Box::new)));
         }
         Ok(if self.stands(commit)? { Verdict::Committed } else { Verdict::Conflict })
     }
 
     fn note(&mut self, commit: &'a Commit) {
-        if let Some(record) = &commit.record {
-            self.records.insert(commit.key.digest(), record);
+        if commit.record != RecordChange::Keep {
+            self.records.insert(commit.key.digest(), commit.record.put());
         }
         if let Some(written) = &mut self.written {
             let scope = &commit.key.scope;

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use hapax_core::context::Version;
-use hapax_core::storage::{Commit, OutboxPosition};
+use hapax_core::storage::{Commit, Expected, LetterChange, OutboxPosition, RecordChange};
 
 use crate::layout;
 
@@ -19,14 +19,16 @@ pub(crate) const ALIGNMENT: usize = 8;
 pub(crate) enum Entry {
     /// A record: hash of its key, end of its window (`None`: it may not expire), whether there was one before, its row.
     Record { hash: u128, end_ms: Option<u64>, replaces: bool, row: Bytes },
+    /// A record was forgotten by an operator's wish.
+    RecordGone { hash: u128 },
     /// A state entry: encoded key; version and value, or `None` where it is deleted.
     State { key: Bytes, value: Option<Bytes> },
     /// A message to send.
     Outgoing { position: OutboxPosition, message: Bytes },
     /// A message was sent.
     Sent(OutboxPosition),
-    /// A dead letter by its encoded key.
-    DeadLetter { key: Bytes, letter: Bytes },
+    /// A kept message by its encoded key, or `None` where it is kept no longer.
+    DeadLetter { key: Bytes, letter: Option<Bytes> },
 }
 
 const RECORD: u8 = 1;
@@ -36,6 +38,8 @@ const STATE_DELETED: u8 = 4;
 const OUTGOING: u8 = 5;
 const SENT: u8 = 6;
 const DEAD_LETTER: u8 = 7;
+const RECORD_GONE: u8 = 8;
+const DEAD_LETTER_GONE: u8 = 9;
 
 /// No end: the record may not expire.
 const NEVER: u64 = u64::MAX;
@@ -94,11 +98,18 @@ impl Builder {
     /// Everything one commit makes durable.
     pub(crate) fn push(&mut self, commit: &Commit) {
         self.last_version = self.last_version.max(commit.version);
-        if let Some(record) = &commit.record {
-            self.bytes.push(if commit.expected_epoch.is_some() { RECORD_AGAIN } else { RECORD });
-            self.bytes.extend(commit.key.digest().to_le_bytes());
-            self.bytes.extend(layout::window_end_ms(record).unwrap_or(NEVER).to_le_bytes());
-            layout::push_row(&mut self.bytes, &commit.key, record);
+        match &commit.record {
+            RecordChange::Keep => {}
+            RecordChange::Put(record) => {
+                self.bytes.push(if commit.expected == Expected::Absent { RECORD } else { RECORD_AGAIN });
+                self.bytes.extend(commit.key.digest().to_le_bytes());
+                self.bytes.extend(layout::window_end_ms(record).unwrap_or(NEVER).to_le_bytes());
+                layout::push_row(&mut self.bytes, &commit.key, record);
+            }
+            RecordChange::Remove => {
+                self.bytes.push(RECORD_GONE);
+                self.bytes.extend(commit.key.digest().to_le_bytes());
+            }
         }
         if !commit.effects.writes.is_empty() {
             let prefix = layout::scope_prefix(&commit.key.scope);
@@ -115,10 +126,18 @@ impl Builder {
             self.push_position(row.position);
             self.push_bytes(&[&layout::encode(&row.message)]);
         }
-        if let Some(letter) = &commit.dead_letter {
-            self.bytes.push(DEAD_LETTER);
-            self.push_bytes(&[&layout::dead_letter_key(&layout::record_key(&commit.key), &letter.fingerprint)]);
-            self.push_bytes(&[&layout::encode(letter)]);
+        let key = |fingerprint| layout::dead_letter_key(&layout::record_key(&commit.key), fingerprint);
+        match &commit.letter {
+            None => {}
+            Some(LetterChange::Put(letter)) => {
+                self.bytes.push(DEAD_LETTER);
+                self.push_bytes(&[&key(&letter.fingerprint)]);
+                self.push_bytes(&[&layout::encode(&**letter)]);
+            }
+            Some(LetterChange::Remove(fingerprint)) => {
+                self.bytes.push(DEAD_LETTER_GONE);
+                self.push_bytes(&[&key(fingerprint)]);
+            }
         }
     }
 
@@ -242,7 +261,9 @@ impl Entries {
             STATE_DELETED => Entry::State { key: self.bytes()?, value: None },
             OUTGOING => Entry::Outgoing { position: self.position()?, message: self.bytes()? },
             SENT => Entry::Sent(self.position()?),
-            DEAD_LETTER => Entry::DeadLetter { key: self.bytes()?, letter: self.bytes()? },
+            DEAD_LETTER => Entry::DeadLetter { key: self.bytes()?, letter: Some(self.bytes()?) },
+            RECORD_GONE => Entry::RecordGone { hash: u128::from_le_bytes(self.number()?) },
+            DEAD_LETTER_GONE => Entry::DeadLetter { key: self.bytes()?, letter: None },
             _ => return None,
         })
     }

@@ -4,16 +4,17 @@
 
 use std::fmt::Write as _;
 
-use hapax_core::context::{Effects, Outgoing, ReadSet};
-use hapax_core::record::{Record, State};
-use hapax_core::storage::{Commit, DeadLetter, OutboxPosition};
+use hapax_core::context::{Effects, Outgoing};
+use hapax_core::record::{Event, Moment, Record, State};
+use hapax_core::storage::{Commit, DeadLetter, Expected, LetterChange, OutboxPosition, RecordChange, Standing};
+use hapax_core::strategy::Position;
 use hapax_core::{Fingerprint, Message, Output, RecordKey, Scope};
 
 use crate::frame::{Builder, ChecksumKey, Entry, Frame, HEADER_BYTES, Header};
 use crate::layout::{self, Applied};
 
 const STORE: &str = "000102030405060708090a0b0c0d0e0f";
-const GOLDEN: &str = include_str!("../golden/format-2.txt");
+const GOLDEN: &str = include_str!("../golden/format-3.txt");
 
 fn key() -> RecordKey {
     RecordKey::new(Scope { tenant: "t\0t".into(), processor: "orders".into() }, "/shop".into(), "o-1".into())
@@ -25,11 +26,20 @@ fn record(state: State, expires_ms: Option<u64>) -> Record {
         epoch: 3,
         attempts: 2,
         fingerprint: Fingerprint { version: 1, digest: [0xf1; 16] },
+        position: Some(Position::Version(4)),
         component: "c0ffee".into(),
         saga: Some("s".into()),
         received_ms: 1_700_000_000_000,
         changed_ms: 1_700_000_001_000,
         expires_ms,
+        history: vec![Moment {
+            event: Event::Failed { error: "e".into(), retry_at_ms: 1_700_000_000_500 },
+            at_ms: 1_700_000_000_100,
+            epoch: 2,
+            attempts: 1,
+            component: "c0ffee".into(),
+            expires_ms: None,
+        }],
     }
 }
 
@@ -60,29 +70,33 @@ fn states() -> Vec<State> {
 
 /// One frame with an entry of every kind.
 fn frame() -> Frame {
-    let commit = |expected_epoch, record, effects, dead_letter| Commit {
-        key: key(),
-        expected_epoch,
-        record: Some(record),
+    let commit = |expected, record, effects, letter| Commit {
+        expected,
+        record: RecordChange::Put(record),
         version: 7,
-        reads: ReadSet::default(),
         effects,
-        dead_letter,
+        letter,
+        ..Commit::of(&key())
     };
     let outgoing = Outgoing { kind: "order.accepted".into(), data: "{}".into(), ..Outgoing::default() };
     let writes = [("kept".to_owned(), Some("v".into())), ("went".to_owned(), None)].into();
+    let fingerprint = Fingerprint { version: 1, digest: [0xf2; 16] };
     let letter = DeadLetter {
         message: message(),
-        fingerprint: Fingerprint { version: 1, digest: [0xf2; 16] },
+        fingerprint,
+        position: Some(Position::Version(4)),
+        standing: Standing::Parked { awaits: 3, until_ms: 1_700_000_009_000 },
         error: "e".into(),
         attempts: 5,
         component: "c0ffee".into(),
         at_ms: 1_700_000_002_000,
     };
     let due = record(State::RetryDue { error: "e".into(), at_ms: 9 }, None);
-    let mut builder = Builder::new(2);
-    builder.push(&commit(None, completed(), Effects { writes, outgoing: vec![outgoing] }, None));
-    builder.push(&commit(Some(3), due, Effects::default(), Some(letter)));
+    let mut builder = Builder::new(3);
+    builder.push(&commit(Expected::Absent, completed(), Effects { writes, outgoing: vec![outgoing] }, None));
+    builder.push(&commit(Expected::Epoch(3), due, Effects::default(), Some(LetterChange::Put(Box::new(letter)))));
+    let letter = Some(LetterChange::Remove(fingerprint));
+    builder.push(&Commit { record: RecordChange::Remove, letter, ..Commit::of(&key()) });
     builder.push_sent(OutboxPosition { version: 5, index: 1 });
     builder.finish(4, 6, &ChecksumKey::new(STORE))
 }
@@ -105,7 +119,7 @@ fn pinned() -> Vec<(String, &'static str, Vec<u8>)> {
         ("row", "the row of a completed record", row),
         ("window-end", "the end of its bucket's window", layout::window_end_ms(&completed()).unwrap().to_le_bytes().to_vec()),
         ("outbox-message", "a message as the outbox has it", layout::encode(&message())),
-        ("frame", "frame 4 of the store: a record, a state entry, a deleted one, a message to send, a record again, a dead letter, a message that was sent", frame().bytes.to_vec()),
+        ("frame", "frame 4 of the store: a record, a state entry, a deleted one, a message to send, a record again, a kept message, a record and a message that are kept no longer, a message that was sent", frame().bytes.to_vec()),
         ("journal-header", "the journal's first bytes; zeros follow to byte 4096", crate::journal::rebuilt(STORE, &[])[..60].to_vec()),
     ]
     .into_iter()
@@ -144,7 +158,7 @@ fn the_format_is_what_the_golden_file_says() {
     let path = std::env::temp_dir().join(format!("hapax-format-{}.txt", layout::FORMAT));
     std::fs::write(&path, &written).unwrap();
     panic!(
-        "the stored bytes differ from golden/format-2.txt, first at line {}. Stores that exist could not be read any more. \
+        "the stored bytes differ from golden/format-3.txt, first at line {}. Stores that exist could not be read any more. \
          If that was not meant, undo it. If it was: give layout::FORMAT the next number, have the old format migrated or \
          refused by name, describe it in docs/STORAGE.md, and add a golden file of the new number beside the old one. What \
          this build writes is in {}",
@@ -164,8 +178,17 @@ fn the_golden_frame_is_read_entry_by_entry() {
     let frame = Frame::check(&header, bytes.into(), &ChecksumKey::new(STORE)).unwrap();
     assert_eq!((frame.sequence, frame.last_version), (4, 7));
     let entries: Vec<Entry> = frame.entries().map(Option::unwrap).collect();
-    let [Entry::Record { hash, end_ms: Some(_), replaces: false, row }, state, deleted, sending, again, letter, sent] =
-        &entries[..]
+    let [
+        Entry::Record { hash, end_ms: Some(_), replaces: false, row },
+        state,
+        deleted,
+        sending,
+        again,
+        letter,
+        gone,
+        letter_gone,
+        sent,
+    ] = &entries[..]
     else {
         panic!("{entries:?}")
     };
@@ -179,6 +202,10 @@ fn the_golden_frame_is_read_entry_by_entry() {
     assert!(matches!(deleted, Entry::State { value: None, .. }));
     assert!(matches!(sending, Entry::Outgoing { position: OutboxPosition { version: 7, index: 0 }, .. }));
     assert!(matches!(again, Entry::Record { end_ms: None, replaces: true, .. }));
-    assert!(matches!(letter, Entry::DeadLetter { letter, .. } if layout::decode::<DeadLetter>(letter).is_some()));
+    assert!(
+        matches!(letter, Entry::DeadLetter { letter: Some(letter), .. } if layout::decode::<DeadLetter>(letter).is_some())
+    );
+    assert_eq!(*gone, Entry::RecordGone { hash: key().digest() });
+    assert!(matches!(letter_gone, Entry::DeadLetter { letter: None, .. }));
     assert_eq!(*sent, Entry::Sent(OutboxPosition { version: 5, index: 1 }));
 }

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
-use hapax_core::context::{Effects, ReadSet};
+use hapax_core::context::Effects;
 use hapax_core::storage::Commit;
 use hapax_core::{Message, RecordKey, Scope};
 use parking_lot::Mutex;
@@ -85,13 +85,9 @@ fn frame(number: u64, fill: u64, size: usize) -> Builder {
     let value = vec![(fill % 127) as u8 | 0x80; size];
     let mut builder = Builder::new(1);
     builder.push(&Commit {
-        key: RecordKey::by_message_id(&Scope::of("p"), &Message::new("m", "/s", "t")),
-        expected_epoch: None,
-        record: None,
         version: number,
-        reads: ReadSet::default(),
         effects: Effects { writes: [("k".to_owned(), Some(value.into()))].into(), outgoing: Vec::new() },
-        dead_letter: None,
+        ..Commit::of(&RecordKey::by_message_id(&Scope::of("p"), &Message::new("m", "/s", "t")))
     });
     builder
 }

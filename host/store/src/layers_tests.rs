@@ -4,10 +4,11 @@
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use hapax_core::context::{Effects, Outgoing, ReadSet};
+use hapax_core::context::{Effects, Outgoing};
 use hapax_core::record::{Record, State};
 use hapax_core::storage::{
-    Commit, DeadLetter, Group, IdempotencyStorage, Inspect as _, Outbox as _, OutboxPosition, StoreError, Verdict,
+    Commit, DeadLetter, Expected, Group, IdempotencyStorage, Inspect as _, LetterChange, LetterKey, Outbox as _,
+    OutboxPosition, RecordChange, Standing, StoreError, Verdict,
 };
 use hapax_core::{Fingerprint, Message, Output, RecordKey, Scope};
 use redb::backends::InMemoryBackend;
@@ -53,32 +54,42 @@ impl Twins {
         self.version += 1;
         let found = now(self.memory.admit(&key));
         // Now and then one that expects what is not so.
-        let expected_epoch = found.map(|record| record.epoch + u64::from(self.random.below(10) == 0));
-        let epoch = expected_epoch.unwrap_or(0) + 1;
+        let epoch = found.map(|record| record.epoch + u64::from(self.random.below(10) == 0));
+        let expected = if self.random.below(10) == 0 { Expected::Anything } else { Expected::of(epoch) };
+        let epoch = epoch.unwrap_or(0) + 1;
         let state = match self.random.below(3) {
             0 => State::Completed { output: Output { content_type: None, data: self.version.to_string().into() } },
             1 => State::RetryDue { error: "e".into(), at_ms: 5 },
             _ => State::DeadLettered { error: "e".into() },
         };
         let fingerprint = Fingerprint { version: 1, digest: [self.random.below(3) as u8; 16] };
-        let dead_letter = matches!(state, State::DeadLettered { .. }).then(|| DeadLetter {
+        let dead_letter = || DeadLetter {
             message: Message::new("m", "/s", "t"),
             fingerprint,
+            position: None,
+            standing: Standing::Dead,
             error: self.version.to_string(),
             attempts: 1,
             component: "c".into(),
             at_ms: 1,
-        });
+        };
+        let letter = match state {
+            State::DeadLettered { .. } => Some(LetterChange::Put(Box::new(dead_letter()))),
+            State::Completed { .. } => Some(LetterChange::Remove(fingerprint)),
+            _ => None,
+        };
         let record = Record {
             state,
             epoch,
             attempts: 1,
             fingerprint,
+            position: None,
             component: "c".into(),
             saga: None,
             received_ms: 0,
             changed_ms: 0,
             expires_ms: Some(60_000 * self.random.below(4)),
+            history: Vec::new(),
         };
         let writes = (0..self.random.below(3)).map(|_| {
             let value = (self.random.below(3) > 0).then(|| self.version.to_string().into());
@@ -88,8 +99,12 @@ impl Twins {
         let outgoing =
             (0..self.random.below(4)).map(|number| Outgoing { kind: format!("o{number}"), ..Outgoing::default() });
         let effects = Effects { writes, outgoing: outgoing.collect() };
-        let record = (self.random.below(8) > 0).then_some(record);
-        Commit { key, expected_epoch, record, version: self.version, reads: ReadSet::default(), effects, dead_letter }
+        let record = match self.random.below(8) {
+            0 => RecordChange::Keep,
+            1 => RecordChange::Remove,
+            _ => RecordChange::Put(record),
+        };
+        Commit { expected, record, version: self.version, effects, letter, ..Commit::of(&key) }
     }
 
     fn group(&mut self) -> Group {
@@ -116,6 +131,17 @@ impl Twins {
             assert_eq!(now(self.redb.admit(&key)), now(self.memory.admit(&key)), "{context}: record {number}");
             assert_eq!(now(self.redb.dead_letters(&key)), now(self.memory.dead_letters(&key)), "{context}: letters");
         }
+        let after = (self.random.below(2) == 0).then(|| {
+            let fingerprint = [self.random.below(3) as u8; 16];
+            LetterKey { record: key(self.random.below(KEYS)), fingerprint }
+        });
+        let limit = self.random.below(5) as usize;
+        let page = now(self.memory.letters(Some("p"), after.as_ref(), limit));
+        assert_eq!(
+            now(self.redb.letters(Some("p"), after.as_ref(), limit)),
+            page,
+            "{context}: letters after {after:?}"
+        );
         let (redb, memory) = (self.redb.view(&Scope::of("p")), self.memory.view(&Scope::of("p")));
         for number in 0..6 {
             let name = format!("k{number}");

@@ -1,14 +1,15 @@
-//! The stored format, version 2: tables, keys, values. `docs/STORAGE.md` says the same in words; change both together.
+//! The stored format, version 3: tables, keys, values. `docs/STORAGE.md` says the same in words; change both together.
 
 use hapax_core::context::Version;
 use hapax_core::key::{Fingerprint, RecordKey, Scope};
 use hapax_core::record::Record;
+use hapax_core::storage::LetterKey;
 use redb::TableDefinition;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// The version of the format that this build reads and writes.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// Facts about the store: see the `META_` names.
 pub(crate) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
@@ -206,7 +207,16 @@ pub(crate) fn state_key(prefix: &[u8], key: &str) -> Vec<u8> {
 }
 
 pub(crate) fn dead_letter_key(record_key: &[u8], fingerprint: &Fingerprint) -> Vec<u8> {
-    [record_key, &fingerprint.digest[..]].concat()
+    letter_key(record_key, &fingerprint.digest)
+}
+
+pub(crate) fn letter_key(record_key: &[u8], fingerprint: &[u8; 16]) -> Vec<u8> {
+    [record_key, &fingerprint[..]].concat()
+}
+
+pub(crate) fn parse_letter_key(bytes: &[u8]) -> Option<LetterKey> {
+    let (record, fingerprint) = bytes.split_last_chunk::<16>()?;
+    Some(LetterKey { record: parse_record_key(record)?, fingerprint: *fingerprint })
 }
 
 pub(crate) fn parse_state_value(bytes: &[u8]) -> Option<(Version, &[u8])> {

@@ -11,7 +11,8 @@ use hapax_core::key::{RecordKey, Scope};
 use hapax_core::message::Message;
 use hapax_core::record::Record;
 use hapax_core::storage::{
-    Commit, DeadLetter, Group, IdempotencyStorage, Inspect, Outbox, OutboxPosition, OutboxRow, StoreError, Verdict,
+    Commit, DeadLetter, Group, IdempotencyStorage, Inspect, LetterChange, LetterKey, Outbox, OutboxPosition, OutboxRow,
+    RecordChange, StoreError, Verdict,
 };
 use parking_lot::Mutex;
 
@@ -28,14 +29,14 @@ struct Inner {
     records: BTreeMap<RecordKey, Record>,
     state: BTreeMap<Scope, State>,
     outbox: BTreeMap<OutboxPosition, Message>,
-    dead_letters: BTreeMap<(RecordKey, [u8; 16]), DeadLetter>,
+    letters: BTreeMap<LetterKey, DeadLetter>,
     last: Version,
 }
 
 impl Inner {
     fn write(&mut self, commit: &Commit) -> Verdict {
         let found = self.records.get(&commit.key);
-        if found.map(|record| record.epoch) != commit.expected_epoch {
+        if !commit.expected.stands(found.map(|record| record.epoch)) {
             return Verdict::Taken(found.cloned().map(Box::new));
         }
         let state = self.state.entry(commit.key.scope.clone()).or_default();
@@ -55,11 +56,17 @@ impl Inner {
             }
         }
         self.outbox.extend(commit.outbox_rows().map(|row| (row.position, row.message)));
-        if let Some(record) = &commit.record {
-            self.records.insert(commit.key.clone(), record.clone());
+        match &commit.record {
+            RecordChange::Keep => {}
+            RecordChange::Put(record) => drop(self.records.insert(commit.key.clone(), record.clone())),
+            RecordChange::Remove => drop(self.records.remove(&commit.key)),
         }
-        if let Some(letter) = &commit.dead_letter {
-            self.dead_letters.insert((commit.key.clone(), letter.fingerprint.digest), letter.clone());
+        match &commit.letter {
+            None => {}
+            Some(LetterChange::Put(letter)) => drop(self.letters.insert(letter.key(&commit.key), (**letter).clone())),
+            Some(LetterChange::Remove(fingerprint)) => {
+                self.letters.remove(&LetterKey { record: commit.key.clone(), fingerprint: fingerprint.digest });
+            }
         }
         Verdict::Committed
     }
@@ -148,8 +155,21 @@ impl Inspect for MemoryStore {
 
     fn dead_letters<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Vec<DeadLetter>, StoreError>> {
         let inner = self.inner.lock();
-        let letters = inner.dead_letters.iter().filter(|((of, _), _)| of == key);
+        let letters = inner.letters.iter().filter(|(of, _)| of.record == *key);
         Box::pin(ready(Ok(letters.map(|(_, letter)| letter.clone()).collect())))
+    }
+
+    fn letters<'a>(
+        &'a self,
+        processor: Option<&'a str>,
+        after: Option<&'a LetterKey>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<(LetterKey, DeadLetter)>, StoreError>> {
+        let inner = self.inner.lock();
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let letters = inner.letters.range((start, Bound::Unbounded));
+        let letters = letters.filter(|(key, _)| processor.is_none_or(|name| *key.record.scope.processor == *name));
+        Box::pin(ready(Ok(letters.take(limit).map(|(key, letter)| (key.clone(), letter.clone())).collect())))
     }
 }
 

@@ -23,7 +23,8 @@ pub(crate) struct Memtable {
     pub(crate) outbox: BTreeMap<OutboxPosition, Bytes>,
     /// Sent messages whose row is further down.
     pub(crate) sent: BTreeSet<OutboxPosition>,
-    pub(crate) dead_letters: BTreeMap<Bytes, Bytes>,
+    /// Kept messages by encoded key; `None` where it is kept no longer.
+    pub(crate) dead_letters: BTreeMap<Bytes, Option<Bytes>>,
     pub(crate) end: End,
     bytes: usize,
 }
@@ -43,7 +44,8 @@ pub(crate) struct RecordSlot {
     pub(crate) end_ms: Option<u64>,
     /// Whether there may be an older one further down.
     pub(crate) replaces: bool,
-    pub(crate) row: Bytes,
+    /// `None`: it was forgotten.
+    pub(crate) row: Option<Bytes>,
 }
 
 /// Record hashes are as good as random: their own low half serves.
@@ -90,10 +92,13 @@ impl Memtable {
             Entry::Record { hash, end_ms, replaces, row } => match self.records.entry(hash) {
                 Slot::Occupied(mut slot) => {
                     let replaces = slot.get().replaces;
-                    slot.insert(RecordSlot { end_ms, replaces, row });
+                    slot.insert(RecordSlot { end_ms, replaces, row: Some(row) });
                 }
-                Slot::Vacant(slot) => drop(slot.insert(RecordSlot { end_ms, replaces, row })),
+                Slot::Vacant(slot) => drop(slot.insert(RecordSlot { end_ms, replaces, row: Some(row) })),
             },
+            Entry::RecordGone { hash } => {
+                self.records.insert(hash, RecordSlot { end_ms: None, replaces: true, row: None });
+            }
             Entry::State { key, value } => drop(self.state.insert(key, value)),
             Entry::Outgoing { position, message } => drop(self.outbox.insert(position, message)),
             Entry::Sent(position) => {

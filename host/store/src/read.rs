@@ -11,7 +11,7 @@ use hapax_core::context::{Entry, StateView, Version};
 use hapax_core::key::{RecordKey, Scope};
 use hapax_core::message::Message;
 use hapax_core::record::Record;
-use hapax_core::storage::{DeadLetter, OutboxPosition, OutboxRow, StoreError};
+use hapax_core::storage::{DeadLetter, LetterKey, OutboxPosition, OutboxRow, StoreError};
 use redb::{ReadableTable as _, ReadableTableMetadata as _};
 
 use crate::core::Core;
@@ -35,7 +35,7 @@ pub(crate) fn record(core: &Core, key: &RecordKey) -> Result<Option<Record>, Sto
         (newest(&view, |memtable| memtable.records.get(&hash).map(|slot| slot.row.clone())), view.snapshot.clone())
     };
     match above {
-        Some(row) => decode_row(&row, key).map(Some),
+        Some(row) => row.map(|row| decode_row(&row, key)).transpose(),
         None => stored(&snapshot, key, hash),
     }
 }
@@ -198,26 +198,61 @@ pub(crate) fn outbox_len(core: &Core) -> Result<u64, StoreError> {
     Ok((stored + above as u64).saturating_sub(sent as u64))
 }
 
+/// The messages that are kept under a record.
 pub(crate) fn dead_letters(core: &Core, key: &RecordKey) -> Result<Vec<DeadLetter>, StoreError> {
     let start = layout::record_key(key);
     let end = layout::after_prefix(&start);
+    let letters = kept_messages(core, (Bound::Included(&start[..]), Bound::Excluded(&end[..])), usize::MAX)?;
+    Ok(letters.into_iter().map(|(_, letter)| letter).collect())
+}
+
+/// Up to `limit` kept messages after `after`, of one processor if given.
+pub(crate) fn letters(
+    core: &Core,
+    processor: Option<&str>,
+    after: Option<&LetterKey>,
+    limit: usize,
+) -> Result<Vec<(LetterKey, DeadLetter)>, StoreError> {
+    let after = after.map(|after| layout::letter_key(&layout::record_key(&after.record), &after.fingerprint));
+    let prefix = processor.map(|processor| layout::scope_prefix(&Scope::of(processor)));
+    let end = prefix.as_deref().map(layout::after_prefix);
+    let start = match (&after, &prefix) {
+        (Some(after), _) => Bound::Excluded(&after[..]),
+        (None, Some(prefix)) => Bound::Included(&prefix[..]),
+        (None, None) => Bound::Unbounded,
+    };
+    kept_messages(core, (start, end.as_deref().map_or(Bound::Unbounded, Bound::Excluded)), limit)
+}
+
+/// The first kept messages of a range of encoded keys.
+fn kept_messages(
+    core: &Core,
+    range: (Bound<&[u8]>, Bound<&[u8]>),
+    limit: usize,
+) -> Result<Vec<(LetterKey, DeadLetter)>, StoreError> {
     let (mut letters, snapshot) = {
         let view = core.view.read();
-        let mut letters: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+        let mut letters: BTreeMap<Bytes, Option<Bytes>> = BTreeMap::new();
         for memtable in view.memtables() {
-            let range =
-                memtable.dead_letters.range::<[u8], _>((Bound::Included(&start[..]), Bound::Excluded(&end[..])));
-            for (key, letter) in range {
-                letters.entry(key.to_vec()).or_insert_with(|| letter.to_vec());
+            for (key, letter) in memtable.dead_letters.range::<[u8], _>(range) {
+                letters.entry(key.clone()).or_insert_with(|| letter.clone());
             }
         }
         (letters, view.snapshot.clone())
     };
-    for row in snapshot.dead_letters.range::<&[u8]>(start.as_slice()..end.as_slice()).map_err(running_error)? {
+    // What is gone above hides rows below: read that many more.
+    let hidden = letters.values().filter(|letter| letter.is_none()).count();
+    for row in snapshot.dead_letters.range::<&[u8]>(range).map_err(running_error)?.take(limit.saturating_add(hidden)) {
         let (key, letter) = row.map_err(running_error)?;
-        letters.entry(key.value().to_vec()).or_insert_with(|| letter.value().to_vec());
+        let letter = || Some(Bytes::copy_from_slice(letter.value()));
+        letters.entry(Bytes::copy_from_slice(key.value())).or_insert_with(letter);
     }
-    letters.values().map(|letter| layout::decode(letter).ok_or_else(|| damaged("a dead letter"))).collect()
+    let present = letters.into_iter().filter_map(|(key, letter)| Some((key, letter?)));
+    let decoded = present.take(limit).map(|(key, letter)| {
+        let key = layout::parse_letter_key(&key).ok_or_else(|| damaged("a kept message's key"))?;
+        Ok((key, layout::decode(&letter).ok_or_else(|| damaged("a kept message"))?))
+    });
+    decoded.collect()
 }
 
 /// Version and value of a state key of the scope whose encoding is `prefix`; `(0, None)` where it is absent.

@@ -10,7 +10,7 @@ use hapax_core::key::{RecordKey, Scope};
 use hapax_core::record::Record;
 use hapax_core::running::RunningNotes;
 use hapax_core::storage::{
-    DeadLetter, Group, IdempotencyStorage, Inspect, Outbox, OutboxPosition, OutboxRow, StoreError, Verdict,
+    DeadLetter, Group, IdempotencyStorage, Inspect, LetterKey, Outbox, OutboxPosition, OutboxRow, StoreError, Verdict,
 };
 use parking_lot::Mutex;
 
@@ -177,5 +177,14 @@ impl Inspect for RedbStore {
 
     fn dead_letters<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Vec<DeadLetter>, StoreError>> {
         Box::pin(ready(read::dead_letters(&self.core, key)))
+    }
+
+    fn letters<'a>(
+        &'a self,
+        processor: Option<&'a str>,
+        after: Option<&'a LetterKey>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<(LetterKey, DeadLetter)>, StoreError>> {
+        Box::pin(ready(read::letters(&self.core, processor, after, limit)))
     }
 }

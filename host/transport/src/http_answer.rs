@@ -35,6 +35,13 @@ pub enum Answer {
     Mismatch,
     /// A newer version was processed before: 422.
     Stale,
+    /// It waits for the one before it and runs then: 202.
+    Parked {
+        /// The version that is awaited.
+        awaits: u64,
+        /// When the wait is over, in milliseconds since the Unix epoch.
+        until_ms: u64,
+    },
     /// It is being processed: 409.
     InFlight,
     /// It failed and may be sent again later: 503 with `Retry-After`.
@@ -72,6 +79,7 @@ pub(crate) fn respond(processor: &str, answer: Answer) -> Response {
             let detail = "a newer version of what this message is about was processed before; there is nothing to do";
             problem(Code::UNPROCESSABLE_ENTITY, "stale", detail)
         }
+        Answer::Parked { awaits, until_ms } => accepted(awaits, until_ms),
         Answer::InFlight => retry_after(
             1,
             problem(Code::CONFLICT, "in-flight", "a message with this key is being processed; ask again"),
@@ -131,6 +139,15 @@ fn result(output: Output) -> Response {
     }
     // The bytes are a guest's: no browser shall guess that they are a page.
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// It is kept, and runs later.
+fn accepted(awaits: u64, until_ms: u64) -> Response {
+    let body = json!({ "outcome": "parked", "awaits": awaits, "until_ms": until_ms });
+    let mut response = Response::new(Body::from(body.to_string()));
+    *response.status_mut() = StatusCode::ACCEPTED;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 

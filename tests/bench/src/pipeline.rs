@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use futures_util::future::BoxFuture;
-use hapax_core::context::{Effects, ReadSet, StateView};
+use hapax_core::context::{Effects, StateView};
 use hapax_core::metrics::Counters;
 use hapax_core::record::State;
-use hapax_core::storage::{Commit, Group, IdempotencyStorage, StoreError, Verdict};
+use hapax_core::storage::{Commit, Expected, Group, IdempotencyStorage, RecordChange, StoreError, Verdict};
 use hapax_core::{
     Committer, Context, Ending, Failure, Fingerprint, Handling, IdempotentConsumer, Invocation, Message,
     MessageProcessor, NativeProcessor, Options, Output, Parts, Record, RecordKey, Scope, SystemClock,
@@ -232,23 +232,23 @@ fn completed(item: &Item, version: u64, changed_ms: u64) -> Commit {
     let mut effects = Effects::default();
     effects.writes.insert(item.state(), Some(bytes::Bytes::from_static(VALUE)));
     Commit {
-        key: RecordKey::by_message_id(&Scope::of(PROCESSOR), &message),
-        expected_epoch: None,
-        record: Some(Record {
+        expected: Expected::Absent,
+        record: RecordChange::Put(Record {
             state: State::Completed { output: answer() },
             epoch: 1,
             attempts: 1,
             fingerprint: Fingerprint::of(&message),
+            position: None,
             component: "native".into(),
             saga: None,
             received_ms: changed_ms,
             changed_ms,
             expires_ms: Some(changed_ms + Options::default().retention_ms),
+            history: Vec::new(),
         }),
         version,
-        reads: ReadSet::default(),
         effects,
-        dead_letter: None,
+        ..Commit::of(&RecordKey::by_message_id(&Scope::of(PROCESSOR), &message))
     }
 }
 

@@ -3,6 +3,7 @@
 mod duplicates;
 #[cfg_attr(not(feature = "engine"), path = "engine/absent.rs")]
 mod engine;
+mod filters;
 mod growth;
 mod http;
 mod jetstream;
@@ -25,6 +26,7 @@ pub(crate) const ALL: &[Scenario] = &[
     engine::SCENARIO,
     wasm::SCENARIO,
     duplicates::SCENARIO,
+    filters::SCENARIO,
     growth::SCENARIO,
     memory::SCENARIO,
     retention::SCENARIO,

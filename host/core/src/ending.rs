@@ -1,0 +1,60 @@
+//! How a message ended, as its pipeline says it. What a transport or a person is told is theirs to say.
+
+use crate::admission::Stored;
+use crate::processor::Output;
+
+/// How a delivery of a message ended. Everything but `Retry` and `InFlight` is durable and may be acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// It ran, and its effects are durable.
+    Completed {
+        /// Its result.
+        output: Output,
+    },
+    /// It had ended before: nothing ran.
+    Duplicate(Stored),
+    /// Its key was used with another body: nothing ran.
+    Mismatch,
+    /// A later message of its entity was seen before: nothing ran.
+    Stale,
+    /// The store keeps it until the message before it has ended, or its time is over. The host runs it then.
+    Parked {
+        /// The version that is awaited.
+        awaits: u64,
+        /// When the wait is over, in milliseconds since the Unix epoch.
+        until_ms: u64,
+    },
+    /// It failed for good; the record keeps the message and the error.
+    DeadLettered {
+        /// What went wrong.
+        error: String,
+    },
+    /// It is due again later.
+    Retry {
+        /// What went wrong.
+        error: String,
+        /// Due after this many milliseconds.
+        after_ms: u64,
+    },
+    /// It is being run by somebody else.
+    InFlight {
+        /// Ask again after this many milliseconds.
+        after_ms: u64,
+    },
+}
+
+impl Ending {
+    /// The outcome's name, as the command line, the API and the metrics print it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Completed { .. } => "completed",
+            Self::Duplicate(_) => "duplicate",
+            Self::Mismatch => "mismatch",
+            Self::Stale => "stale",
+            Self::Parked { .. } => "parked",
+            Self::DeadLettered { .. } => "dead-lettered",
+            Self::Retry { .. } => "retry",
+            Self::InFlight { .. } => "in-flight",
+        }
+    }
+}
