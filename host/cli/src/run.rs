@@ -16,7 +16,7 @@ use crate::host::{self, Host};
 use crate::progress::Progress;
 use crate::report::{KeptPrinter, Printer, Style};
 
-/// Messages that are taken for each that may run.
+/// Messages that are taken for each that may be in flight.
 const TAKEN_PER_RUN: usize = 16;
 
 #[derive(clap::Args)]
@@ -36,7 +36,7 @@ pub(crate) struct Args {
     /// Where outbox messages are appended, one CloudEvent a line; without it they stay in the outbox.
     #[arg(long, value_name = "FILE|-")]
     outbox: Option<PathBuf>,
-    /// Messages in flight, at most.
+    /// Messages in flight, at most. With 1, each ends before the next is read.
     #[arg(long, value_name = "N", default_value_t = 64)]
     concurrency: usize,
     /// Bytes of one message, at most.
@@ -81,8 +81,8 @@ async fn run(args: Args, json: bool) -> anyhow::Result<ExitCode> {
     let keeper = tokio::spawn(host.keeper(&consumer, kept, kept_stop));
     let progress = if style == Style::Quiet { Progress::on_terminal(source.total_bytes()) } else { None };
     let ticking = progress.map(|bar| tokio::spawn(tick(bar, printer.clone(), source.bytes_read())));
-    // Many more than run at once: those that wait for their turn or their time hold up nobody.
-    let taken_max = args.concurrency.saturating_mul(TAKEN_PER_RUN);
+    // Many more than are in flight: those that wait for their turn or their time hold up nobody. One at a time means one.
+    let taken_max = if args.concurrency == 1 { 1 } else { args.concurrency.saturating_mul(TAKEN_PER_RUN) };
     let result = hapax_core::run::run(&consumer, &mut source, printer.clone(), taken_max, stop.clone()).await;
 
     kept_ended.send_replace(true);

@@ -65,7 +65,7 @@ pub(crate) struct Inner {
     component: Arc<str>,
     effect_limits: Arc<crate::context::EffectLimits>,
     notes: Arc<dyn RunningNotes>,
-    /// A place for each run that may be under way.
+    /// A place for each message that may be in flight: that runs, or whose commit is on its way.
     runs: Semaphore,
     /// Messages that the store keeps and this consumer is to run.
     pub(crate) kept: Kept,
@@ -309,13 +309,14 @@ impl Inner {
                 self.parts.metrics.conflict(&self.parts.scope);
                 continue;
             };
-            drop((running, place));
+            drop(running);
             let retry = matches!(ending, Ending::Retry { .. });
             if !retry {
                 // The next of the lane may go: it sees these effects in the overlay.
                 claim.turn = None;
             }
             let verdict = pending.durable().await?;
+            drop(place);
             if claim.deaths > 0 && verdict == Verdict::Committed {
                 // The record counts them from now on.
                 self.notes.forget(&message.identity.own);

@@ -14,9 +14,9 @@ use crate::storage::StoreError;
 pub type Version = u64;
 
 /// Begins the state keys that are the host's own. A processor neither sees nor writes one.
-pub const RESERVED: char = '\0';
-/// The first key that is not the host's own.
-const FIRST: &str = "\u{1}";
+pub const RESERVED: char = '\u{10ffff}';
+/// The first of them: every other key comes before.
+const FIRST_RESERVED: &str = "\u{10ffff}";
 
 /// One state entry as read: key, version, value.
 pub type Entry = (String, Version, Bytes);
@@ -78,7 +78,7 @@ pub enum ContextError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The key is one of the host's own, and would be again: reject the message.
-    #[error("a state key must not be empty or begin with U+0000: those are the host's own")]
+    #[error("a state key must not begin with U+10FFFF: those are the host's own")]
     Reserved,
     /// The run is over one of its limits, and would be again: reject the message.
     #[error("{what} is over its limit of {limit}")]
@@ -180,8 +180,8 @@ impl Context {
         limit: usize,
     ) -> Result<Vec<(String, Bytes)>, ContextError> {
         self.check("entries of a scan", limit, self.limits.scan_entries)?;
-        // The host's own keys come before all others.
-        let start = if start.starts_with(RESERVED) || start.is_empty() { FIRST } else { start };
+        // The host's own keys come after all others.
+        let end = Some(end.map_or(FIRST_RESERVED, |end| end.min(FIRST_RESERVED)));
         // Own deletes may hide entries of the view: ask for that many more.
         let own = || {
             self.effects.writes.range::<str, _>((
@@ -225,7 +225,7 @@ impl Context {
     fn check_key(&self, key: &str) -> Result<(), ContextError> {
         let keys = self.reads.keys.len() + self.effects.writes.len();
         self.check("state keys touched", keys + 1, self.limits.state_keys)?;
-        if key.is_empty() || key.starts_with(RESERVED) {
+        if key.starts_with(RESERVED) {
             return Err(ContextError::Reserved);
         }
         self.check("bytes of a state key", key.len(), self.limits.key_bytes)

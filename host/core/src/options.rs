@@ -21,7 +21,8 @@ pub struct Options {
     /// How late a source may deliver a message again, in milliseconds. Where messages have positions, the last one seen is
     /// remembered that much longer than its record's retention.
     pub redelivery_horizon_ms: u64,
-    /// Runs under way, at most: what waits for its turn, for its time or for its commit holds no place.
+    /// Messages in flight, at most: those that run, and those whose commit is on its way. What waits for its turn or its time
+    /// is not among them.
     pub runs_max: usize,
     /// Messages that are parked or redriven at one time, at most; what comes then is put off.
     pub kept_max: usize,

@@ -10,7 +10,7 @@ use crate::view::{Snapshot, View};
 
 /// Shared by the committer, the applier and every reader. Locks are taken in the order catalogue, progress, view.
 pub(crate) struct Core {
-    pub(crate) database: Database,
+    pub(crate) database: Closing,
     pub(crate) options: StoreOptions,
     pub(crate) view: RwLock<View>,
     /// Held by whoever writes the tables.
@@ -18,6 +18,33 @@ pub(crate) struct Core {
     pub(crate) progress: Mutex<Progress>,
     /// Something in [`Progress`] or in the view's memtables has changed.
     pub(crate) changed: Condvar,
+}
+
+/// A database that is closed without a panic: redb takes some damage for a mistake of its own also then. Everything that
+/// was committed is durable before; what redb writes when it closes only spares it work at the next start.
+pub(crate) struct Closing(Option<Database>);
+
+impl Closing {
+    pub(crate) fn new(database: Database) -> Self {
+        Self(Some(database))
+    }
+}
+
+impl std::ops::Deref for Closing {
+    type Target = Database;
+
+    fn deref(&self) -> &Database {
+        self.0.as_ref().expect("it is there until it is dropped")
+    }
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        let database = self.0.take();
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(database))).is_err() {
+            tracing::error!("store: the database is damaged and could not be closed in order; run `hapax doctor`");
+        }
+    }
 }
 
 /// How the store is doing.

@@ -16,7 +16,7 @@ use redb::backends::FileBackend;
 use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageBackend};
 
 use crate::buckets::{Bucket, Catalogue};
-use crate::core::{Core, Progress};
+use crate::core::{Closing, Core, Progress};
 use crate::journal::{self, Journal, JournalError, Recovered};
 use crate::layout::{self, Applied, META};
 use crate::memtable::Memtable;
@@ -204,7 +204,7 @@ fn join(
     }
     view.freeze();
     let core = Core {
-        database,
+        database: Closing::new(database),
         options,
         view: RwLock::new(view),
         catalogue: Mutex::new(catalogue),
