@@ -43,7 +43,9 @@ async fn up(config: Config, json: bool) -> anyhow::Result<ExitCode> {
         .map(|(name, processor)| {
             // The client is the source: it delivers again, so a retry is its to make.
             let handling = Handling { wait_in_flight: processor.wait_in_flight, retry_here: false };
-            Ok((name.clone(), Desk { consumer: host.consumer(name, processor)?, handling }))
+            let consumer = host.consumer(name, processor)?;
+            let headers = consumer.options().strategy.headers();
+            Ok((name.clone(), Desk { consumer, handling, headers }))
         })
         .collect::<anyhow::Result<BTreeMap<_, _>>>()?;
     let stop = host::stop_on_signal()?;
@@ -118,6 +120,8 @@ struct Door {
 struct Desk {
     consumer: IdempotentConsumer,
     handling: Handling,
+    /// What the strategy looks at.
+    headers: Vec<String>,
 }
 
 impl Door {
@@ -169,6 +173,10 @@ impl Ingress for Door {
             }
         };
         Box::pin(std::future::ready(refused))
+    }
+
+    fn headers(&self, processor: &str) -> &[String] {
+        self.desks.get(processor).map_or(&[], |desk| &desk.headers)
     }
 
     fn ready(&self) -> Result<(), String> {

@@ -4,6 +4,7 @@
 use crate::admission::{Admission, decide};
 use crate::consumer::{Accepted, Admitted, Inner};
 use crate::ending::Ending;
+use crate::fault;
 use crate::options::MismatchPolicy;
 use crate::record::Record;
 use crate::storage::{Commit, LetterChange, Standing, StoreError};
@@ -15,7 +16,7 @@ impl Inner {
         message: &Accepted,
         record: Option<&Record>,
     ) -> Result<Option<Admitted>, StoreError> {
-        let gaps = self.parts.options.strategy.gaps().filter(|_| !message.past_gap);
+        let gaps = self.parts.options.strategy.gaps().filter(|_| !message.past_gap && !fault::mutated("gap-ignored"));
         let ending = match decide(record, &message.identity, gaps, self.parts.clock.now_ms()) {
             Admission::Fresh => return Ok(None),
             Admission::Gap { awaits } => return Ok(Some(Admitted::Park { awaits })),
@@ -55,20 +56,19 @@ impl Inner {
     /// Parks a message until the version `awaits` has ended; `None` if what it waits for may have ended meanwhile.
     pub(crate) async fn park(&self, message: &Accepted, awaits: u64) -> Result<Option<Ending>, StoreError> {
         let Some(gaps) = self.parts.options.strategy.gaps() else { return Ok(None) };
-        let key = &message.identity.record;
+        let identity = &message.identity;
         let until_ms = self.parts.clock.now_ms().saturating_add(gaps.timeout_ms);
-        let error = format!("waits for version {awaits}");
-        let letter = self.conclusion(message).keep(Standing::Parked { awaits, until_ms }, error.clone(), 0);
         // As before, if it is parked already.
-        let until_ms = match self.kept.park(key, &letter) {
+        let until_ms = match self.kept.park(identity.letter_key(), identity.position.clone(), until_ms) {
             Ok(until_ms) => until_ms,
             Err(full) => return Ok(Some(full)),
         };
+        let error = format!("waits for version {awaits}");
         self.keep(message, Standing::Parked { awaits, until_ms }, error).await?;
         // What it waits for may have ended while it was written down: whoever ended it has found it then, or is found here.
-        let found = self.parts.storage.admit(key).await?;
+        let found = self.parts.storage.admit(&identity.record).await?;
         let now_ms = self.parts.clock.now_ms();
-        Ok(match decide(found.as_ref(), &message.identity, Some(gaps), now_ms) {
+        Ok(match decide(found.as_ref(), identity, Some(gaps), now_ms) {
             Admission::Gap { .. } => Some(Ending::Parked { awaits, until_ms }),
             _ => None,
         })

@@ -2,6 +2,7 @@
 //! run when the one before them has ended, and by policy when their time is over. Decides when; how is the pipeline's.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Slot;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -41,11 +42,27 @@ struct Waiting {
 #[derive(Debug, Clone)]
 struct Entry {
     position: Option<Position>,
-    /// Runs from this time on, in milliseconds since the Unix epoch.
-    due_ms: u64,
-    /// It is due because its time is over, not because the one before it has ended.
-    parked: bool,
+    /// It may be tried from this time on, in milliseconds since the Unix epoch; `None`: once the one before it has ended.
+    ready_ms: Option<u64>,
+    /// Its wait is over at this time, likewise, if it is parked.
+    until_ms: Option<u64>,
     running: bool,
+}
+
+impl Entry {
+    /// When something is to be done about it.
+    fn due_ms(&self) -> u64 {
+        let soonest = self.ready_ms.into_iter().chain(self.until_ms).min();
+        soonest.unwrap_or(u64::MAX)
+    }
+
+    fn is_due(&self, now_ms: u64) -> bool {
+        !self.running && self.due_ms() <= now_ms
+    }
+
+    fn is_ready(&self, now_ms: u64) -> bool {
+        self.ready_ms.is_some_and(|ready_ms| ready_ms <= now_ms)
+    }
 }
 
 /// A kept message whose time has come.
@@ -61,46 +78,46 @@ impl Kept {
         Self { max, waiting: Mutex::default(), changed: Notify::new() }
     }
 
-    /// Notes a message that is about to be parked. Answers when its wait is over, which is as before if it is parked
-    /// already; an ending if there is no room.
-    pub(crate) fn park(&self, record: &RecordKey, letter: &DeadLetter) -> Result<u64, Ending> {
+    /// Notes a message that is about to be parked until `until_ms`. Answers when its wait is over, which is as before if it
+    /// is parked already; an ending if there is no room.
+    pub(crate) fn park(&self, key: LetterKey, position: Option<Position>, until_ms: u64) -> Result<u64, Ending> {
         let mut waiting = self.waiting.lock();
-        let Standing::Parked { until_ms, .. } = letter.standing else {
-            unreachable!("only parked messages are parked")
-        };
-        let key = letter.key(record);
-        if let Some(entry) = waiting.entries.get_mut(&key) {
-            entry.running = false;
-            let was_parked = std::mem::replace(&mut entry.parked, true);
-            entry.due_ms = if was_parked { entry.due_ms.max(1) } else { until_ms };
-            let due_ms = entry.due_ms;
-            self.changed.notify_one();
-            return Ok(due_ms);
+        let parked = waiting.entries.len();
+        match waiting.entries.entry(key) {
+            Slot::Occupied(mut entry) => {
+                let entry = entry.get_mut();
+                let until_ms = entry.until_ms.map_or(until_ms, |before_ms| before_ms.min(until_ms));
+                *entry = Entry { ready_ms: None, until_ms: Some(until_ms), running: false, ..entry.clone() };
+                self.changed.notify_one();
+                Ok(until_ms)
+            }
+            Slot::Vacant(_) if parked >= self.max => {
+                let error = format!("{} messages are parked or redriven already, which is the most", self.max);
+                Err(Ending::Retry { error, after_ms: COME_AGAIN_MS })
+            }
+            Slot::Vacant(slot) => {
+                slot.insert(Entry { position, ready_ms: None, until_ms: Some(until_ms), running: false });
+                self.changed.notify_one();
+                Ok(until_ms)
+            }
         }
-        if waiting.entries.len() >= self.max {
-            let error = format!("{} messages are parked or redriven already, which is the most", self.max);
-            return Err(Ending::Retry { error, after_ms: COME_AGAIN_MS });
-        }
-        let entry = Entry { position: letter.position.clone(), due_ms: until_ms, parked: true, running: false };
-        waiting.entries.insert(key, entry);
-        self.changed.notify_one();
-        Ok(until_ms)
     }
 
-    /// A message of `record` has ended: the first of those that wait behind it may go.
-    pub(crate) fn settled(&self, record: &RecordKey) {
+    /// The message of `record` at `position` has ended: the first of those behind it may go. Those that are not behind it
+    /// any more may see that they are too late.
+    pub(crate) fn settled(&self, record: &RecordKey, position: Option<&Position>) {
         let mut waiting = self.waiting.lock();
-        if let Some((_, entry)) = waiting.first_of(record) {
-            entry.parked = false;
-            entry.due_ms = 0;
+        let next =
+            waiting.of(record).filter_map(|(_, entry)| entry.position.clone()).filter(|at| Some(at) > position).min();
+        for (_, entry) in waiting.of(record).filter(|(_, entry)| entry.position <= next) {
+            entry.ready_ms = Some(0);
             self.changed.notify_one();
         }
     }
 
     /// Whether the message is kept.
     pub(crate) fn holds(&self, identity: &Identity) -> bool {
-        let key = LetterKey { record: identity.record.clone(), fingerprint: identity.fingerprint.digest };
-        self.waiting.lock().entries.contains_key(&key)
+        self.waiting.lock().entries.contains_key(&identity.letter_key())
     }
 
     /// Has the store read again: an operator has redriven something.
@@ -113,38 +130,41 @@ impl Kept {
         std::mem::take(&mut self.waiting.lock().reload)
     }
 
-    /// Notes a message that was found in the store.
+    /// Notes a message that was found in the store. What it waits for may have ended before anybody knew of it here: so a
+    /// parked one is tried once.
     fn found(&self, key: LetterKey, letter: &DeadLetter) {
-        let (due_ms, parked) = match letter.standing {
+        let until_ms = match letter.standing {
             Standing::Dead => return,
-            Standing::Redriven => (0, false),
-            Standing::Parked { until_ms, .. } => (until_ms, true),
+            Standing::Redriven => None,
+            Standing::Parked { until_ms, .. } => Some(until_ms),
         };
-        let entry = Entry { position: letter.position.clone(), due_ms, parked, running: false };
+        let entry = Entry { position: letter.position.clone(), ready_ms: Some(0), until_ms, running: false };
         self.waiting.lock().entries.entry(key).or_insert(entry);
     }
 
     /// The messages that may run now, and when the next one may, in milliseconds since the Unix epoch.
     fn due(&self, now_ms: u64, room: usize) -> (Vec<Due>, Option<u64>) {
         let mut waiting = self.waiting.lock();
-        let due = |entry: &Entry| !entry.running && entry.due_ms <= now_ms;
-        let keys: Vec<_> = waiting.entries.iter().filter(|(_, entry)| due(entry)).map(|(key, _)| key.clone()).collect();
+        let due = waiting.entries.iter().filter(|(_, entry)| entry.is_due(now_ms));
+        let due: Vec<_> =
+            due.map(|(key, entry)| Due { key: key.clone(), timed_out: !entry.is_ready(now_ms) }).collect();
         let mut taken: Vec<Due> = Vec::new();
-        for key in keys {
-            // Of those that wait for the same message, the first goes first, whosever time is over.
-            let timed_out = waiting.entries.get(&key).is_some_and(|entry| entry.parked);
-            let key = match waiting.first_of(&key.record) {
-                Some((first, _)) if timed_out => first,
-                _ => key,
-            };
-            let Some(entry) = waiting.entries.get_mut(&key).filter(|entry| !entry.running) else { continue };
+        for mut due in due {
             if taken.len() == room {
                 break;
             }
+            // Of those that wait for the same message, the first goes first, whosever time is over.
+            if due.timed_out
+                && let Some((first, _)) =
+                    waiting.of(&due.key.record).min_by(|one, other| one.1.position.cmp(&other.1.position))
+            {
+                due.key = first.clone();
+            }
+            let Some(entry) = waiting.entries.get_mut(&due.key).filter(|entry| !entry.running) else { continue };
             entry.running = true;
-            taken.push(Due { key, timed_out });
+            taken.push(due);
         }
-        let later = waiting.entries.values().filter(|entry| !entry.running).map(|entry| entry.due_ms).min();
+        let later = waiting.entries.values().filter(|entry| !entry.running).map(Entry::due_ms).min();
         (taken, later)
     }
 
@@ -153,10 +173,9 @@ impl Kept {
         let mut waiting = self.waiting.lock();
         match again_ms {
             None => drop(waiting.entries.remove(key)),
-            Some(again_ms) => {
+            Some(_) => {
                 if let Some(entry) = waiting.entries.get_mut(key) {
-                    entry.running = false;
-                    entry.due_ms = again_ms;
+                    *entry = Entry { ready_ms: again_ms, until_ms: None, running: false, ..entry.clone() };
                 }
             }
         }
@@ -165,14 +184,11 @@ impl Kept {
 }
 
 impl Waiting {
-    /// The earliest message that is kept under a record.
-    fn first_of(&mut self, record: &RecordKey) -> Option<(LetterKey, &mut Entry)> {
+    /// The messages that are kept under a record.
+    fn of<'a>(&'a mut self, record: &'a RecordKey) -> impl Iterator<Item = (&'a LetterKey, &'a mut Entry)> {
         let from = LetterKey { record: record.clone(), fingerprint: [0; 16] };
-        let of_record = self.entries.range_mut((Bound::Included(from), Bound::Unbounded));
-        of_record
-            .take_while(|(key, _)| key.record == *record)
-            .min_by(|(_, one), (_, other)| one.position.cmp(&other.position))
-            .map(|(key, entry)| (key.clone(), entry))
+        let entries = self.entries.range_mut((Bound::Included(from), Bound::Unbounded));
+        entries.take_while(move |(key, _)| key.record == *record)
     }
 }
 
@@ -201,10 +217,11 @@ pub async fn run(
         }
         let next_ms = later.map_or(u64::MAX, |due_ms| due_ms.saturating_sub(now_ms).max(1));
         tokio::select! {
+            biased;
             _ = stop.wait_for(|stop| *stop), if !stopping => stopping = true,
             () = consumer.kept().changed.notified() => {}
             Some(ended) = under_way.join_next() => joined(ended)?,
-            () = consumer.clock().sleep(next_ms), if next_ms < u64::MAX && under_way.len() < AT_ONCE => {}
+            () = async { consumer.clock().sleep(next_ms).await }, if !stopping && next_ms < u64::MAX && under_way.len() < AT_ONCE => {}
         }
     }
 }
@@ -287,6 +304,13 @@ mod tests {
         }
     }
 
+    impl Kept {
+        fn parks(&self, record_key: &str, letter: &DeadLetter) -> Result<u64, Ending> {
+            let Standing::Parked { until_ms, .. } = letter.standing else { panic!("{letter:?}") };
+            self.park(letter.key(&record(record_key)), letter.position.clone(), until_ms)
+        }
+    }
+
     fn record(key: &str) -> RecordKey {
         RecordKey::new(Scope::of("p"), "/source".into(), key.into())
     }
@@ -295,8 +319,8 @@ mod tests {
     fn the_first_of_an_entity_goes_first_whosever_time_is_over() {
         let kept = Kept::new(10);
         let (late, early) = (letter(3, 100), letter(2, 200));
-        kept.park(&record("a"), &late).expect("there is room");
-        kept.park(&record("a"), &early).expect("there is room");
+        kept.parks("a", &late).expect("there is room");
+        kept.parks("a", &early).expect("there is room");
         assert_eq!(kept.due(99, 9), (vec![], Some(100)));
         let (due, later) = kept.due(100, 9);
         assert_eq!(due, [Due { key: early.key(&record("a")), timed_out: true }]);
@@ -309,18 +333,32 @@ mod tests {
     fn who_waits_behind_goes_once_the_one_before_has_ended() {
         let kept = Kept::new(10);
         let (second, third) = (letter(2, 100), letter(3, 100));
-        kept.park(&record("a"), &second).expect("there is room");
-        kept.park(&record("a"), &third).expect("there is room");
-        kept.park(&record("b"), &second).expect("there is room");
-        kept.settled(&record("a"));
+        kept.parks("a", &second).expect("there is room");
+        kept.parks("a", &third).expect("there is room");
+        kept.parks("b", &second).expect("there is room");
+        kept.settled(&record("a"), Some(&Position::Version(1)));
         assert_eq!(kept.due(1, 9).0, [Due { key: second.key(&record("a")), timed_out: false }]);
+        // It ends while it is still noted: the one behind it is next, not itself.
+        kept.settled(&record("a"), Some(&Position::Version(2)));
+        kept.ended(&second.key(&record("a")), None);
+        assert_eq!(kept.due(1, 9).0, [Due { key: third.key(&record("a")), timed_out: false }]);
+    }
+
+    #[test]
+    fn what_is_found_at_the_start_is_tried_once() {
+        let kept = Kept::new(10);
+        let parked = letter(2, 100);
+        kept.found(parked.key(&record("a")), &parked);
+        assert_eq!(kept.due(1, 9).0, [Due { key: parked.key(&record("a")), timed_out: false }]);
+        assert_eq!(kept.parks("a", &letter(2, 900)), Ok(100), "and waits as long as before, if it must");
+        assert_eq!(kept.due(99, 9), (vec![], Some(100)));
     }
 
     #[test]
     fn parking_again_does_not_prolong_the_wait_and_too_many_are_put_off() {
         let kept = Kept::new(1);
-        assert_eq!(kept.park(&record("a"), &letter(2, 100)), Ok(100));
-        assert_eq!(kept.park(&record("a"), &letter(2, 900)), Ok(100));
-        assert!(matches!(kept.park(&record("a"), &letter(3, 100)), Err(Ending::Retry { .. })));
+        assert_eq!(kept.parks("a", &letter(2, 100)), Ok(100));
+        assert_eq!(kept.parks("a", &letter(2, 900)), Ok(100));
+        assert!(matches!(kept.parks("a", &letter(3, 100)), Err(Ending::Retry { .. })));
     }
 }

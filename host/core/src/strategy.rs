@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::key::{Fingerprint, RecordKey, Scope};
 use crate::message::{Message, parse_rfc3339_ns};
+use crate::storage::LetterKey;
 
 /// How a processor recognises its messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -177,6 +178,21 @@ impl Strategy {
         }
     }
 
+    /// Names of the headers it looks at.
+    pub fn headers(&self) -> Vec<String> {
+        let selects = match self {
+            Self::MessageId { key } => vec![key],
+            Self::Version { entity, version, .. } => vec![entity, version],
+            Self::Timestamp { entity, time, .. } => vec![entity, time],
+            Self::ContentHash { .. } => vec![],
+        };
+        let header = |select: &Select| match select {
+            Select::Header(name) => Some(name.clone()),
+            _ => None,
+        };
+        selects.into_iter().filter_map(header).collect()
+    }
+
     /// The rules for gaps, where there are any.
     pub fn gaps(&self) -> Option<&Gaps> {
         match self {
@@ -195,6 +211,11 @@ impl Identity {
     /// By strategy message id, with nothing set.
     pub(crate) fn by_message_id(scope: &Scope, message: &Message) -> Self {
         Self::of_its_own(RecordKey::by_message_id(scope, message), Fingerprint::of(message))
+    }
+
+    /// What the store knows the message by, where it keeps it.
+    pub(crate) fn letter_key(&self) -> LetterKey {
+        LetterKey { record: self.record.clone(), fingerprint: self.fingerprint.digest }
     }
 
     fn of_its_own(key: RecordKey, fingerprint: Fingerprint) -> Self {

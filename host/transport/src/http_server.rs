@@ -1,6 +1,7 @@
 //! HTTP as a source: CloudEvents in structured and binary mode, each answered with its message's ending. The client
 //! is who delivers again; nothing is acknowledged but by a status.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +30,11 @@ const DISCARDED_BYTES_MAX: usize = 64 << 20;
 pub trait Ingress: Send + Sync + 'static {
     /// Brings a message to its ending. Runs on although the client may have gone.
     fn deliver(&self, processor: &str, message: Message) -> BoxFuture<'static, Answer>;
+
+    /// Headers, in lower case, that are to come with a processor's messages: its strategy looks at them.
+    fn headers(&self, _processor: &str) -> &[String] {
+        &[]
+    }
 
     /// Whether messages are taken; if not, why. Asked by `GET /readyz`.
     fn ready(&self) -> Result<(), String> {
@@ -93,10 +99,11 @@ async fn receive(
         return problem(StatusCode::BAD_REQUEST, "invalid", "the processor's name in the path is not UTF-8");
     };
     let read = read_body(&headers, body, door.limits.max_message_bytes).await;
-    let message = match read.and_then(|body| message(&headers, body)) {
+    let mut message = match read.and_then(|body| message(&headers, body)) {
         Ok(message) => message,
         Err(refused) => return refused.response(),
     };
+    message.headers = wanted(&headers, door.ingress.headers(&name));
     // A task of its own: a client that goes away must not abandon a message half way.
     match tokio::spawn(door.ingress.deliver(&name, message)).await {
         Ok(answer) => respond(&name, answer),
@@ -109,6 +116,12 @@ async fn receive(
             )
         }
     }
+}
+
+/// The headers that a processor's strategy looks at, as far as they are text.
+fn wanted(headers: &HeaderMap, names: &[String]) -> BTreeMap<String, String> {
+    let value = |name: &String| Some((name.clone(), headers.get(name)?.to_str().ok()?.to_owned()));
+    names.iter().filter_map(value).collect()
 }
 
 /// Why a request is no message.
