@@ -273,3 +273,79 @@ fn once_its_store_has_failed_the_host_is_not_ready() {
     assert!(ready.status == 503 && ready.body.contains("disk is full"), "{}", ready.body);
     assert_eq!(server.get("/healthz").status, 200);
 }
+
+/// An order as a plain body, with these headers beside it.
+fn versioned(server: &Server, id: &str, headers: &[&str]) -> Answer {
+    let own = [&format!("ce-id: {id}")[..], "ce-source: /shop", "ce-type: order.placed", "ce-specversion: 1.0"];
+    let body = format!(r#"{{"order_id":"{id}","customer":"c-{id}","amount_cents":1}}"#);
+    server.post("orders", &[&own[..], &["content-type: application/json"], headers].concat(), &body)
+}
+
+const STRICT: &str = "
+[processors.orders.strategy]
+kind = \"version\"
+entity = { header = \"X-Entity\" }
+version = { header = \"X-Version\" }
+order = \"strict\"
+";
+
+impl Server {
+    /// A host whose processor `orders` has these settings.
+    fn with_orders(settings: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = format!(
+            "store = \"store\"\nlisten = \"127.0.0.1:0\"\n[processors.orders]\ncomponent = {:?}\n{settings}\n",
+            guest("order-intake")
+        );
+        std::fs::write(folder.path().join("hapax.toml"), config).unwrap();
+        Self::up(hapax(), folder)
+    }
+}
+
+#[test]
+fn versions_in_headers_are_parked_and_stale_over_http() {
+    let server = Server::with_orders(STRICT);
+    let at = |id: &str, version: &str| versioned(&server, id, &["x-entity: e", &format!("x-version: {version}")]);
+    let early = at("o-2", "2");
+    assert_eq!(early.status, 202, "{}", early.body);
+    let body: Value = serde_json::from_str(&early.body).unwrap();
+    assert_eq!((&body["outcome"], &body["awaits"]), (&"parked".into(), &1.into()));
+    assert_eq!(at("o-1", "1").status, 200);
+    // The host runs it by itself: whoever asks then gets its result, or waits for it.
+    let second = at("o-2", "2");
+    assert_eq!(second.status, 200, "{}", second.body);
+    let stale = at("o-1", "1");
+    assert_eq!(stale.status, 422, "{}", stale.body);
+    assert!(stale.body.contains("\"stale\""), "{}", stale.body);
+    let nameless = versioned(&server, "o-3", &["x-entity: e"]);
+    assert_eq!(nameless.status, 422);
+    assert!(nameless.body.contains("header `x-version`"), "{}", nameless.body);
+}
+
+#[test]
+fn a_configuration_that_would_forget_too_soon_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("hapax.toml");
+    let check = |settings: &str| {
+        let processor = format!("[processors.orders]\ncomponent = {:?}\n{settings}\n", guest("order-intake"));
+        std::fs::write(&config, format!("store = \"store\"\n{processor}")).unwrap();
+        let output = hapax().args(["check", "--config"]).arg(&config).output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, text) = check("retention_ms = 1000");
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("redelivery_horizon_ms") && text.contains("allow_short_retention"), "{text}");
+    assert_eq!(check("retention_ms = 1000\nallow_short_retention = true").0, 0);
+    assert_eq!(check("retention_ms = 1000\nredelivery_horizon_ms = 1000").0, 0);
+    for (setting, word) in [
+        ("strategy = \"vector-clock\"", "strategy"),
+        ("strategy = { kind = \"content-hash\", only = [\"/a\"], without = [\"/b\"] }", "not both"),
+        ("strategy = { kind = \"content-hash\", only = [\"a\"] }", "JSON pointer"),
+        ("strategy = { kind = \"version\", first = 3 }", "order = \"strict\""),
+        ("strategy = { kind = \"version\", entity = { cookie = \"x\" } }", "strategy"),
+    ] {
+        let (code, text) = check(setting);
+        assert_eq!(code, 2, "{setting}: {text}");
+        assert!(text.contains(word), "{setting}: {text}");
+    }
+}
