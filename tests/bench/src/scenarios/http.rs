@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::routing::post;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use hapax_core::{Ending, Handling, IdempotentConsumer, Message, Options};
@@ -14,7 +15,7 @@ use crate::http;
 use crate::measure::{Run, Spread, settle, settle_of};
 use crate::pipeline::{Host, PROCESSOR};
 use crate::report::Section;
-use crate::work::{Ids, Item};
+use crate::work::{ANSWER, Ids, Item};
 use crate::workbench::Workbench;
 use crate::{Missing, Scenario};
 
@@ -31,12 +32,14 @@ fn run(bench: &Workbench, section: &mut Section) -> Result<(), Missing> {
     let wasm = Hapax::find();
     let messages = bench.pick(512, 20_000, 20_000);
     let mut host = Host::filled(bench.folder(), Ids::Random, bench.pick(1_000, 1_000_000, 1_000_000));
-    let address = serve(&host);
+    let door = Arc::new(Door(host.consumer(Options::default().cache_bytes)));
+    let address = serve(&host, router(door, HttpLimits::default()));
+    let alone = serve(&host, axum::Router::new().route("/v1/processors/{name}/messages", post(answer_at_once)));
     let folder = tempfile::tempdir_in(bench.folder()).unwrap();
     let binary: Result<Serving, _> =
         wasm.map(|hapax| hapax.up(folder.path(), &[("order-intake".into(), hapax.component.clone())]));
     settle();
-    let (mut rounds, mut sync_ms) = ([const { Vec::new() }; 3], Vec::new());
+    let (mut rounds, mut sync_ms) = ([const { Vec::new() }; 4], Vec::new());
     for round in 0..bench.rounds(5) as u64 {
         sync_ms.push(bench.sync_ms());
         rounds[0].push(host.run_fresh(CONNECTIONS, messages));
@@ -44,6 +47,9 @@ fn run(bench: &Workbench, section: &mut Section) -> Result<(), Missing> {
         let requests = native_requests(&mut host, messages);
         rounds[1].push(host.runtime.block_on(http::drive(address, CONNECTIONS, requests)));
         settle();
+        let requests = native_requests(&mut host, messages);
+        host.records -= messages;
+        rounds[3].push(host.runtime.block_on(http::drive(alone, CONNECTIONS, requests)));
         if let Ok(binary) = &binary {
             let requests = orders(round * messages, messages);
             rounds[2].push(host.runtime.block_on(http::drive(binary.address, CONNECTIONS, requests)));
@@ -58,15 +64,26 @@ fn run(bench: &Workbench, section: &mut Section) -> Result<(), Missing> {
     let rate = |at: usize| rounds[at].iter().map(Run::rate).collect::<Vec<_>>();
     let ratio = Spread::ratio(&rate(1), &rate(0));
     section.judge("http", format!("{ratio} x"), ratio.median >= 0.5);
+    section.text(format!(
+        "HTTP alone is the same server and the same clients, with a handler that reads the body and answers 32 bytes: {} x native. With \
+         the native processor behind it, HTTP reaches {} x of that.",
+        Spread::ratio(&rate(3), &rate(0)),
+        Spread::ratio(&rate(1), &rate(3)),
+    ));
     if let Err(Missing(why)) = &binary {
         section.text(format!("`hapax up` was not measured: {why}."));
     }
     Ok(())
 }
 
-fn table(section: &mut Section, rounds: &[Vec<Run>; 3]) {
+fn table(section: &mut Section, rounds: &[Vec<Run>; 4]) {
     section.table(&["way in", "messages a second", "p50 ms", "p99 ms"]);
-    let names = ["native, 64 in flight, no HTTP", "HTTP in this process, native", "`hapax up`, order-intake (WASM)"];
+    let names = [
+        "native, 64 in flight, no HTTP",
+        "HTTP in this process, native",
+        "`hapax up`, order-intake (WASM)",
+        "HTTP alone, in this process, nothing behind it",
+    ];
     for (name, runs) in names.iter().zip(rounds).filter(|(_, runs)| !runs.is_empty()) {
         let of = |value: fn(&Run) -> f64| Spread::of(runs.iter().map(value)).to_string();
         let latencies = [of(|run| run.latency_ms(0.5)), of(|run| run.latency_ms(0.99))];
@@ -74,13 +91,16 @@ fn table(section: &mut Section, rounds: &[Vec<Run>; 3]) {
     }
 }
 
-/// The door of this process, over the native processor.
-fn serve(host: &Host) -> std::net::SocketAddr {
-    let door = Arc::new(Door(host.consumer(Options::default().cache_bytes)));
+async fn answer_at_once(_body: Bytes) -> &'static [u8] {
+    ANSWER
+}
+
+/// Serves in this process, on the host's runtime.
+fn serve(host: &Host, routes: axum::Router) -> std::net::SocketAddr {
     host.runtime.block_on(async {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(async move { axum::serve(listener, router(door, HttpLimits::default())).await });
+        tokio::spawn(async move { axum::serve(listener, routes).await });
         address
     })
 }
