@@ -342,6 +342,7 @@ fn a_configuration_that_would_forget_too_soon_is_refused() {
         ("strategy = { kind = \"content-hash\", only = [\"/a\"], without = [\"/b\"] }", "not both"),
         ("strategy = { kind = \"content-hash\", only = [\"a\"] }", "JSON pointer"),
         ("strategy = { kind = \"version\", first = 3 }", "order = \"strict\""),
+        ("attempts_max = 0", "1 to 1000"),
         ("strategy = { kind = \"version\", entity = { cookie = \"x\" } }", "strategy"),
     ] {
         let (code, text) = check(setting);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hapax_core::Options;
-use hapax_core::options::{MismatchPolicy, Ordering};
+use hapax_core::options::{ATTEMPTS_MAX, MismatchPolicy, Ordering};
 use hapax_engine::{InstanceMode, ProcessorLimits, ReuseLimits};
 use hapax_store::StoreOptions;
 use serde::Deserialize;
@@ -184,7 +184,7 @@ impl Processor {
         let strategy = self.strategy.as_ref().map_or(Ok(default.strategy), StrategySetting::strategy);
         let options = Options {
             strategy: strategy.map_err(|error| format!("strategy: {error}"))?,
-            attempts_max: self.attempts_max.unwrap_or(default.attempts_max).max(1),
+            attempts_max: self.attempts_max.unwrap_or(default.attempts_max),
             backoff_base_ms: self.backoff_base_ms.unwrap_or(default.backoff_base_ms),
             backoff_max_ms: self.backoff_max_ms.unwrap_or(default.backoff_max_ms),
             retention_ms: self.retention_ms.unwrap_or(default.retention_ms),
@@ -204,6 +204,9 @@ impl Processor {
             kept_max: default.kept_max,
             effects: default.effects,
         };
+        if !(1..=ATTEMPTS_MAX).contains(&options.attempts_max) {
+            return Err(format!("attempts_max is {}; give it 1 to {ATTEMPTS_MAX}", options.attempts_max));
+        }
         self.check_retention(&options)?;
         Ok(options)
     }

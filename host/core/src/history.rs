@@ -53,8 +53,20 @@ pub fn rebuild(received: &Received, moments: &[Moment]) -> Result<Option<Record>
     Ok(record)
 }
 
+/// What is behind the last event keeps so much of its error, in bytes: a row is written anew with each attempt.
+const PAST_ERROR_BYTES: usize = 256;
+
+fn shorten(event: &mut Event) {
+    if let Event::Failed { error, .. } | Event::GivenUp { error } | Event::CompensationStarted { error } = event {
+        error.truncate(error.floor_char_boundary(PAST_ERROR_BYTES));
+    }
+}
+
 /// The record that `moment` leaves, behind those of `history`.
 pub(crate) fn after(received: &Received, mut history: Vec<Moment>, state: State, moment: &Moment) -> Record {
+    if let Some(last) = history.last_mut() {
+        shorten(&mut last.event);
+    }
     if !matches!(moment.event, Event::Completed(_)) {
         history.push(moment.clone());
     }
@@ -70,5 +82,64 @@ pub(crate) fn after(received: &Received, mut history: Vec<Moment>, state: State,
         changed_ms: moment.at_ms,
         expires_ms: moment.expires_ms,
         history,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::processor::Output;
+
+    fn moment(epoch: u64, attempts: u32, event: Event) -> Moment {
+        let ended = matches!(event, Event::Completed(_) | Event::GivenUp { .. });
+        let expires_ms = ended.then_some(9_000 + epoch);
+        Moment { event, at_ms: 1_000 + epoch, epoch, attempts, component: format!("c{epoch}").into(), expires_ms }
+    }
+
+    fn received() -> Received {
+        let position = Some(Position::Version(3));
+        Received { at_ms: 1_000, fingerprint: Fingerprint { version: 1, digest: [7; 16] }, position, saga: None }
+    }
+
+    /// Failed, given up, redriven, failed again, completed.
+    fn life() -> Vec<Moment> {
+        let error = |bytes: usize| "\u{e9}".repeat(bytes / 2);
+        vec![
+            moment(1, 1, Event::Failed { error: error(300), retry_at_ms: 5 }),
+            moment(2, 2, Event::GivenUp { error: error(300) }),
+            moment(3, 0, Event::Redriven { at_ms: 6 }),
+            moment(4, 1, Event::Failed { error: error(10), retry_at_ms: 7 }),
+            moment(5, 2, Event::Completed(Output { content_type: None, data: "done".into() })),
+        ]
+    }
+
+    #[test]
+    fn a_record_is_rebuilt_from_its_history_at_every_moment() {
+        let life = life();
+        for count in 1..=life.len() {
+            let record = rebuild(&received(), &life[..count]).expect("a life").expect("something happened");
+            let (began, moments) = of(&record);
+            assert_eq!(began, received());
+            assert_eq!(moments.len(), count);
+            assert_eq!(rebuild(&began, &moments), Ok(Some(record)), "after {count}");
+        }
+    }
+
+    #[test]
+    fn the_last_error_is_whole_and_those_behind_it_are_short() {
+        let life = life();
+        let record = rebuild(&received(), &life[..2]).expect("a life").expect("something happened");
+        assert_eq!(record.state.error().map(str::len), Some(300));
+        let texts = record.history.iter().map(|moment| match &moment.event {
+            Event::Failed { error, .. } | Event::GivenUp { error } => error.len(),
+            _ => 0,
+        });
+        assert_eq!(texts.collect::<Vec<_>>(), [PAST_ERROR_BYTES, 300]);
+    }
+
+    #[test]
+    fn what_cannot_happen_is_not_rebuilt() {
+        let twice = [moment(1, 1, Event::Completed(Output::default())), moment(2, 2, Event::CompensationDone)];
+        assert!(rebuild(&received(), &twice).is_err());
     }
 }

@@ -5,12 +5,15 @@ use crate::key::RecordKey;
 use crate::message::Message;
 use crate::strategy::Strategy;
 
+/// Attempts that may be asked for, at most: each stands in the record's history.
+pub const ATTEMPTS_MAX: u32 = 1_000;
+
 /// Settings of one consumer.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// How messages are recognised.
     pub strategy: Strategy,
-    /// Attempts before a message fails for good; at least 1.
+    /// Attempts before a message fails for good; at least 1, at most [`ATTEMPTS_MAX`].
     pub attempts_max: u32,
     /// Backoff before the second attempt, in milliseconds; doubles with each further one.
     pub backoff_base_ms: u64,
