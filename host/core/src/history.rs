@@ -53,7 +53,7 @@ pub fn rebuild(received: &Received, moments: &[Moment]) -> Result<Option<Record>
     Ok(record)
 }
 
-/// What is behind the last event keeps so much of its error, in bytes: a row is written anew with each attempt.
+/// An event whose error the record shows no more keeps so much of it, in bytes: a row is written anew with each attempt.
 const PAST_ERROR_BYTES: usize = 256;
 
 fn shorten(event: &mut Event) {
@@ -62,10 +62,19 @@ fn shorten(event: &mut Event) {
     }
 }
 
+/// The error that an event brings.
+fn error_of(event: &Event) -> Option<&str> {
+    match event {
+        Event::Failed { error, .. } | Event::GivenUp { error } | Event::CompensationStarted { error } => Some(error),
+        _ => None,
+    }
+}
+
 /// The record that `moment` leaves, behind those of `history`.
 pub(crate) fn after(received: &Received, mut history: Vec<Moment>, state: State, moment: &Moment) -> Record {
-    if let Some(last) = history.last_mut() {
-        shorten(&mut last.event);
+    // An error that the record still shows stays whole.
+    if matches!(state, State::Completed { .. }) || error_of(&moment.event).is_some() {
+        history.iter_mut().for_each(|past| shorten(&mut past.event));
     }
     if !matches!(moment.event, Event::Completed(_)) {
         history.push(moment.clone());
@@ -130,10 +139,7 @@ mod tests {
         let life = life();
         let record = rebuild(&received(), &life[..2]).expect("a life").expect("something happened");
         assert_eq!(record.state.error().map(str::len), Some(300));
-        let texts = record.history.iter().map(|moment| match &moment.event {
-            Event::Failed { error, .. } | Event::GivenUp { error } => error.len(),
-            _ => 0,
-        });
+        let texts = record.history.iter().map(|moment| error_of(&moment.event).map_or(0, str::len));
         assert_eq!(texts.collect::<Vec<_>>(), [PAST_ERROR_BYTES, 300]);
     }
 
