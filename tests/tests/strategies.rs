@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use hapax_core::operator::{By, Operator};
 use hapax_core::record::State;
 use hapax_core::run::{Observer, Report};
 use hapax_core::storage::{IdempotencyStorage as _, Inspect as _, Outbox as _, Standing};
@@ -331,6 +332,23 @@ async fn what_cannot_be_identified_becomes_a_dead_letter_once() {
     }
     assert_eq!(house.letters().await.len(), 1);
     assert_eq!(house.record().await, None);
+}
+
+#[tokio::test]
+async fn what_could_not_be_identified_runs_once_the_strategy_is_mended() {
+    let House { disk, store, bench, clock, options } = House::with(monotonic()).await;
+    let nameless = Message { subject: Some("e".into()), ..message("m", "{}") };
+    assert!(matches!(bench.handle(nameless.clone()).await, Ending::DeadLettered { .. }));
+    let (key, _) = store.letters(Some("p"), None, 1).await.unwrap().remove(0);
+    let operator = Operator::new(store.clone(), bench.committer.clone(), Arc::new(clock.clone()), []);
+    operator.redrive(&key, &By { actor: "me".into(), reason: "mended".into() }).await.unwrap();
+    drop((operator, store, bench));
+    let by_subject = Strategy::MessageId { key: Select::Attribute("subject".into()) };
+    let house = House::on(disk, clock, Options { strategy: by_subject, ..options }).await;
+    house.keep().await;
+    assert_eq!(house.state().await.as_deref(), Some("{}"));
+    assert_eq!(house.letters().await, [], "under its old key it is gone as well");
+    assert!(matches!(house.handle(nameless).await, Ending::Duplicate(_)));
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use crate::fault;
 use crate::options::MismatchPolicy;
 use crate::record::Record;
 use crate::storage::{Commit, LetterChange, Standing, StoreError};
+use crate::strategy::Identity;
 
 impl Inner {
     /// What a message gets that must not run, by the record that says so (`None`: there is none); `None` if it may.
@@ -66,12 +67,14 @@ impl Inner {
         let error = format!("waits for version {awaits}");
         self.keep(message, Standing::Parked { awaits, until_ms }, error).await?;
         // What it waits for may have ended while it was written down: whoever ended it has found it then, or is found here.
+        Ok(self.is_early(identity).await?.then_some(Ending::Parked { awaits, until_ms }))
+    }
+
+    /// Whether a message must wait for another one, by the record as it is now.
+    pub(crate) async fn is_early(&self, identity: &Identity) -> Result<bool, StoreError> {
         let found = self.parts.storage.admit(&identity.record).await?;
-        let now_ms = self.parts.clock.now_ms();
-        Ok(match decide(found.as_ref(), identity, Some(gaps), now_ms) {
-            Admission::Gap { .. } => Some(Ending::Parked { awaits, until_ms }),
-            _ => None,
-        })
+        let admission = decide(found.as_ref(), identity, self.parts.options.strategy.gaps(), self.parts.clock.now_ms());
+        Ok(matches!(admission, Admission::Gap { .. }))
     }
 
     /// A message that the store kept and that ended without a run is kept no longer.

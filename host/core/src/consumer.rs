@@ -14,7 +14,7 @@ use crate::context::{Context, Effects, ReadSet, StateView};
 use crate::ending::Ending;
 use crate::fault;
 use crate::keeper::Kept;
-use crate::key::{RecordKey, Scope};
+use crate::key::{Fingerprint, RecordKey, Scope};
 use crate::lanes::{Lanes, Place, Turn};
 use crate::message::Message;
 use crate::metrics::IdempotencyMetrics;
@@ -23,7 +23,10 @@ use crate::overlay::{self, Overlay};
 use crate::processor::{Failure, Invocation, MessageProcessor, Output};
 use crate::record::{self, Event, Record};
 use crate::running::{Noted, RunningNotes};
-use crate::storage::{Commit, DeadLetter, Expected, IdempotencyStorage, RecordChange, Standing, StoreError, Verdict};
+use crate::storage::{
+    Commit, DeadLetter, Expected, IdempotencyStorage, LetterChange, LetterKey, RecordChange, Standing, StoreError,
+    Verdict,
+};
 use crate::strategy::{Identity, NotIdentified};
 
 /// What a consumer is made of.
@@ -217,12 +220,24 @@ impl IdempotentConsumer {
         Accepted { kept: true, past_gap, ..self.accept(letter.message, Handling::default()) }
     }
 
-    /// A parked message's time is over, and nobody may run it: it becomes a dead letter.
+    /// A parked message's time is over: it becomes a dead letter, unless it may run after all.
     pub(crate) async fn give_up_parked(&self, letter: DeadLetter) -> Result<Ending, StoreError> {
         let error = format!("{} and its time was over", letter.error);
         let accepted = self.accept_kept(letter, false);
-        self.inner.keep(&accepted, Standing::Dead, error.clone()).await?;
-        Ok(Ending::DeadLettered { error })
+        let held = self.hold(&accepted.identity.record).await;
+        if self.inner.is_early(&accepted.identity).await? {
+            self.inner.keep(&accepted, Standing::Dead, error.clone()).await?;
+            return Ok(Ending::DeadLettered { error });
+        }
+        drop(held);
+        self.process(accepted).await
+    }
+
+    /// A message that was kept under this key has ended, under this or another one: it is kept here no longer. Its identity
+    /// changes with the processor's strategy.
+    pub(crate) async fn kept_no_longer(&self, key: &LetterKey, fingerprint: Fingerprint) -> Result<(), StoreError> {
+        let commit = Commit { letter: Some(LetterChange::Remove(fingerprint)), ..Commit::of(&key.record) };
+        self.inner.parts.committer.submit(commit).durable().await.map(drop)
     }
 
     /// Keeps every message off a record, until what is answered is dropped; what the record says is read again then.

@@ -262,12 +262,21 @@ async fn bring_to_its_end(
         consumer.kept().ended(&due.key, None);
         return Ok(());
     };
-    let message = letter.message.clone();
+    let (message, fingerprint) = (letter.message.clone(), letter.fingerprint);
     let policy = consumer.options().strategy.gaps().map(|gaps| gaps.then);
-    let ending = match (due.timed_out, policy) {
-        (true, Some(GapPolicy::DeadLetter)) => consumer.give_up_parked(letter).await?,
-        (past_gap, _) => consumer.process(consumer.accept_kept(letter, past_gap)).await?,
+    let (ending, key) = match (due.timed_out, policy) {
+        (true, Some(GapPolicy::DeadLetter)) => (consumer.give_up_parked(letter).await?, due.key.clone()),
+        (past_gap, _) => {
+            let accepted = consumer.accept_kept(letter, past_gap);
+            let key = accepted.identity.letter_key();
+            (consumer.process(accepted).await?, key)
+        }
     };
+    let again = matches!(ending, Ending::Retry { .. } | Ending::InFlight { .. });
+    if key != due.key && !again {
+        consumer.kept_no_longer(&due.key, fingerprint).await?;
+        consumer.kept().ended(&due.key, None);
+    }
     match ending {
         Ending::Retry { after_ms, .. } | Ending::InFlight { after_ms } => {
             let again_ms = consumer.clock().now_ms().saturating_add(after_ms.max(COME_AGAIN_MS));
