@@ -350,3 +350,42 @@ fn a_configuration_that_would_forget_too_soon_is_refused() {
         assert!(text.contains(word), "{setting}: {text}");
     }
 }
+
+#[test]
+fn a_file_runs_through_a_configured_processor() {
+    let folder = tempfile::tempdir().unwrap();
+    let component = guest("order-intake");
+    let strategy = "{ kind = \"version\", version = { attribute = \"sequence\" }, order = \"strict\" }";
+    let config = format!("store = \"store\"\n[processors.orders]\ncomponent = {component:?}\nstrategy = {strategy}\n");
+    std::fs::write(folder.path().join("hapax.toml"), config).unwrap();
+    let order = |version: u32| {
+        let data = serde_json::json!({ "order_id": version.to_string(), "customer": "c", "amount_cents": version });
+        let event = serde_json::json!({
+            "specversion": "1.0", "id": version.to_string(), "source": "/shop", "type": "order.placed", "subject": "e",
+            "sequence": version.to_string(), "data": data,
+        });
+        event.to_string() + "\n"
+    };
+    // 5 waits for 4, which never comes.
+    std::fs::write(folder.path().join("input.jsonl"), [3, 1, 2, 5].map(order).concat()).unwrap();
+    let run = |processor: &str| {
+        let mut command = hapax();
+        command.args(["run", "--json", "--concurrency", "1", "--config", "hapax.toml", "--processor", processor]);
+        let output = command.args(["--input", "input.jsonl"]).current_dir(folder.path()).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let last = text.lines().last().and_then(|line| serde_json::from_str::<Value>(line).ok()).unwrap_or_default();
+        (output.status.code(), last["summary"].clone(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, summary, error) = run("orders");
+    assert_eq!(code, Some(0), "{error}");
+    assert_eq!((&summary["completed"], &summary["parked"], &summary["received"]), (&3.into(), &1.into(), &4.into()));
+    let state = hapax()
+        .args(["state", "get", "orders", "balance/c"])
+        .current_dir(folder.path())
+        .args(["--store", "store"])
+        .output();
+    assert_eq!(String::from_utf8(state.unwrap().stdout).unwrap().trim(), "6", "1, 2 and 3");
+    let (code, _, error) = run("nobody");
+    assert_eq!(code, Some(2));
+    assert!(error.contains("no processor nobody") && error.contains("orders"), "{error}");
+}

@@ -10,7 +10,7 @@ use hapax_store::StoreOptions;
 use hapax_transport::JsonlSource;
 use tokio::sync::watch;
 
-use crate::config::{self, Outbox, Processor};
+use crate::config::{self, Config, Outbox, Processor};
 use crate::exit::{Failed, INTERRUPTED, INVALID_INPUT};
 use crate::host::{self, Host};
 use crate::progress::Progress;
@@ -21,12 +21,15 @@ const TAKEN_PER_RUN: usize = 16;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The processor's component.
-    #[arg(long, value_name = "X.wasm")]
-    component: PathBuf,
-    /// Folder of the store; created where it is absent.
-    #[arg(long, value_name = "PATH", default_value = "hapax-store")]
-    store: PathBuf,
+    /// The processor's component, with every setting at its default.
+    #[arg(long, value_name = "X.wasm", required_unless_present = "config", conflicts_with = "config")]
+    component: Option<PathBuf>,
+    /// A configuration: its store, and the processor that --processor names, with its settings.
+    #[arg(long, value_name = "FILE", requires = "processor")]
+    config: Option<PathBuf>,
+    /// Folder of the store; created where it is absent [default: hapax-store, or what the configuration says]
+    #[arg(long, value_name = "PATH")]
+    store: Option<PathBuf>,
     /// The processor's name, which scopes its records and state [default: the component's file name]
     #[arg(long, value_name = "NAME")]
     processor: Option<String>,
@@ -57,13 +60,39 @@ pub(crate) fn command(args: Args, json: bool) -> anyhow::Result<ExitCode> {
     host::block_on(run(args, json))
 }
 
+/// What is run, over which store.
+struct Chosen {
+    name: String,
+    processor: Processor,
+    store: PathBuf,
+    options: StoreOptions,
+}
+
+/// By the arguments, or by the configuration that they name.
+fn chosen(args: &Args) -> anyhow::Result<Chosen> {
+    let Some(path) = &args.config else {
+        let component = args.component.clone().unwrap_or_default();
+        let name = args.processor.clone().or_else(|| Some(component.file_stem()?.to_str()?.to_owned()));
+        let name = name.ok_or_else(|| Failed::usage("give the processor a name with --processor"))?;
+        let store = args.store.clone().unwrap_or_else(|| "hapax-store".into());
+        return Ok(Chosen { name, processor: Processor::plain(component), store, options: StoreOptions::default() });
+    };
+    let mut config = Config::read(path)?;
+    let name = args.processor.clone().unwrap_or_default();
+    let processor = config.processors.remove(&name).ok_or_else(|| {
+        let known: Vec<_> = config.processors.keys().map(String::as_str).collect();
+        Failed::usage(format!("{}: it has no processor {name}; it has {}", path.display(), known.join(", ")))
+    })?;
+    let store = args.store.clone().unwrap_or(config.store);
+    Ok(Chosen { name, processor, store, options: config.limits.store_options() })
+}
+
 async fn run(args: Args, json: bool) -> anyhow::Result<ExitCode> {
-    let name = args.processor.clone().or_else(|| Some(args.component.file_stem()?.to_str()?.to_owned()));
-    let name = name.ok_or_else(|| Failed::usage("give the processor a name with --processor"))?;
+    let Chosen { name, processor, store, options } = chosen(&args)?;
     let mut source = JsonlSource::open(&args.input, args.max_message_bytes)
         .map_err(|error| Failed::usage(format!("cannot read the input {}: {error}", args.input.display())))?;
-    let host = Host::open(&args.store, StoreOptions::default(), args.concurrency).await?;
-    let consumer = host.consumer(&name, &Processor::plain(args.component))?;
+    let host = Host::open(&store, options, args.concurrency).await?;
+    let consumer = host.consumer(&name, &processor)?;
     let stop = host::stop_on_signal()?;
     let (ended, outbox_stop) = watch::channel(false);
     let sweeper = host.sweeper(ended.subscribe());

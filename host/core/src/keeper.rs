@@ -87,7 +87,7 @@ impl Kept {
             Slot::Occupied(mut entry) => {
                 let entry = entry.get_mut();
                 let until_ms = entry.until_ms.map_or(until_ms, |before_ms| before_ms.min(until_ms));
-                *entry = Entry { ready_ms: None, until_ms: Some(until_ms), running: false, ..entry.clone() };
+                *entry = Entry { ready_ms: None, until_ms: Some(until_ms), ..entry.clone() };
                 self.changed.notify_one();
                 Ok(until_ms)
             }
@@ -166,6 +166,14 @@ impl Kept {
         }
         let later = waiting.entries.values().filter(|entry| !entry.running).map(Entry::due_ms).min();
         (taken, later)
+    }
+
+    /// A message that was on its way waits again, for another one.
+    fn waits(&self, key: &LetterKey) {
+        if let Some(entry) = self.waiting.lock().entries.get_mut(key) {
+            entry.running = false;
+        }
+        self.changed.notify_one();
     }
 
     /// A message that was on its way is kept no longer; or is to be tried again at `again_ms`.
@@ -282,8 +290,7 @@ async fn bring_to_its_end(
             let again_ms = consumer.clock().now_ms().saturating_add(after_ms.max(COME_AGAIN_MS));
             consumer.kept().ended(&due.key, Some(again_ms));
         }
-        // It waits again, for another one.
-        Ending::Parked { .. } => {}
+        Ending::Parked { .. } => consumer.kept().waits(&due.key),
         ended => {
             observer.ended(Report::Ended { message: &message, ending: &ended });
             consumer.kept().ended(&due.key, None);
@@ -360,6 +367,10 @@ mod tests {
         kept.found(parked.key(&record("a")), &parked);
         assert_eq!(kept.due(1, 9).0, [Due { key: parked.key(&record("a")), timed_out: false }]);
         assert_eq!(kept.parks("a", &letter(2, 900)), Ok(100), "and waits as long as before, if it must");
+        kept.settled(&record("a"), Some(&Position::Version(1)));
+        assert_eq!(kept.due(1, 9).0, [], "it is on its way still");
+        kept.parks("a", &letter(2, 900)).expect("there is room");
+        kept.waits(&parked.key(&record("a")));
         assert_eq!(kept.due(99, 9), (vec![], Some(100)));
     }
 
