@@ -187,6 +187,9 @@ fn in_flight(section: &mut Section, rounds: usize, parts: &Arc<Parts>) {
                 // As many loops as there are cores: more would only stand in each other's way.
                 bare.push(runtime.block_on(rate(tasks.min(cores), parts, reused, false)));
             }
+            if tasks == cores && !reused {
+                section.fact("bare-fresh-all-cores", Spread::of(bare.iter().copied()).median);
+            }
             let ratio = Spread::ratio(&ours, &bare).to_string();
             let [ours, bare] = [ours, bare].map(|rates| Spread::of(rates).to_string());
             let mode = if reused { "reused" } else { "fresh" };
