@@ -317,16 +317,24 @@ pub(crate) fn sweep(core: &Core, journal: &Mutex<Journal>, now_ms: u64) -> Resul
         let records = bucket.rows.load(std::sync::atomic::Ordering::Relaxed);
         let mut frame = Builder::new(1);
         frame.push_bucket_gone(bucket.id);
-        frame.push_event(&FeedEntry::of_many(EventKind::Swept, records, now_ms));
-        {
-            let mut journal = journal.lock();
-            core.failure()?;
-            commit::write(core, &mut journal, frame)?;
+        let event = FeedEntry::of_many(EventKind::Swept, records, now_ms);
+        if fault::mutated("sweep-told-later") {
+            write(core, journal, std::mem::replace(&mut frame, Builder::new(1)))?;
+            core.flush()?;
         }
+        frame.push_event(&event);
+        write(core, journal, frame)?;
         core.flush()?;
         dropped += records;
     }
     Ok(dropped)
+}
+
+/// Makes a frame durable, as a group of commits is.
+fn write(core: &Core, journal: &Mutex<Journal>, frame: Builder) -> Result<(), StoreError> {
+    let mut journal = journal.lock();
+    core.failure()?;
+    commit::write(core, &mut journal, frame)
 }
 
 /// A bucket whose records have all expired and that nobody has marked yet; from now on it takes no more.
