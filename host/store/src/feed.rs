@@ -104,7 +104,7 @@ pub(crate) fn events(
     }
     let (above, end, snapshot) = {
         let view = core.view.read();
-        (above(&view, &wanted), last_sequence(&view), view.snapshot.clone())
+        (above(&view, &wanted), view.last_sequence(), view.snapshot.clone())
     };
     let mut found = below(&snapshot, &wanted)?;
     found.extend(above);
@@ -123,11 +123,6 @@ pub(crate) fn events(
 /// The key of the record with that digest, if there is one.
 fn key(core: &Core, digest: u128) -> Result<Option<RecordKey>, StoreError> {
     if digest == 0 { Ok(None) } else { read::key_of(core, digest) }
-}
-
-/// Number of the last group that is durable.
-fn last_sequence(view: &View) -> u64 {
-    view.memtables().map(|memtable| memtable.end.sequence).max().unwrap_or(0).max(view.snapshot.applied.sequence)
 }
 
 /// What the memtables have, oldest first.

@@ -117,7 +117,7 @@ impl Twins {
         let sent = if self.random.below(3) == 0 { self.random.below(pending.len() as u64 + 1) } else { 0 };
         let sent = pending.iter().take(sent as usize).map(|row| row.position).collect();
         let note = |number: u64| {
-            let kind = if number % 2 == 0 { EventKind::Replayed } else { EventKind::Stale };
+            let kind = if number.is_multiple_of(2) { EventKind::Replayed } else { EventKind::Stale };
             FeedEntry { digest: key(number).digest(), ..FeedEntry::of_many(kind, number, self.version) }
         };
         let notes =
@@ -218,4 +218,29 @@ fn reads_are_the_same_at_every_depth() {
             }
         }
     }
+}
+
+/// Whoever waits for the tables waits for what was there when it began to wait: under load there would be no end of it.
+#[test]
+fn what_comes_while_the_tables_are_waited_for_is_not_waited_for() {
+    let store = store(1 << 20);
+    let core = store.core();
+    let write = |number: u64| {
+        let effects = Effects { writes: [("k".to_owned(), Some("v".into()))].into(), outgoing: Vec::new() };
+        let commit = Commit { effects, version: number, ..Commit::of(&key(number)) };
+        now(store.commit(&Group { commits: vec![commit], ..Group::default() }));
+    };
+    // The applier waits for the catalogue.
+    let held = core.catalogue.lock();
+    write(1);
+    let last = core.view.read().last_sequence();
+    write(2);
+    assert!(!core.view.write().push_down(last));
+    write(3);
+    assert!(!core.view.write().push_down(last));
+    assert!(!core.view.read().active.is_empty(), "what came later stays where it is");
+    drop(held);
+    store.flush().unwrap();
+    assert!(core.view.write().push_down(last) && core.view.read().active.is_empty());
+    store.flush().unwrap();
 }

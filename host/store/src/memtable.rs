@@ -31,6 +31,8 @@ pub(crate) struct Memtable {
     pub(crate) events: Vec<Placed>,
     /// Buckets that are to be dropped.
     pub(crate) buckets_gone: Vec<u64>,
+    /// Sequence number of its first frame.
+    pub(crate) first: u64,
     pub(crate) end: End,
     bytes: usize,
 }
@@ -95,6 +97,9 @@ impl Memtable {
                     entries += 1;
                 }
             }
+        }
+        if self.is_empty() {
+            self.first = frame.sequence;
         }
         self.bytes += frame.bytes.len() + entries * ENTRY_BYTES + index as usize * size_of::<Placed>();
         self.end = End { sequence: frame.sequence, next_offset, last_version: frame.last_version };

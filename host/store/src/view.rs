@@ -104,6 +104,11 @@ impl View {
         std::iter::once(&self.active).chain(self.frozen.iter().rev().map(|memtable| &**memtable))
     }
 
+    /// Sequence number of the last frame that is durable.
+    pub(crate) fn last_sequence(&self) -> u64 {
+        self.memtables().map(|memtable| memtable.end.sequence).fold(self.snapshot.applied.sequence, u64::max)
+    }
+
     /// Bytes that are journalled and not yet applied, roughly.
     pub(crate) fn unapplied_bytes(&self) -> usize {
         self.memtables().map(Memtable::bytes).sum()
@@ -114,5 +119,14 @@ impl View {
         if !self.active.is_empty() {
             self.frozen.push_back(Arc::new(std::mem::take(&mut self.active)));
         }
+    }
+
+    /// Hands what is journalled up to the frame `last` to the applier, and nothing that came after it if that can be kept
+    /// apart; answers whether all of it is in the tables.
+    pub(crate) fn push_down(&mut self, last: u64) -> bool {
+        if self.active.first <= last {
+            self.freeze();
+        }
+        self.frozen.front().is_none_or(|oldest| oldest.first > last)
     }
 }
