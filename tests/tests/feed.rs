@@ -5,14 +5,21 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use hapax_core::clock::Clock as _;
 use hapax_core::feed::{Cursor, EventKind, Feed as _, FeedEvent};
 use hapax_core::operator::{By, Operator};
-use hapax_core::storage::{IdempotencyStorage as _, Inspect as _, LetterKey, Store};
+use hapax_core::record::State;
+use hapax_core::storage::{
+    Commit, Group, IdempotencyStorage as _, Inspect as _, LetterKey, RecordChange, Store, StoreError,
+};
 use hapax_core::strategy::{Select, VersionOrder};
-use hapax_core::{Ending, Handling, Message, Options, RecordKey, Scope, Strategy, SystemClock};
+use hapax_core::{
+    Ending, Fingerprint, Handling, Message, Options, Output, Record, RecordKey, Scope, Strategy, SystemClock,
+};
 use hapax_store::{MemoryStore, RedbStore, StoreOptions};
-use hapax_tests::backend::LossyDisk;
+use hapax_tests::backend::{LossyDisk, Part};
 use hapax_tests::bench::{Bench, message, quick};
 use hapax_tests::clock::SimulatedClock;
 use hapax_tests::mutation::turns_red;
@@ -247,6 +254,88 @@ async fn after_a_crash_the_journal_tells_exactly_what_is_there() {
     let options = StoreOptions { memtable_bytes: 1 << 20, journal_bytes: 1 << 20, ..tiny() };
     let options = StoreOptions { unapplied_bytes_max: 1 << 20, ..options };
     the_feed_tells_exactly_what_is_there(options, 5).await;
+}
+
+/// The answer of a store, which never makes anyone wait.
+fn at_once<T>(answer: BoxFuture<'_, Result<T, StoreError>>) -> T {
+    answer.now_or_never().unwrap().unwrap()
+}
+
+/// A completed record that has expired long ago.
+fn expired() -> Record {
+    Record {
+        state: State::Completed { output: Output::default() },
+        epoch: 1,
+        attempts: 1,
+        fingerprint: Fingerprint { version: 1, digest: [7; 16] },
+        position: None,
+        component: "c".into(),
+        saga: None,
+        received_ms: 1,
+        changed_ms: 1,
+        expires_ms: Some(START_MS),
+        history: Vec::new(),
+    }
+}
+
+/// A store on `disk` whose tables have ten records that have expired, in five buckets.
+fn expired_store(disk: &LossyDisk) -> RedbStore {
+    let store = disk.open_with(StoreOptions { bucket_rows_max: 2, ..StoreOptions::default() }).unwrap();
+    let commit = |number: u64| {
+        let record = RecordChange::Put(expired());
+        Commit { record, version: number, ..Commit::of(&key(&number.to_string())) }
+    };
+    at_once(store.commit(&Group { commits: (1..=10).map(commit).collect(), ..Group::default() }));
+    store.flush().unwrap();
+    store
+}
+
+/// How many records each sweep that is told took.
+fn swept(store: &RedbStore) -> Vec<u64> {
+    let told = at_once(store.events(None, None, 1_000)).events;
+    let told = told.iter().filter(|event| event.entry.kind == EventKind::Swept);
+    told.map(|event| event.entry.times).collect()
+}
+
+/// Several sweeps at once: each bucket goes once, and is told once.
+#[test]
+fn sweeps_at_the_same_time_are_told_once_a_bucket() {
+    for _ in 0..10 {
+        let store = expired_store(&LossyDisk::new());
+        let barrier = std::sync::Barrier::new(3);
+        let sweep = || {
+            barrier.wait();
+            at_once(store.sweep(2 * START_MS))
+        };
+        let gone: u64 = std::thread::scope(|scope| {
+            let sweeps: Vec<_> = (0..3).map(|_| scope.spawn(sweep)).collect();
+            sweeps.into_iter().map(|sweep| sweep.join().unwrap()).sum()
+        });
+        assert_eq!((gone, swept(&store)), (10, vec![2; 5]));
+    }
+}
+
+/// The process dies when it is journalled that buckets go, and nothing is dropped yet. The next one sweeps at once.
+#[test]
+fn a_sweep_after_a_death_is_told_once_a_bucket() {
+    let disk = LossyDisk::new();
+    let store = expired_store(&disk);
+    let tables = disk.bytes(Part::Database);
+    assert_eq!(at_once(store.sweep(2 * START_MS)), 10);
+    disk.kill(store);
+    disk.set(Part::Database, tables);
+    for _ in 0..10 {
+        let store = disk.copy().open().unwrap();
+        at_once(store.sweep(2 * START_MS));
+        assert_eq!(swept(&store), [2; 5]);
+        assert_eq!(at_once(store.records(None, None, 100)), []);
+    }
+}
+
+#[test]
+fn mutation_swept_twice_is_found() {
+    turns_red("sweeps_at_the_same_time_are_told_once_a_bucket", "swept-twice");
+    turns_red("a_sweep_after_a_death_is_told_once_a_bucket", "swept-twice");
 }
 
 /// A follower that stops and goes on by its last place sees everything once, also over restarts.

@@ -41,7 +41,7 @@ impl Bucket {
 
     /// Marks that it goes; `false` if it was marked already.
     pub(crate) fn goes(&self) -> bool {
-        !self.going.swap(true, Ordering::Relaxed)
+        !self.going.swap(true, Ordering::Relaxed) || fault::mutated("swept-twice")
     }
 
     /// Whether the record may be here. `true` where nothing is known.
