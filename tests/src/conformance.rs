@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hapax_core::context::{Effects, Outgoing, RangeRead, ReadSet};
-use hapax_core::record::{Record, State};
+use hapax_core::feed::{Cursor, EventKind, FeedEntry, FeedEvent};
+use hapax_core::record::{Event, Moment, Record, State};
 use hapax_core::storage::{
     Commit, DeadLetter, Expected, Group, LetterChange, LetterKey, RecordChange, Standing, Store, Verdict,
 };
@@ -46,7 +47,7 @@ fn commit(name: &str, version: u64, writes: &[(&str, Option<&str>)]) -> Commit {
 }
 
 async fn write(store: &impl Store, commits: Vec<Commit>) -> Vec<Verdict> {
-    store.commit(&Group { commits, sent: Vec::new() }).await.unwrap()
+    store.commit(&Group { commits, ..Group::default() }).await.unwrap()
 }
 
 /// Runs every rule, each on a fresh store from `make`.
@@ -65,6 +66,11 @@ pub async fn all<S: Store>(make: impl Fn() -> Arc<S>) {
     a_sweep_takes_what_has_expired_and_nothing_else(&*make()).await;
     a_sweep_spares_the_younger_record_of_a_key(&*make()).await;
     records_are_paged(&*make()).await;
+    the_feed_tells_of_each_commit_once_and_in_order(&*make()).await;
+    the_feed_is_read_on_from_every_place(&*make()).await;
+    the_feed_names_the_records_that_are_there(&*make()).await;
+    notes_are_told_and_leave_the_record_as_it_is(&*make()).await;
+    a_sweep_is_told_with_its_number_of_records(&*make()).await;
 }
 
 async fn what_was_committed_is_found(store: &impl Store) {
@@ -194,7 +200,7 @@ async fn the_outbox_keeps_order_until_sent(store: &impl Store) {
     assert_eq!(kinds(&rows), ["b0", "b1", "a0"]);
     assert_eq!(rows[1].message.id, key("b").outgoing_id(1));
     assert_eq!(kinds(&store.pending(Some(rows[0].position), 1).await.unwrap()), ["b1"]);
-    store.commit(&Group { commits: Vec::new(), sent: vec![rows[1].position] }).await.unwrap();
+    store.commit(&Group { sent: vec![rows[1].position], ..Group::default() }).await.unwrap();
     assert_eq!(kinds(&store.pending(None, 10).await.unwrap()), ["b0", "a0"]);
     assert!(store.last_version().await.unwrap() >= 2);
 }
@@ -348,4 +354,160 @@ async fn records_are_paged(store: &impl Store) {
     assert_eq!(names(Some("p"), Some(&key("a")), 10).await, ["pb", "pc"]);
     assert_eq!(names(Some("p2"), None, 10).await, ["p2a"]);
     assert_eq!(names(Some("p"), None, 1).await, ["pa"]);
+}
+
+async fn feed(store: &impl Store) -> Vec<FeedEvent> {
+    let page = store.events(None, None, 1_000).await.unwrap();
+    assert!(!page.truncated);
+    page.events
+}
+
+async fn the_feed_tells_of_each_commit_once_and_in_order(store: &impl Store) {
+    assert_eq!(feed(store).await, []);
+    let put = |record| RecordChange::Put(Record { changed_ms: 50, ..record });
+    let redriven = {
+        let event = Event::Redriven { at_ms: 40 };
+        let moment = Moment { event, at_ms: 40, epoch: 4, attempts: 0, component: "c".into(), expires_ms: None };
+        let due = record(4, State::RetryDue { error: "e".into(), at_ms: 40 });
+        Record { attempts: 0, history: vec![moment], ..due }
+    };
+    let kept = |standing| Some(LetterChange::Put(Box::new(DeadLetter { standing, ..letter(1) })));
+    let gone = || Some(LetterChange::Remove(letter(1).fingerprint));
+    let only = |letter| Commit { record: RecordChange::Keep, letter, at_ms: 60, ..Commit::of(&key("a")) };
+    let change = |record, letter| Commit { record, letter, at_ms: 60, ..Commit::of(&key("a")) };
+    let dead = record(3, State::DeadLettered { error: "e".into() });
+    let cases = [
+        (only(kept(Standing::Parked { awaits: 1, until_ms: 9 })), EventKind::Parked, 60, 1, 0),
+        (only(kept(Standing::Dead)), EventKind::DeadLettered, 60, 1, 0),
+        (change(put(record(1, State::RetryDue { error: "e".into(), at_ms: 9 })), None), EventKind::Failed, 50, 1, 1),
+        (
+            change(put(record(2, State::InProgress { owner: "o".into(), lease_end_ms: 9 })), None),
+            EventKind::Claimed,
+            50,
+            1,
+            2,
+        ),
+        (change(put(dead), kept(Standing::Dead)), EventKind::DeadLettered, 50, 1, 3),
+        (change(put(redriven), kept(Standing::Redriven)), EventKind::Redriven, 50, 0, 4),
+        (only(kept(Standing::Redriven)), EventKind::Redriven, 60, 1, 0),
+        (change(put(record(5, completed(""))), gone()), EventKind::Completed, 50, 1, 5),
+        (only(gone()), EventKind::Discarded, 60, 0, 0),
+        (Commit { expected: Expected::Epoch(5), ..change(RecordChange::Remove, None) }, EventKind::Evicted, 60, 0, 5),
+    ];
+    let mut told = Vec::new();
+    for (version, (commit, kind, at_ms, attempts, epoch)) in (1..).zip(cases) {
+        told.push(FeedEntry { kind, digest: key("a").digest(), at_ms, attempts, epoch, times: 1 });
+        // What is not committed is not told; nor is what touches neither a record nor a kept message.
+        let taken = Commit { expected: Expected::Epoch(99), version, ..commit.clone() };
+        let state_only = Commit { record: RecordChange::Keep, ..self::commit("b", version, &[("k", Some("v"))]) };
+        let verdicts = write(store, vec![taken, state_only, Commit { version, ..commit }]).await;
+        assert!(matches!(verdicts[..], [Verdict::Taken(_), Verdict::Committed, Verdict::Committed]), "{verdicts:?}");
+        let now: Vec<_> = feed(store).await.into_iter().map(|event| event.entry).collect();
+        assert_eq!(now, told);
+    }
+}
+
+async fn the_feed_is_read_on_from_every_place(store: &impl Store) {
+    let name = |number: u64| format!("m-{number}");
+    for number in 0..40 {
+        let one = |number: u64| commit(&name(number), number + 1, &[]);
+        write(store, vec![one(2 * number), one(2 * number + 1)]).await;
+    }
+    let all = feed(store).await;
+    let digests: Vec<_> = all.iter().map(|event| event.entry.digest).collect();
+    assert_eq!(digests, (0..80).map(|number| key(&name(number)).digest()).collect::<Vec<_>>());
+    assert!(all.is_sorted_by(|one, next| one.cursor < next.cursor), "places only grow");
+    for (seen, event) in (1..).zip(&all) {
+        let after: Cursor = event.cursor.to_string().parse().unwrap();
+        let page = store.events(None, Some(after), 3).await.unwrap();
+        assert_eq!((&page.events[..], page.truncated), (&all[seen..all.len().min(seen + 3)], false));
+    }
+    let end = all.last().map(|event| event.cursor);
+    assert_eq!(store.events(None, end, 9).await.unwrap().next(end), end);
+    // A place that the feed has not come to is another store's: nothing may be skipped without a word.
+    let ahead = Cursor { sequence: 1_000, index: 0 };
+    let page = store.events(None, Some(ahead), 9).await.unwrap();
+    assert_eq!((page.events.len(), page.truncated), (0, true));
+    let of = store.events(Some(key(&name(7)).digest()), None, 9).await.unwrap();
+    assert_eq!(of.events, all[7..8]);
+    assert_eq!(store.events(Some(key(&name(7)).digest()), Some(all[7].cursor), 9).await.unwrap().events, []);
+    assert_eq!(feed(store).await, all, "places never change");
+}
+
+async fn the_feed_names_the_records_that_are_there(store: &impl Store) {
+    let parked = Some(LetterChange::Put(Box::new(letter(1))));
+    write(store, vec![commit("a", 1, &[]), commit("b", 2, &[]), Commit { letter: parked, ..Commit::of(&key("c")) }])
+        .await;
+    let keys = async || feed(store).await.into_iter().map(|event| event.key).collect::<Vec<_>>();
+    assert_eq!(keys().await, [Some(key("a")), Some(key("b")), None]);
+    write(store, vec![Commit { record: RecordChange::Remove, ..Commit::of(&key("a")) }]).await;
+    assert_eq!(keys().await, [None, Some(key("b")), None, None]);
+    write(store, vec![commit("a", 4, &[])]).await;
+    assert_eq!(keys().await, [Some(key("a")), Some(key("b")), None, Some(key("a")), Some(key("a"))]);
+}
+
+async fn notes_are_told_and_leave_the_record_as_it_is(store: &impl Store) {
+    write(store, vec![commit("a", 1, &[])]).await;
+    let before = store.admit(&key("a")).await.unwrap();
+    let note = |kind, times| FeedEntry { digest: key("a").digest(), ..FeedEntry::of_many(kind, times, 70) };
+    let notes = vec![note(EventKind::Replayed, 3), note(EventKind::Stale, 1)];
+    let alone = Group { notes: notes.clone(), ..Group::default() };
+    assert_eq!(store.commit(&alone).await.unwrap(), []);
+    let beside = Group { commits: vec![commit("b", 2, &[])], notes: notes[..1].to_vec(), ..Group::default() };
+    assert_eq!(store.commit(&beside).await.unwrap(), [Verdict::Committed]);
+    let told = store.events(Some(key("a").digest()), None, 9).await.unwrap().events;
+    let entries: Vec<_> = told.iter().map(|event| event.entry).collect();
+    assert_eq!(entries[1..], [notes[0], notes[1], notes[0]]);
+    assert_eq!(feed(store).await.len(), 5);
+    assert_eq!(store.admit(&key("a")).await.unwrap(), before);
+}
+
+async fn a_sweep_is_told_with_its_number_of_records(store: &impl Store) {
+    let until = |name, version, expires_ms| Commit {
+        record: RecordChange::Put(Record { expires_ms: Some(expires_ms), ..record(1, completed("")) }),
+        ..commit(name, version, &[])
+    };
+    write(store, vec![until("a", 1, 1_000), until("b", 2, 1_000), until("c", 3, 1_000), until("d", 4, 900_000)]).await;
+    names(store).await;
+    let swept = async || {
+        let events = feed(store).await;
+        let swept: Vec<_> = events.into_iter().filter(|event| event.entry.kind == EventKind::Swept).collect();
+        assert!(swept.iter().all(|event| event.key.is_none() && event.entry.digest == 0));
+        (swept.iter().map(|event| event.entry.times).sum::<u64>(), swept.last().map(|event| event.entry.at_ms))
+    };
+    store.sweep(999).await.unwrap();
+    assert_eq!(swept().await, (0, None));
+    for _ in 0..2 {
+        store.sweep(500_000).await.unwrap();
+        assert_eq!(swept().await, (3, Some(500_000)));
+    }
+    assert_eq!(names(store).await, ["d"]);
+    // Where a record was in a bucket that is gone, and a new one of the same window comes, it stands in a new bucket.
+    write(store, vec![until("a", 5, 1_000)]).await;
+    assert_eq!(names(store).await, ["a", "d"]);
+    store.sweep(500_001).await.unwrap();
+    assert_eq!(swept().await, (4, Some(500_001)));
+}
+
+/// A feed that keeps no more than eight events, as `store` does, says what it has dropped.
+pub async fn a_feed_that_is_full_says_what_it_has_dropped(store: &impl Store) {
+    let mut cursors = Vec::new();
+    for number in 0..30_u64 {
+        write(store, vec![commit(&format!("m-{number}"), number + 1, &[])]).await;
+        // Also brings the event to where it counts.
+        names(store).await;
+        cursors.push(store.events(None, cursors.last().copied(), 9).await.unwrap().next(None).unwrap());
+        let page = store.events(None, None, 99).await.unwrap();
+        let dropped = cursors.len() - page.events.len();
+        assert!(page.events.len() <= 8, "{} events are kept", page.events.len());
+        assert_eq!(page.events.len().min(1), 1, "the last one is kept");
+        assert_eq!(page.truncated, dropped > 0);
+        for (place, cursor) in cursors.iter().enumerate() {
+            let rest = store.events(None, Some(*cursor), 99).await.unwrap();
+            let found: Vec<_> = rest.events.iter().map(|event| event.cursor).collect();
+            assert_eq!(found, cursors[dropped.max(place + 1)..], "after {cursor}");
+            // After the last one that was dropped, nothing is missing.
+            assert_eq!(rest.truncated, place + 1 < dropped, "after {cursor}, {dropped} dropped");
+        }
+    }
 }

@@ -109,6 +109,12 @@ impl Job {
         if !lost.is_empty() {
             faults.push(format!("lost: {lost:?}"));
         }
+        if left.told != left.hashes {
+            let (told, there) = (left.told.len(), left.hashes.len());
+            faults.push(format!(
+                "the feed tells of {told} completions, and {there} records are completed; or not the same"
+            ));
+        }
         if left.state != *expected {
             faults.push(format!("the state is {:?}, and should be {expected:?}", left.state));
         }
@@ -132,6 +138,10 @@ impl Job {
 struct Left {
     completed: BTreeSet<String>,
     state: BTreeMap<String, i64>,
+    /// Hashes of completed records, in order.
+    hashes: Vec<u128>,
+    /// Of which the feed says that they completed, in the order of the hashes, one a time.
+    told: Vec<u128>,
 }
 
 impl Left {
@@ -142,12 +152,16 @@ impl Left {
             let text = String::from_utf8(key.to_vec()).unwrap();
             text.split("\0\u{1}").nth(number).unwrap().to_owned()
         };
-        let completed = records(&txn).into_iter().map(|row| {
+        let records = records(&txn).into_iter().map(|(hash, row)| {
             let key = 8 + u32::from_le_bytes(row[4..8].try_into().unwrap()) as usize;
-            (row[8..key].to_vec(), row[key])
+            (hash, part(&row[8..key], 3), row[key])
         });
         // The first byte of a record is its state: 1 is completed.
-        let completed = completed.filter(|(_, state)| *state == 1).map(|(key, _)| part(&key, 3));
+        let (mut hashes, completed): (Vec<_>, _) =
+            records.filter(|(.., state)| *state == 1).map(|(hash, key, _)| (hash, key)).unzip();
+        hashes.sort_unstable();
+        let mut told = completions(&txn);
+        told.sort_unstable();
         let mut state = BTreeMap::new();
         let tables = txn.list_tables().unwrap().map(|table| table.name().to_owned());
         for name in tables.filter(|name| name.starts_with("state/")) {
@@ -158,12 +172,37 @@ impl Left {
                 state.insert(key, std::str::from_utf8(&value.value()[8..]).unwrap().parse().unwrap());
             }
         }
-        Self { completed: completed.collect(), state }
+        Self { completed, state, hashes, told }
     }
 }
 
-/// The rows of all records: those in buckets, by their index, and those that are kept.
-fn records(txn: &redb::ReadTransaction) -> Vec<Vec<u8>> {
+/// Hashes of the records of which the feed says that they completed.
+fn completions(txn: &redb::ReadTransaction) -> Vec<u128> {
+    let mut found = Vec::new();
+    for row in txn.open_table(TableDefinition::<(u64, u32), &[u8]>::new("feed")).unwrap().iter().unwrap() {
+        let block = row.unwrap().1;
+        let mut rest = block.value();
+        while !rest.is_empty() {
+            rest = after_varints(rest, 2);
+            if rest[0] == 1 {
+                found.push(u128::from_le_bytes(rest[1..17].try_into().unwrap()));
+            }
+            rest = after_varints(&rest[17..], 4);
+        }
+    }
+    found
+}
+
+fn after_varints(mut bytes: &[u8], count: usize) -> &[u8] {
+    for _ in 0..count {
+        let length = bytes.iter().position(|byte| byte & 0x80 == 0).unwrap() + 1;
+        bytes = &bytes[length..];
+    }
+    bytes
+}
+
+/// Hash and row of every record: those in buckets, by their index, and those that are kept.
+fn records(txn: &redb::ReadTransaction) -> Vec<(u128, Vec<u8>)> {
     let mut found = Vec::new();
     for (bucket, _) in
         txn.open_table(TableDefinition::<u64, (u64, u64)>::new("buckets")).unwrap().iter().unwrap().map(|row| {
@@ -175,14 +214,18 @@ fn records(txn: &redb::ReadTransaction) -> Vec<Vec<u8>> {
         let index = txn.open_table(TableDefinition::<u128, u64>::new(&index)).unwrap();
         let blocks = txn.open_table(TableDefinition::<u64, &[u8]>::new(&blocks)).unwrap();
         for row in index.iter().unwrap() {
-            let location = row.unwrap().1.value();
+            let (hash, location) = row.unwrap();
+            let (hash, location) = (hash.value(), location.value());
             let block = blocks.get(location >> 20).unwrap().unwrap();
             let at = (location & 0xf_ffff) as usize;
             let length = u32::from_le_bytes(block.value()[at..at + 4].try_into().unwrap()) as usize;
-            found.push(block.value()[at..at + 4 + length].to_vec());
+            found.push((hash, block.value()[at..at + 4 + length].to_vec()));
         }
     }
     let kept = txn.open_table(TableDefinition::<u128, &[u8]>::new("kept")).unwrap();
-    found.extend(kept.iter().unwrap().map(|row| row.unwrap().1.value().to_vec()));
+    found.extend(kept.iter().unwrap().map(|row| {
+        let (hash, row) = row.unwrap();
+        (hash.value(), row.value().to_vec())
+    }));
     found
 }

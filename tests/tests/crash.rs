@@ -151,3 +151,9 @@ fn mutation_record_marked_before_the_run_is_found() {
     // The first message is marked, and its run dies before anything is written.
     mutation_is_found("mark-before-run", "invoked", 1..=1);
 }
+
+#[test]
+fn mutation_feed_not_applied_is_found() {
+    // What the first transaction brings to the tables is told nowhere.
+    mutation_is_found("feed-not-applied", "apply-durable", 1..=1);
+}

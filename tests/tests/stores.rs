@@ -42,6 +42,19 @@ async fn redb_conforms_at_every_depth() {
     }
 }
 
+#[tokio::test]
+async fn a_full_feed_says_what_it_has_dropped_in_memory() {
+    conformance::a_feed_that_is_full_says_what_it_has_dropped(&MemoryStore::keeping(8)).await;
+}
+
+#[tokio::test]
+async fn a_full_feed_says_what_it_has_dropped_on_redb() {
+    for memtable_bytes in [1, 32 << 20] {
+        let options = StoreOptions { events_max: 8, memtable_bytes, ..StoreOptions::default() };
+        conformance::a_feed_that_is_full_says_what_it_has_dropped(&LossyDisk::new().open_with(options).unwrap()).await;
+    }
+}
+
 /// Many at once on a store where each commit is a transaction of its own, while others page through it, sweep it and flush it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn many_at_once_lose_nothing_while_the_tables_are_written_swept_and_read() {
@@ -174,9 +187,12 @@ fn another_stores_database_is_refused() {
 fn another_format_is_refused_by_number() {
     let folder = tempfile::tempdir().unwrap();
     made(folder.path());
-    hapax_tests::raw::set_format(folder.path(), 99);
-    let refusal = refusal(folder.path());
-    assert!(matches!(refusal, OpenError::Version { found: 99, .. }), "{refusal}");
+    for format in [1, 2, 4, 99] {
+        assert_ne!(hapax_tests::raw::set_format(folder.path(), format), format);
+        let refusal = refusal(folder.path());
+        assert!(matches!(refusal, OpenError::Version { found, expected: 3, .. } if found == format), "{refusal}");
+        assert!(refusal.to_string().contains(&format!("has format {format}; this hapax reads format 3")), "{refusal}");
+    }
 }
 
 #[test]
@@ -196,4 +212,14 @@ fn mutation_bucket_dropped_early_is_found() {
 #[test]
 fn mutation_bloom_half_built_is_found() {
     turns_red("records_are_found_again_after_a_restart", "bloom-half-built");
+}
+
+#[test]
+fn mutation_feed_not_applied_is_found() {
+    turns_red("redb_conforms_at_every_depth", "feed-not-applied");
+}
+
+#[test]
+fn mutation_feed_end_forgotten_is_found() {
+    turns_red("a_full_feed_says_what_it_has_dropped_on_redb", "feed-end-forgotten");
 }

@@ -5,6 +5,7 @@ use crate::admission::{Admission, decide};
 use crate::consumer::{Accepted, Admitted, Inner};
 use crate::ending::Ending;
 use crate::fault;
+use crate::feed::EventKind;
 use crate::options::MismatchPolicy;
 use crate::record::Record;
 use crate::storage::{Commit, LetterChange, Standing, StoreError};
@@ -18,15 +19,29 @@ impl Inner {
         record: Option<&Record>,
     ) -> Result<Option<Admitted>, StoreError> {
         let gaps = self.parts.options.strategy.gaps().filter(|_| !message.past_gap && !fault::mutated("gap-ignored"));
-        let ending = match decide(record, &message.identity, gaps, self.parts.clock.now_ms()) {
+        let now_ms = self.parts.clock.now_ms();
+        let ending = match decide(record, &message.identity, gaps, now_ms) {
             Admission::Fresh => return Ok(None),
             Admission::Gap { awaits } => return Ok(Some(Admitted::Park { awaits })),
-            Admission::Replay(stored) => Ending::Duplicate(stored),
+            Admission::Replay(stored) => {
+                self.note(message, EventKind::Replayed, now_ms);
+                Ending::Duplicate(stored)
+            }
             Admission::InFlight { after_ms } => Ending::InFlight { after_ms },
-            Admission::Stale => Ending::Stale,
+            Admission::Stale => {
+                self.note(message, EventKind::Stale, now_ms);
+                Ending::Stale
+            }
             Admission::Mismatch => self.mismatch(message).await?,
         };
         Ok(Some(Admitted::Ended(ending)))
+    }
+
+    /// Has the feed tell of a message that leaves nothing behind. Nobody waits for it, and no record is touched.
+    fn note(&self, message: &Accepted, kind: EventKind, now_ms: u64) {
+        if !fault::mutated("replay-not-noted") {
+            self.parts.committer.note(kind, &message.identity.record, now_ms);
+        }
     }
 
     /// The key was used with another body. The record stays byte for byte as it is.

@@ -1,16 +1,21 @@
 //! The one writer: gives every commit its version, collects what is ready into a group, has the store write it, and tells
-//! each waiter what became of it. Owns a thread, since stores block. Looks into no message.
+//! each waiter what became of it. Takes notes for the feed along, about once a second. Owns a thread, since stores block.
+//! Looks into no message.
 
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::context::Version;
 use crate::fault;
+use crate::feed::EventKind;
+use crate::key::RecordKey;
 use crate::overlay::{self, Overlay};
+use crate::replays::Replays;
 use crate::storage::{Commit, Group, IdempotencyStorage, OutboxPosition, StoreError, Verdict};
 
 /// Commits in one group, at most.
@@ -21,6 +26,9 @@ const GROUP_BYTES_MAX: usize = 8 << 20;
 /// Bytes of commits that wait to be written, roughly. When they are used up, runs that have ended wait for room, and so
 /// nothing more is pulled.
 const WAITING_BYTES_MAX: usize = 64 << 20;
+
+/// Notes for the feed are written this long after the first of them; if the process dies before, they are lost.
+const NOTES_AFTER: Duration = Duration::from_secs(1);
 
 /// The committer of one store; all consumers of the store share it.
 pub struct Committer {
@@ -43,11 +51,15 @@ struct Shared {
     failed: OnceLock<StoreError>,
     /// Woken when a group with outgoing messages is durable.
     outbox: Notify,
+    /// Notes for the feed that are not written yet.
+    replays: Replays,
 }
 
 enum Job {
     Commit(Box<Commit>, Waiter),
     Sent(Vec<OutboxPosition>, oneshot::Sender<Result<(), StoreError>>),
+    /// The first note for the feed was made since the last ones were written.
+    Noted,
 }
 
 /// Room among the commits that wait to be written; given back when the commit has ended.
@@ -90,7 +102,7 @@ impl Committer {
         let last = storage.last_version().await?;
         let (jobs, inbox) = mpsc::channel();
         let shared = Arc::new(Shared::default());
-        let work = Worker { storage, inbox, shared: shared.clone() };
+        let work = Worker { storage, inbox, shared: shared.clone(), notes_due: None };
         let thread = std::thread::Builder::new()
             .name("hapax-committer".into())
             .spawn(move || work.run())
@@ -151,6 +163,15 @@ impl Committer {
         done.await.unwrap_or_else(|_| Err(StoreError::Closed("the committer has stopped".into())))
     }
 
+    /// Has the feed tell, about a second later, that a message of `key` was answered and left nothing behind. Nobody waits.
+    pub(crate) fn note(&self, kind: EventKind, key: &RecordKey, now_ms: u64) {
+        if self.shared.replays.count(kind, key.digest(), now_ms)
+            && let Some(jobs) = &self.sequencer.lock().jobs
+        {
+            let _ = jobs.send(Job::Noted);
+        }
+    }
+
     /// Completes when a group with outgoing messages became durable since the last call.
     pub async fn outbox_written(&self) {
         self.shared.outbox.notified().await;
@@ -180,17 +201,19 @@ struct Worker {
     storage: Arc<dyn IdempotencyStorage>,
     inbox: Receiver<Job>,
     shared: Arc<Shared>,
+    /// When the notes for the feed are to be written, if there are any.
+    notes_due: Option<Instant>,
 }
 
 impl Worker {
     /// Natural group commit: while one group is synced, the next one gathers in the inbox.
-    fn run(self) {
-        while let Ok(first) = self.inbox.recv() {
+    fn run(mut self) {
+        while let Ok(first) = self.next() {
             let mut group = Group::default();
             let mut waiting = Vec::new();
             let mut senders = Vec::new();
             let mut bytes = 0;
-            let mut next = Some(first);
+            let mut next = first;
             while let Some(job) = next {
                 match job {
                     Job::Commit(commit, waiter) => {
@@ -202,11 +225,32 @@ impl Worker {
                         group.sent.extend(sent);
                         senders.push(reply);
                     }
+                    Job::Noted => self.notes_due = Some(Instant::now() + NOTES_AFTER),
                 }
                 let full = group.commits.len() >= GROUP_COMMITS_MAX || bytes >= GROUP_BYTES_MAX;
                 next = if full { None } else { self.inbox.try_recv().ok() };
             }
-            self.write(&group, waiting, senders);
+            if self.notes_due.is_some_and(|due| due <= Instant::now()) {
+                self.notes_due = None;
+                group.notes = self.shared.replays.take();
+            }
+            if !(waiting.is_empty() && senders.is_empty() && group.notes.is_empty()) {
+                self.write(&group, waiting, senders);
+            }
+        }
+        let last = Group { notes: self.shared.replays.take(), ..Group::default() };
+        if !last.notes.is_empty() {
+            self.write(&last, Vec::new(), Vec::new());
+        }
+    }
+
+    /// Waits for the first job of a group. `None`: there is none, but the notes are to be written.
+    fn next(&self) -> Result<Option<Job>, mpsc::RecvError> {
+        let Some(due) = self.notes_due else { return self.inbox.recv().map(Some) };
+        match self.inbox.recv_timeout(due.saturating_duration_since(Instant::now())) {
+            Ok(job) => Ok(Some(job)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(mpsc::RecvError),
         }
     }
 

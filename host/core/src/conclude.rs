@@ -45,7 +45,7 @@ impl Conclusion<'_> {
     /// A commit of the message that changes nothing yet.
     pub(crate) fn commit(&self) -> Commit {
         let identity = &self.message.identity;
-        Commit { own: identity.own.clone(), ..Commit::of(&identity.record) }
+        Commit { own: identity.own.clone(), at_ms: self.now_ms, ..Commit::of(&identity.record) }
     }
 
     /// What a run's result means: completed, once more, or failed for good.

@@ -236,7 +236,8 @@ impl IdempotentConsumer {
     /// A message that was kept under this key has ended, under this or another one: it is kept here no longer. Its identity
     /// changes with the processor's strategy.
     pub(crate) async fn kept_no_longer(&self, key: &LetterKey, fingerprint: Fingerprint) -> Result<(), StoreError> {
-        let commit = Commit { letter: Some(LetterChange::Remove(fingerprint)), ..Commit::of(&key.record) };
+        let letter = Some(LetterChange::Remove(fingerprint));
+        let commit = Commit { letter, at_ms: self.clock().now_ms(), ..Commit::of(&key.record) };
         self.inner.parts.committer.submit(commit).durable().await.map(drop)
     }
 

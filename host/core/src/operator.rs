@@ -212,7 +212,7 @@ impl Operator {
         let line = serde_json::to_vec(&line).expect("a line of texts and a number");
         let name = format!("{RESERVED}audit/{at_ms:013}/{action}/{:032x}", key.digest());
         let effects = Effects { writes: BTreeMap::from([(name, Some(line.into()))]), ..Effects::default() };
-        Commit { effects, ..Commit::of(key) }
+        Commit { effects, at_ms, ..Commit::of(key) }
     }
 
     async fn commit(&self, commit: Commit) -> Result<(), OperatorError> {

@@ -7,6 +7,7 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use crate::context::{Effects, ReadSet, StateView, Version};
+use crate::feed::{Feed, FeedEntry};
 use crate::key::{Fingerprint, RecordKey, Scope};
 use crate::message::Message;
 use crate::processor::Output;
@@ -51,6 +52,9 @@ pub struct Commit {
     pub effects: Effects,
     /// What becomes of the message that the store keeps under the record's key, if anything.
     pub letter: Option<LetterChange>,
+    /// When it was decided, in milliseconds since the Unix epoch. The feed tells it of a commit that leaves no record; a
+    /// record has its own.
+    pub at_ms: u64,
 }
 
 /// The record that a commit rests on.
@@ -156,6 +160,8 @@ pub struct Group {
     pub commits: Vec<Commit>,
     /// Outbox rows that were sent and can go.
     pub sent: Vec<OutboxPosition>,
+    /// What happened beside the commits; for the feed only.
+    pub notes: Vec<FeedEntry>,
 }
 
 /// What became of one commit of a group.
@@ -189,12 +195,12 @@ pub trait IdempotencyStorage: Send + Sync + 'static {
     fn last_version(&self) -> BoxFuture<'_, Result<Version, StoreError>>;
 
     /// Forgets terminal records last changed before `older_than_ms` (since the Unix epoch), at most `limit` of them;
-    /// answers how many. Records that are in progress, due again, or to be compensated always stay.
+    /// answers how many. The feed does not tell of them. Records that are in progress, due again, or to be compensated always stay.
     fn cleanup(&self, older_than_ms: u64, limit: usize) -> BoxFuture<'_, Result<usize, StoreError>>;
 
     /// Forgets records whose retention ended before `now_ms` (since the Unix epoch), in whatever portions the store keeps
     /// them: some may stay a while longer, none goes earlier. Never touches what is in progress, due again, unsent, or has
-    /// no expiry. Costs nothing for what stays. Answers how many records went.
+    /// no expiry. Costs nothing for what stays. Answers how many records went; the feed tells it too, once a portion.
     fn sweep(&self, now_ms: u64) -> BoxFuture<'_, Result<u64, StoreError>>;
 
     /// Where it is noted, outside the transactions, which messages are being run.
@@ -248,9 +254,9 @@ pub trait Inspect: Send + Sync + 'static {
 }
 
 /// Everything the host asks of its store of record.
-pub trait Store: IdempotencyStorage + Outbox + Inspect {}
+pub trait Store: IdempotencyStorage + Outbox + Inspect + Feed {}
 
-impl<T: IdempotencyStorage + Outbox + Inspect> Store for T {}
+impl<T: IdempotencyStorage + Outbox + Inspect + Feed> Store for T {}
 
 impl RecordChange {
     /// The record that shall be there.
@@ -324,6 +330,7 @@ impl Commit {
             reads: ReadSet::default(),
             effects: Effects::default(),
             letter: None,
+            at_ms: 0,
         }
     }
 

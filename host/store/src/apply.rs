@@ -8,16 +8,21 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hapax_core::fault;
+use hapax_core::feed::{EventKind, FeedEntry};
 use hapax_core::record::Record;
 use hapax_core::storage::StoreError;
+use parking_lot::Mutex;
 use redb::{Durability, Table, WriteTransaction};
 
 use crate::buckets::{Bucket, Catalogue};
 use crate::core::{Core, Published};
+use crate::frame::Builder;
+use crate::journal::Journal;
 use crate::layout::{self, Applied, BLOCK_BYTES};
 use crate::memtable::Memtable;
 use crate::open::running_error;
-use crate::view::Snapshot;
+use crate::view::{BucketTables, Snapshot};
+use crate::{commit, feed};
 
 /// What is journalled is applied after this long without having filled a memtable.
 const IDLE: Duration = Duration::from_millis(100);
@@ -107,9 +112,12 @@ fn apply(core: &Core, memtable: &Memtable) -> Result<(), StoreError> {
     let before = core.view.read().snapshot.clone();
     let txn = begin(core)?;
     let mut writer = Writer { txn: &txn, core, catalogue: &mut catalogue, made: Vec::new(), applied: before.applied };
+    // First: what comes into their windows now comes into other buckets.
+    writer.buckets_gone(memtable)?;
     writer.replace(memtable, &before)?;
     writer.records(memtable)?;
     writer.effects(memtable)?;
+    feed::write(&txn, before.feed_facts, &memtable.events, core.options.events_max)?;
     if !fault::mutated("apply-without-sequence") {
         writer.applied.sequence = memtable.end.sequence;
         writer.applied.next_offset = memtable.end.next_offset;
@@ -120,7 +128,8 @@ fn apply(core: &Core, memtable: &Memtable) -> Result<(), StoreError> {
     fault::point("applied");
     txn.commit().map_err(running_error)?;
     fault::point("apply-durable");
-    let buckets = before.buckets.iter().map(|tables| tables.bucket.clone()).chain(made);
+    let stays = |bucket: &Arc<Bucket>| !memtable.buckets_gone.contains(&bucket.id);
+    let buckets = before.buckets.iter().map(|tables| tables.bucket.clone()).filter(stays).chain(made);
     core.publish(Snapshot::open(&core.database, buckets)?, Published::Applied);
     Ok(())
 }
@@ -149,6 +158,18 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
+    /// Drops the tables of buckets that have expired.
+    fn buckets_gone(&mut self, memtable: &Memtable) -> Result<(), StoreError> {
+        for id in &memtable.buckets_gone {
+            let (index, rows) = (layout::index_name(*id), layout::rows_name(*id));
+            self.txn.delete_table(layout::IndexTable::new(&index)).map_err(running_error)?;
+            self.txn.delete_table(layout::RowsTable::new(&rows)).map_err(running_error)?;
+            self.txn.open_table(layout::BUCKETS).map_err(running_error)?.remove(id).map_err(running_error)?;
+            self.catalogue.close(*id);
+        }
+        Ok(())
+    }
+
     /// Takes older versions of records out: a record stands in one place only. Few records have one.
     fn replace(&self, memtable: &Memtable, before: &Snapshot) -> Result<(), StoreError> {
         let replaced: Vec<u128> =
@@ -160,7 +181,8 @@ impl Writer<'_> {
         for hash in &replaced {
             kept.remove(hash).map_err(running_error)?;
         }
-        for tables in &before.buckets {
+        let stays = |tables: &&BucketTables| !memtable.buckets_gone.contains(&tables.bucket.id);
+        for tables in before.buckets.iter().filter(stays) {
             let mut here = replaced.iter().filter(|hash| tables.bucket.may_hold(**hash)).peekable();
             if here.peek().is_some() {
                 let name = layout::index_name(tables.bucket.id);
@@ -286,28 +308,45 @@ impl Writer<'_> {
     }
 }
 
-/// Drops the buckets whose records have all expired; answers how many records they held. A transaction a bucket: what
-/// lives meanwhile waits for one drop at most.
-pub(crate) fn sweep(core: &Core, now_ms: u64) -> Result<u64, StoreError> {
-    let early_ms = if fault::mutated("bucket-dropped-early") { 60_000 } else { 0 };
+/// Has the buckets dropped whose records have all expired; answers how many records they held. That a bucket goes is
+/// journalled with the feed's event of it, and then applied like everything else. A frame a bucket: what lives meanwhile waits
+/// for one drop at most.
+pub(crate) fn sweep(core: &Core, journal: &Mutex<Journal>, now_ms: u64) -> Result<u64, StoreError> {
     let mut dropped = 0;
-    loop {
-        let mut catalogue = core.catalogue.lock();
-        let before = core.view.read().snapshot.clone();
-        let due = |bucket: &Bucket| bucket.end_ms.saturating_sub(early_ms) <= now_ms;
-        let Some(tables) = before.buckets.iter().find(|tables| due(&tables.bucket)) else { return Ok(dropped) };
-        let id = tables.bucket.id;
-        dropped += tables.bucket.rows.load(std::sync::atomic::Ordering::Relaxed);
-        let txn = begin(core)?;
-        let (index, rows) = (layout::index_name(id), layout::rows_name(id));
-        txn.delete_table(layout::IndexTable::new(&index)).map_err(running_error)?;
-        txn.delete_table(layout::RowsTable::new(&rows)).map_err(running_error)?;
-        txn.open_table(layout::BUCKETS).map_err(running_error)?.remove(id).map_err(running_error)?;
-        txn.commit().map_err(running_error)?;
-        catalogue.open.retain(|bucket| bucket.id != id);
-        let left = before.buckets.iter().map(|tables| tables.bucket.clone()).filter(|bucket| bucket.id != id);
-        core.publish(Snapshot::open(&core.database, left)?, Published::Other);
+    while let Some(bucket) = next_due(core, now_ms) {
+        let records = bucket.rows.load(std::sync::atomic::Ordering::Relaxed);
+        let mut frame = Builder::new(1);
+        frame.push_bucket_gone(bucket.id);
+        let event = FeedEntry::of_many(EventKind::Swept, records, now_ms);
+        if fault::mutated("sweep-told-later") {
+            write(core, journal, std::mem::replace(&mut frame, Builder::new(1)))?;
+            core.flush()?;
+        }
+        frame.push_event(&event);
+        write(core, journal, frame)?;
+        core.flush()?;
+        dropped += records;
     }
+    Ok(dropped)
+}
+
+/// Makes a frame durable, as a group of commits is.
+fn write(core: &Core, journal: &Mutex<Journal>, frame: Builder) -> Result<(), StoreError> {
+    let mut journal = journal.lock();
+    core.failure()?;
+    commit::write(core, &mut journal, frame)
+}
+
+/// A bucket whose records have all expired and that nobody has marked yet; from now on it takes no more.
+fn next_due(core: &Core, now_ms: u64) -> Option<Arc<Bucket>> {
+    let early_ms = if fault::mutated("bucket-dropped-early") { 60_000 } else { 0 };
+    // No transaction is under way while this is held.
+    let mut catalogue = core.catalogue.lock();
+    let snapshot = core.view.read().snapshot.clone();
+    let due = |bucket: &Bucket| bucket.end_ms.saturating_sub(early_ms) <= now_ms && bucket.goes();
+    let bucket = snapshot.buckets.iter().map(|tables| &tables.bucket).find(|bucket| due(bucket))?;
+    catalogue.close(bucket.id);
+    Some(bucket.clone())
 }
 
 /// Forgets terminal records last changed before `older_than_ms`, at most `limit`; looks at every row.

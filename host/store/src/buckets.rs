@@ -1,7 +1,7 @@
 //! Buckets: records that expire together stand in tables of their own, so that inserts land close together and retention
 //! drops tables instead of rows. Each has a bloom filter in memory, which only ever spares a read.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use fastbloom::AtomicBloomFilter;
@@ -21,6 +21,8 @@ pub(crate) struct Bucket {
     /// All its records have expired at this time, in milliseconds since the Unix epoch.
     pub(crate) end_ms: u64,
     pub(crate) rows: AtomicU64,
+    /// It is journalled that it goes: it takes no more records.
+    going: AtomicBool,
     /// Set once it holds every record of the bucket; until then the bucket is read.
     filter: OnceLock<AtomicBloomFilter>,
 }
@@ -29,12 +31,17 @@ impl Bucket {
     /// A bucket with no rows, and so with a whole filter, made for `rows_max` of them.
     pub(crate) fn new(id: u64, end_ms: u64, rows_max: u64) -> Self {
         let filter = OnceLock::from(filter(rows_max));
-        Self { id, end_ms, rows: AtomicU64::new(0), filter }
+        Self { id, end_ms, rows: AtomicU64::new(0), going: AtomicBool::new(false), filter }
     }
 
     /// A bucket that was found in the store.
     pub(crate) fn found(id: u64, end_ms: u64, rows: u64) -> Self {
-        Self { id, end_ms, rows: AtomicU64::new(rows), filter: OnceLock::new() }
+        Self { id, end_ms, rows: AtomicU64::new(rows), going: AtomicBool::new(false), filter: OnceLock::new() }
+    }
+
+    /// Marks that it goes; `false` if it was marked already.
+    pub(crate) fn goes(&self) -> bool {
+        !self.going.swap(true, Ordering::Relaxed) || fault::mutated("swept-twice")
     }
 
     /// Whether the record may be here. `true` where nothing is known.
@@ -106,5 +113,10 @@ impl Catalogue {
         self.open.retain(|open| open.end_ms != end_ms);
         self.open.push(bucket.clone());
         bucket
+    }
+
+    /// The bucket takes no more records.
+    pub(crate) fn close(&mut self, id: u64) {
+        self.open.retain(|bucket| bucket.id != id);
     }
 }

@@ -34,6 +34,9 @@ pub(crate) fn commit(core: &Core, journal: &mut Journal, group: &Group) -> Resul
     for sent in &group.sent {
         frame.push_sent(*sent);
     }
+    for note in &group.notes {
+        frame.push_event(note);
+    }
     if !frame.is_empty() {
         if fault::mutated("split-commit") {
             return in_two(core, journal, group, verdicts);
@@ -44,7 +47,7 @@ pub(crate) fn commit(core: &Core, journal: &mut Journal, group: &Group) -> Resul
 }
 
 /// Appends one frame, syncs, and makes it visible.
-fn write(core: &Core, journal: &mut Journal, frame: Builder) -> Result<(), StoreError> {
+pub(crate) fn write(core: &Core, journal: &mut Journal, frame: Builder) -> Result<(), StoreError> {
     let offset = make_room(core, journal, frame.len())?;
     fault::point("group-written");
     let (frame, after) = journal.append(frame, offset).map_err(|error| {
@@ -95,6 +98,7 @@ fn in_two(
         effects.push(&Commit { record: RecordChange::Keep, ..commit.clone() });
     }
     group.sent.iter().for_each(|sent| effects.push_sent(*sent));
+    group.notes.iter().for_each(|note| effects.push_event(note));
     write(core, journal, records)?;
     write(core, journal, effects)?;
     Ok(verdicts)

@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 use hapax_core::context::Version;
+use hapax_core::feed::FeedEntry;
 use hapax_core::storage::{Commit, Expected, LetterChange, OutboxPosition, RecordChange};
 
 use crate::layout;
@@ -29,6 +30,10 @@ pub(crate) enum Entry {
     Sent(OutboxPosition),
     /// A kept message by its encoded key, or `None` where it is kept no longer.
     DeadLetter { key: Bytes, letter: Option<Bytes> },
+    /// An event of the feed; its place is that among the frame's events.
+    Event(FeedEntry),
+    /// A bucket whose records have all expired is to be dropped.
+    BucketGone { id: u64 },
 }
 
 const RECORD: u8 = 1;
@@ -40,6 +45,8 @@ const SENT: u8 = 6;
 const DEAD_LETTER: u8 = 7;
 const RECORD_GONE: u8 = 8;
 const DEAD_LETTER_GONE: u8 = 9;
+const EVENT: u8 = 10;
+const BUCKET_GONE: u8 = 11;
 
 /// No end: the record may not expire.
 const NEVER: u64 = u64::MAX;
@@ -139,6 +146,19 @@ impl Builder {
                 self.push_bytes(&[&key(fingerprint)]);
             }
         }
+        if let Some(told) = commit.told() {
+            self.push_event(&told);
+        }
+    }
+
+    pub(crate) fn push_event(&mut self, event: &FeedEntry) {
+        self.bytes.push(EVENT);
+        layout::push_feed_entry(&mut self.bytes, event);
+    }
+
+    pub(crate) fn push_bucket_gone(&mut self, id: u64) {
+        self.bytes.push(BUCKET_GONE);
+        self.bytes.extend(id.to_le_bytes());
     }
 
     pub(crate) fn push_sent(&mut self, position: OutboxPosition) {
@@ -248,6 +268,12 @@ impl Entries {
         Some(OutboxPosition { version, index: u32::from_le_bytes(self.number()?) })
     }
 
+    fn event(&mut self) -> Option<FeedEntry> {
+        let (event, rest) = layout::take_feed_entry(self.frame.get(self.at..self.end)?)?;
+        self.at = self.end - rest.len();
+        Some(event)
+    }
+
     fn entry(&mut self) -> Option<Entry> {
         let [kind] = self.number()?;
         Some(match kind {
@@ -264,6 +290,8 @@ impl Entries {
             DEAD_LETTER => Entry::DeadLetter { key: self.bytes()?, letter: Some(self.bytes()?) },
             RECORD_GONE => Entry::RecordGone { hash: u128::from_le_bytes(self.number()?) },
             DEAD_LETTER_GONE => Entry::DeadLetter { key: self.bytes()?, letter: None },
+            EVENT => Entry::Event(self.event()?),
+            BUCKET_GONE => Entry::BucketGone { id: u64::from_le_bytes(self.number()?) },
             _ => return None,
         })
     }

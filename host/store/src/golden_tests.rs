@@ -5,13 +5,14 @@
 use std::fmt::Write as _;
 
 use hapax_core::context::{Effects, Outgoing};
+use hapax_core::feed::{Cursor, EventKind, FeedEntry};
 use hapax_core::record::{Event, Moment, Record, State};
 use hapax_core::storage::{Commit, DeadLetter, Expected, LetterChange, OutboxPosition, RecordChange, Standing};
 use hapax_core::strategy::Position;
 use hapax_core::{Fingerprint, Message, Output, RecordKey, Scope};
 
 use crate::frame::{Builder, ChecksumKey, Entry, Frame, HEADER_BYTES, Header};
-use crate::layout::{self, Applied};
+use crate::layout::{self, Applied, FeedFacts};
 
 const STORE: &str = "000102030405060708090a0b0c0d0e0f";
 const GOLDEN: &str = include_str!("../golden/format-3.txt");
@@ -68,6 +69,20 @@ fn states() -> Vec<State> {
     ]
 }
 
+/// A duplicate was answered 300 times.
+fn replayed() -> FeedEntry {
+    let many = FeedEntry::of_many(EventKind::Replayed, 300, 1_700_000_004_000);
+    FeedEntry { digest: key().digest(), ..many }
+}
+
+/// Two events of the group 9, and one of the group 11.
+fn block() -> Vec<(Cursor, FeedEntry)> {
+    let swept = FeedEntry::of_many(EventKind::Swept, 1_048_576, 1_700_604_900_000);
+    let completed = Commit { record: RecordChange::Put(completed()), ..Commit::of(&key()) }.told().unwrap();
+    let at = |sequence, index| Cursor { sequence, index };
+    vec![(at(9, 0), completed), (at(9, 1), replayed()), (at(11, 0), swept)]
+}
+
 /// One frame with an entry of every kind.
 fn frame() -> Frame {
     let commit = |expected, record, effects, letter| Commit {
@@ -96,8 +111,11 @@ fn frame() -> Frame {
     builder.push(&commit(Expected::Absent, completed(), Effects { writes, outgoing: vec![outgoing] }, None));
     builder.push(&commit(Expected::Epoch(3), due, Effects::default(), Some(LetterChange::Put(Box::new(letter)))));
     let letter = Some(LetterChange::Remove(fingerprint));
-    builder.push(&Commit { record: RecordChange::Remove, letter, ..Commit::of(&key()) });
+    let at_ms = 1_700_000_003_000;
+    builder.push(&Commit { record: RecordChange::Remove, letter, at_ms, ..Commit::of(&key()) });
     builder.push_sent(OutboxPosition { version: 5, index: 1 });
+    builder.push_event(&replayed());
+    builder.push_bucket_gone(3);
     builder.finish(4, 6, &ChecksumKey::new(STORE))
 }
 
@@ -107,9 +125,13 @@ fn pinned() -> Vec<(String, &'static str, Vec<u8>)> {
     layout::push_row(&mut row, &key(), &completed());
     let applied = Applied { sequence: 4, next_offset: 4_800, last_version: 7, next_block: 2 };
     let fingerprint = Fingerprint { version: 1, digest: [0xf2; 16] };
+    let feed = FeedFacts { events: 1_000_000, dropped: Cursor { sequence: 8, index: 2 } };
+    let mut events = Vec::new();
+    block().iter().for_each(|placed| layout::push_placed(&mut events, 9, placed));
     let mut pinned = vec![
         ("format", "META `format`", layout::FORMAT.to_le_bytes().to_vec()),
         ("applied", "META `applied`: sequence 4, next offset 4800, last version 7, next block 2", applied.encode().to_vec()),
+        ("feed", "META `feed`: 1000000 events, the last that was dropped is 8-2", feed.encode().to_vec()),
         ("scope", "the beginning of every key of tenant `t\\0t`, processor `orders`", layout::scope_prefix(&key().scope)),
         ("record-key", "source `/shop`, key `o-1`", layout::record_key(&key())),
         ("record-hash", "its hash, as tables and frames have it", key().digest().to_le_bytes().to_vec()),
@@ -119,7 +141,8 @@ fn pinned() -> Vec<(String, &'static str, Vec<u8>)> {
         ("row", "the row of a completed record", row),
         ("window-end", "the end of its bucket's window", layout::window_end_ms(&completed()).unwrap().to_le_bytes().to_vec()),
         ("outbox-message", "a message as the outbox has it", layout::encode(&message())),
-        ("frame", "frame 4 of the store: a record, a state entry, a deleted one, a message to send, a record again, a kept message, a record and a message that are kept no longer, a message that was sent", frame().bytes.to_vec()),
+        ("feed-block", "a block of the feed that begins at 9-0: a message completed, 300 duplicates; at 11-0 a bucket was swept", events),
+        ("frame", "frame 4 of the store: a record, a state entry, a deleted one, a message to send; a record again, a kept message; a record and a message that are kept no longer; the event of each of the three; a message that was sent, a note of duplicates, a bucket that is dropped", frame().bytes.to_vec()),
         ("journal-header", "the journal's first bytes; zeros follow to byte 4096", crate::journal::rebuilt(STORE, &[])[..60].to_vec()),
     ]
     .into_iter()
@@ -170,10 +193,7 @@ fn the_format_is_what_the_golden_file_says() {
 /// The golden bytes, not those of this build's writer, are read back.
 #[test]
 fn the_golden_frame_is_read_entry_by_entry() {
-    let lines = GOLDEN.lines().skip_while(|line| *line != "frame:").skip(1).take_while(|line| line.starts_with("  "));
-    let hex: String = lines.map(str::trim).collect();
-    let bytes: Vec<u8> =
-        (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
+    let bytes = golden("frame");
     let header = Header::read(&bytes[..HEADER_BYTES]).unwrap();
     let frame = Frame::check(&header, bytes.into(), &ChecksumKey::new(STORE)).unwrap();
     assert_eq!((frame.sequence, frame.last_version), (4, 7));
@@ -183,11 +203,16 @@ fn the_golden_frame_is_read_entry_by_entry() {
         state,
         deleted,
         sending,
+        Entry::Event(first),
         again,
         letter,
+        Entry::Event(second),
         gone,
         letter_gone,
+        Entry::Event(third),
         sent,
+        noted,
+        bucket,
     ] = &entries[..]
     else {
         panic!("{entries:?}")
@@ -208,4 +233,24 @@ fn the_golden_frame_is_read_entry_by_entry() {
     assert_eq!(*gone, Entry::RecordGone { hash: key().digest() });
     assert!(matches!(letter_gone, Entry::DeadLetter { letter: None, .. }));
     assert_eq!(*sent, Entry::Sent(OutboxPosition { version: 5, index: 1 }));
+    assert_eq!([first.kind, second.kind, third.kind], [EventKind::Completed, EventKind::Failed, EventKind::Evicted]);
+    assert_eq!((first.digest, first.at_ms, first.attempts, first.epoch), (key().digest(), 1_700_000_001_000, 2, 3));
+    assert_eq!((noted.clone(), bucket.clone()), (Entry::Event(replayed()), Entry::BucketGone { id: 3 }));
+}
+
+/// The bytes of the golden file under `name`.
+fn golden(name: &str) -> Vec<u8> {
+    let begin = format!("{name}:");
+    let lines = GOLDEN.lines().skip_while(|line| *line != begin).skip(1).take_while(|line| line.starts_with("  "));
+    let hex: String = lines.map(str::trim).collect();
+    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+}
+
+#[test]
+fn the_golden_feed_is_read_event_by_event() {
+    assert_eq!(layout::parse_block(9, &golden("feed-block")), Some(block()));
+    let feed = FeedFacts { events: 1_000_000, dropped: Cursor { sequence: 8, index: 2 } };
+    assert_eq!(FeedFacts::decode(&golden("feed")), Some(feed));
+    let block = golden("feed-block");
+    assert!((1..block.len()).all(|end| layout::parse_block(9, &block[..end]).is_none_or(|events| events.len() < 3)));
 }

@@ -5,6 +5,7 @@
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use hapax_core::context::{Effects, Outgoing};
+use hapax_core::feed::{Cursor, EventKind, Feed as _, FeedEntry};
 use hapax_core::record::{Record, State};
 use hapax_core::storage::{
     Commit, DeadLetter, Expected, Group, IdempotencyStorage, Inspect as _, LetterChange, LetterKey, Outbox as _,
@@ -104,7 +105,7 @@ impl Twins {
             1 => RecordChange::Remove,
             _ => RecordChange::Put(record),
         };
-        Commit { expected, record, version: self.version, effects, letter, ..Commit::of(&key) }
+        Commit { expected, record, version: self.version, effects, letter, at_ms: self.version, ..Commit::of(&key) }
     }
 
     fn group(&mut self) -> Group {
@@ -114,7 +115,14 @@ impl Twins {
         let commits = keys.into_iter().map(|number| self.commit(key(number))).collect();
         let pending = now(self.memory.pending(None, 1_000));
         let sent = if self.random.below(3) == 0 { self.random.below(pending.len() as u64 + 1) } else { 0 };
-        Group { commits, sent: pending.iter().take(sent as usize).map(|row| row.position).collect() }
+        let sent = pending.iter().take(sent as usize).map(|row| row.position).collect();
+        let note = |number: u64| {
+            let kind = if number.is_multiple_of(2) { EventKind::Replayed } else { EventKind::Stale };
+            FeedEntry { digest: key(number).digest(), ..FeedEntry::of_many(kind, number, self.version) }
+        };
+        let notes =
+            if self.random.below(4) == 0 { (0..self.random.below(KEYS)).map(note).collect() } else { Vec::new() };
+        Group { commits, sent, notes }
     }
 
     fn write(&mut self) {
@@ -163,6 +171,15 @@ impl Twins {
         assert_eq!(self.redb.outbox_len().unwrap() as usize, now(self.memory.pending(None, 1_000)).len(), "{context}");
     }
 
+    /// The feed from any place, all of it or of one record; that of one record brings all that is journalled to the tables.
+    fn compare_events(&mut self, of: Option<u128>) {
+        let after = Cursor { sequence: self.random.below(self.version + 3), index: self.random.below(4) as u32 };
+        for (after, limit) in [(None, 1_000), (None, 3), (Some(after), 1), (Some(after), 1_000)] {
+            let (found, wanted) = (self.redb.events(of, after, limit), self.memory.events(of, after, limit));
+            assert_eq!(now(found), now(wanted), "{}: events after {after:?}, at most {limit}", self.context);
+        }
+    }
+
     fn compare_records(&self) {
         let (found, wanted) = (self.redb.records(None, None, 100), self.memory.records(None, None, 100));
         assert_eq!(now(found), now(wanted), "{}: all records", self.context);
@@ -188,13 +205,42 @@ fn reads_are_the_same_at_every_depth() {
             for _ in 0..6 {
                 twins.write();
                 twins.compare();
+                twins.compare_events(None);
             }
             drop(held);
             if twins.random.below(2) == 0 {
                 twins.redb.flush().unwrap();
                 twins.compare();
                 twins.compare_records();
+                twins.compare_events(None);
+                let digest = key(twins.random.below(KEYS)).digest();
+                twins.compare_events(Some(digest));
             }
         }
     }
+}
+
+/// Whoever waits for the tables waits for what was there when it began to wait: under load there would be no end of it.
+#[test]
+fn what_comes_while_the_tables_are_waited_for_is_not_waited_for() {
+    let store = store(1 << 20);
+    let core = store.core();
+    let write = |number: u64| {
+        let effects = Effects { writes: [("k".to_owned(), Some("v".into()))].into(), outgoing: Vec::new() };
+        let commit = Commit { effects, version: number, ..Commit::of(&key(number)) };
+        now(store.commit(&Group { commits: vec![commit], ..Group::default() }));
+    };
+    // The applier waits for the catalogue.
+    let held = core.catalogue.lock();
+    write(1);
+    let last = core.view.read().last_sequence();
+    write(2);
+    assert!(!core.view.write().push_down(last));
+    write(3);
+    assert!(!core.view.write().push_down(last));
+    assert!(!core.view.read().active.is_empty(), "what came later stays where it is");
+    drop(held);
+    store.flush().unwrap();
+    assert!(core.view.write().push_down(last) && core.view.read().active.is_empty());
+    store.flush().unwrap();
 }

@@ -1,6 +1,7 @@
 //! The stored format, version 3: tables, keys, values. `docs/STORAGE.md` says the same in words; change both together.
 
 use hapax_core::context::Version;
+use hapax_core::feed::{Cursor, EventKind, FeedEntry};
 use hapax_core::key::{Fingerprint, RecordKey, Scope};
 use hapax_core::record::Record;
 use hapax_core::storage::LetterKey;
@@ -26,6 +27,9 @@ pub(crate) const OUTBOX: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinitio
 /// Dead letters: encoded record key and fingerprint digest, to the encoded letter.
 pub(crate) const DEAD_LETTERS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("dead_letters");
 
+/// Events of the feed in blocks: group and place of the block's first event, to the block. See [`push_placed`].
+pub(crate) const FEED: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("feed");
+
 /// In [`META`]: the format's version, 4 bytes, little endian.
 pub(crate) const META_FORMAT: &str = "format";
 /// In [`META`]: the store's identity, 32 hex digits; the file `STORE` beside the database holds the same.
@@ -33,6 +37,10 @@ pub(crate) const META_STORE_ID: &str = "store-id";
 /// In [`META`]: how far the journal was applied, 32 bytes: sequence number of the last applied frame, offset of the one
 /// after it, last version, next free block; each 8 bytes, little endian.
 pub(crate) const META_APPLIED: &str = "applied";
+
+/// In [`META`]: what of the feed is in its table, 20 bytes: events, group and place of the last that was dropped; 8, 8 and 4
+/// bytes, little endian.
+pub(crate) const META_FEED: &str = "feed";
 
 /// Rows are stored in blocks of at most this many bytes (one row may be longer): a page of 4 KiB holds one, with redb's own bytes
 /// around it. Larger ones save little when written, and cost every look-up a larger read.
@@ -73,6 +81,33 @@ impl Applied {
         let bytes: &[u8; 32] = bytes.try_into().ok()?;
         let field = |at: usize| bytes[at * 8..].first_chunk().map_or(0, |chunk| u64::from_le_bytes(*chunk));
         Some(Self { sequence: field(0), next_offset: field(1), last_version: field(2), next_block: field(3) })
+    }
+}
+
+/// What of the feed is in its table.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct FeedFacts {
+    /// Events in all blocks.
+    pub(crate) events: u64,
+    /// The last event that was dropped; before the first one, if none was.
+    pub(crate) dropped: Cursor,
+}
+
+impl FeedFacts {
+    pub(crate) fn encode(&self) -> [u8; 20] {
+        let mut out = [0; 20];
+        out[..8].copy_from_slice(&self.events.to_le_bytes());
+        out[8..16].copy_from_slice(&self.dropped.sequence.to_le_bytes());
+        out[16..].copy_from_slice(&self.dropped.index.to_le_bytes());
+        out
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let (events, rest) = bytes.split_first_chunk()?;
+        let (sequence, index) = rest.split_first_chunk()?;
+        let dropped =
+            Cursor { sequence: u64::from_le_bytes(*sequence), index: u32::from_le_bytes(index.try_into().ok()?) };
+        Some(Self { events: u64::from_le_bytes(*events), dropped })
     }
 }
 
@@ -230,6 +265,44 @@ pub(crate) fn window_end_ms(record: &Record) -> Option<u64> {
     let expires_ms = record.expires_ms.filter(|_| record.state.is_terminal())?;
     let window_ms = (expires_ms.saturating_sub(record.changed_ms) / 16).max(WINDOW_MS_MIN);
     Some((expires_ms / window_ms).saturating_add(1).saturating_mul(window_ms))
+}
+
+/// Appends an event of the feed: its kind, the digest (16 bytes, little endian), and in postcard's encoding when, attempts,
+/// epoch, and how often.
+pub(crate) fn push_feed_entry(out: &mut Vec<u8>, entry: &FeedEntry) {
+    out.push(entry.kind as u8);
+    out.extend(entry.digest.to_le_bytes());
+    let facts = (entry.at_ms, entry.attempts, entry.epoch, entry.times);
+    postcard::to_io(&facts, out).expect("a vector takes every byte");
+}
+
+/// Reads the event that `bytes` begin with; answers the rest too.
+pub(crate) fn take_feed_entry(bytes: &[u8]) -> Option<(FeedEntry, &[u8])> {
+    let (kind, rest) = bytes.split_first()?;
+    let (digest, rest) = rest.split_first_chunk()?;
+    let ((at_ms, attempts, epoch, times), rest) = postcard::take_from_bytes(rest).ok()?;
+    let (kind, digest) = (EventKind::of_number(*kind)?, u128::from_le_bytes(*digest));
+    Some((FeedEntry { kind, digest, at_ms, attempts, epoch, times }, rest))
+}
+
+/// Appends an event to a block whose first one is of the group `first`: in postcard's encoding how many groups later it is and
+/// its place in its group; then the event.
+pub(crate) fn push_placed(out: &mut Vec<u8>, first: u64, (cursor, entry): &(Cursor, FeedEntry)) {
+    let place = (cursor.sequence - first, cursor.index);
+    postcard::to_io(&place, &mut *out).expect("a vector takes every byte");
+    push_feed_entry(out, entry);
+}
+
+/// The events of a block whose first one is of the group `first`.
+pub(crate) fn parse_block(first: u64, mut bytes: &[u8]) -> Option<Vec<(Cursor, FeedEntry)>> {
+    let mut events = Vec::new();
+    while !bytes.is_empty() {
+        let ((later, index), rest) = postcard::take_from_bytes::<(u64, u32)>(bytes).ok()?;
+        let (entry, rest) = take_feed_entry(rest)?;
+        events.push((Cursor { sequence: first.checked_add(later)?, index }, entry));
+        bytes = rest;
+    }
+    Some(events)
 }
 
 /// A value in postcard's encoding, which is specified and stable since its version 1.0.

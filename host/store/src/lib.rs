@@ -6,6 +6,7 @@ mod buckets;
 mod commit;
 mod core;
 pub mod doctor;
+mod feed;
 mod frame;
 #[cfg(test)]
 mod golden_tests;

@@ -1,12 +1,13 @@
 //! The store in memory: the same rules as on redb, nothing durable. For tests, and as the plainest reading of the contract.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, ready};
 use hapax_core::context::{Entry, StateView, Version};
+use hapax_core::feed::{Cursor, EventKind, Feed, FeedEntry, FeedEvent, FeedPage};
 use hapax_core::key::{RecordKey, Scope};
 use hapax_core::message::Message;
 use hapax_core::record::Record;
@@ -15,6 +16,9 @@ use hapax_core::storage::{
     RecordChange, StoreError, Verdict,
 };
 use parking_lot::Mutex;
+
+/// Events of the feed that are kept, at most.
+const EVENTS_MAX: usize = 1_000_000;
 
 /// The store in memory; cloning shares it.
 #[derive(Debug, Clone, Default)]
@@ -31,6 +35,45 @@ struct Inner {
     outbox: BTreeMap<OutboxPosition, Message>,
     letters: BTreeMap<LetterKey, DeadLetter>,
     last: Version,
+    feed: Events,
+}
+
+/// The feed: what is kept of it, and where it ends at both sides.
+#[derive(Debug)]
+struct Events {
+    kept: VecDeque<(Cursor, FeedEntry)>,
+    max: usize,
+    /// The last that was dropped.
+    dropped: Cursor,
+    /// Number of the last group.
+    sequence: u64,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self { kept: VecDeque::new(), max: EVENTS_MAX, dropped: Cursor::default(), sequence: 0 }
+    }
+}
+
+impl Events {
+    /// The events of one group.
+    fn group(&mut self, events: impl IntoIterator<Item = FeedEntry>) {
+        self.sequence += 1;
+        for (index, event) in (0..).zip(events) {
+            self.kept.push_back((Cursor { sequence: self.sequence, index }, event));
+        }
+        while self.kept.len() > self.max {
+            self.dropped = self.kept.pop_front().map_or(self.dropped, |(cursor, _)| cursor);
+        }
+    }
+}
+
+impl MemoryStore {
+    /// A store that keeps at most `events_max` events of the feed.
+    pub fn keeping(events_max: usize) -> Self {
+        let feed = Events { max: events_max, ..Events::default() };
+        Self { inner: Arc::new(Mutex::new(Inner { feed, ..Inner::default() })) }
+    }
 }
 
 impl Inner {
@@ -72,6 +115,12 @@ impl Inner {
     }
 }
 
+/// Whether anything of a commit becomes durable.
+fn writes(commit: &Commit) -> bool {
+    let effects = &commit.effects;
+    commit.told().is_some() || !(effects.writes.is_empty() && effects.outgoing.is_empty())
+}
+
 fn scan(state: &State, start: &str, end: Option<&str>, limit: usize) -> Vec<Entry> {
     if end.is_some_and(|end| end <= start) {
         return Vec::new();
@@ -94,7 +143,13 @@ impl IdempotencyStorage for MemoryStore {
         if let Some(last) = group.commits.last() {
             inner.last = last.version;
         }
-        let verdicts = group.commits.iter().map(|commit| inner.write(commit)).collect();
+        let verdicts: Vec<Verdict> = group.commits.iter().map(|commit| inner.write(commit)).collect();
+        let made = group.commits.iter().zip(&verdicts).filter(|(_, verdict)| **verdict == Verdict::Committed);
+        let made: Vec<&Commit> = made.map(|(commit, _)| commit).collect();
+        let events = made.iter().filter_map(|commit| commit.told()).chain(group.notes.iter().copied());
+        if made.iter().any(|commit| writes(commit)) || !(group.sent.is_empty() && group.notes.is_empty()) {
+            inner.feed.group(events);
+        }
         Box::pin(ready(Ok(verdicts)))
     }
 
@@ -121,7 +176,11 @@ impl IdempotencyStorage for MemoryStore {
         let mut inner = self.inner.lock();
         let before = inner.records.len();
         inner.records.retain(|_, record| !record.has_expired(now_ms));
-        Box::pin(ready(Ok((before - inner.records.len()) as u64)))
+        let gone = (before - inner.records.len()) as u64;
+        if gone > 0 {
+            inner.feed.group([FeedEntry::of_many(EventKind::Swept, gone, now_ms)]);
+        }
+        Box::pin(ready(Ok(gone)))
     }
 }
 
@@ -170,6 +229,25 @@ impl Inspect for MemoryStore {
         let letters = inner.letters.range((start, Bound::Unbounded));
         let letters = letters.filter(|(key, _)| processor.is_none_or(|name| *key.record.scope.processor == *name));
         Box::pin(ready(Ok(letters.take(limit).map(|(key, letter)| (key.clone(), letter.clone())).collect())))
+    }
+}
+
+impl Feed for MemoryStore {
+    fn events(
+        &self,
+        of: Option<u128>,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<FeedPage, StoreError>> {
+        let inner = self.inner.lock();
+        let after = after.unwrap_or_default();
+        let wanted =
+            |(cursor, entry): &&(Cursor, FeedEntry)| *cursor > after && of.is_none_or(|digest| entry.digest == digest);
+        let key = |digest| inner.records.keys().find(|key| key.digest() == digest).cloned();
+        let events = inner.feed.kept.iter().filter(wanted).take(limit);
+        let events = events.map(|(cursor, entry)| FeedEvent { cursor: *cursor, key: key(entry.digest), entry: *entry });
+        let truncated = after < inner.feed.dropped || after.sequence > inner.feed.sequence;
+        Box::pin(ready(Ok(FeedPage { events: events.collect(), truncated })))
     }
 }
 

@@ -7,8 +7,10 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use bytes::Bytes;
 use hapax_core::context::Version;
+use hapax_core::feed::Cursor;
 use hapax_core::storage::OutboxPosition;
 
+use crate::feed::Placed;
 use crate::frame::{Entry, Frame};
 
 /// Bytes of memory that an entry takes beside its frame, roughly.
@@ -25,6 +27,12 @@ pub(crate) struct Memtable {
     pub(crate) sent: BTreeSet<OutboxPosition>,
     /// Kept messages by encoded key; `None` where it is kept no longer.
     pub(crate) dead_letters: BTreeMap<Bytes, Option<Bytes>>,
+    /// Events of the feed, in order.
+    pub(crate) events: Vec<Placed>,
+    /// Buckets that are to be dropped.
+    pub(crate) buckets_gone: Vec<u64>,
+    /// Sequence number of its first frame.
+    pub(crate) first: u64,
     pub(crate) end: End,
     bytes: usize,
 }
@@ -77,12 +85,23 @@ pub(crate) struct Unreadable;
 impl Memtable {
     /// Takes in a frame that is durable; `next_offset` is where the journal goes on after it.
     pub(crate) fn insert(&mut self, frame: &Frame, next_offset: u64) -> Result<(), Unreadable> {
-        let mut entries = 0;
+        let (mut entries, mut index) = (0, 0);
         for entry in frame.entries() {
-            self.take(entry.ok_or(Unreadable)?);
-            entries += 1;
+            match entry.ok_or(Unreadable)? {
+                Entry::Event(event) => {
+                    self.events.push((Cursor { sequence: frame.sequence, index }, event));
+                    index += 1;
+                }
+                other => {
+                    self.take(other);
+                    entries += 1;
+                }
+            }
         }
-        self.bytes += frame.bytes.len() + entries * ENTRY_BYTES;
+        if self.is_empty() {
+            self.first = frame.sequence;
+        }
+        self.bytes += frame.bytes.len() + entries * ENTRY_BYTES + index as usize * size_of::<Placed>();
         self.end = End { sequence: frame.sequence, next_offset, last_version: frame.last_version };
         Ok(())
     }
@@ -107,6 +126,8 @@ impl Memtable {
                 }
             }
             Entry::DeadLetter { key, letter } => drop(self.dead_letters.insert(key, letter)),
+            Entry::BucketGone { id } => self.buckets_gone.push(id),
+            Entry::Event(_) => unreachable!("it is taken with its place"),
         }
     }
 

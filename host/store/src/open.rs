@@ -18,7 +18,7 @@ use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, S
 use crate::buckets::{Bucket, Catalogue};
 use crate::core::{Closing, Core, Progress};
 use crate::journal::{self, Journal, JournalError, Recovered};
-use crate::layout::{self, Applied, META};
+use crate::layout::{self, Applied, FeedFacts, META};
 use crate::memtable::Memtable;
 use crate::running::RunningFile;
 use crate::view::{Snapshot, View};
@@ -193,7 +193,7 @@ fn join(
     let recovered = Journal::recover(journal, id, options.journal_bytes, &snapshot.applied);
     let Recovered { journal, frames } = recovered.map_err(|error| journal_error(path, error))?;
     let next_id = buckets.last().map_or(0, |bucket| bucket.id + 1);
-    let catalogue = Catalogue { open: reopened(&snapshot, &options).map_err(told)?, next_id };
+    let mut catalogue = Catalogue { open: reopened(&snapshot, &options).map_err(told)?, next_id };
     let mut view = View { active: Memtable::default(), frozen: VecDeque::new(), snapshot: Arc::new(snapshot) };
     for (frame, after) in frames {
         let read = view.active.insert(&frame, after);
@@ -203,6 +203,13 @@ fn join(
         }
     }
     view.freeze();
+    for id in view.frozen.iter().flat_map(|memtable| &memtable.buckets_gone) {
+        // It goes with the first transactions, and once.
+        for bucket in buckets.iter().filter(|bucket| bucket.id == *id) {
+            bucket.goes();
+        }
+        catalogue.close(*id);
+    }
     let core = Core {
         database: Closing::new(database),
         options,
@@ -306,10 +313,12 @@ fn initialise(database: &Database) -> Result<String, redb::Error> {
         meta.insert(layout::META_FORMAT, &layout::FORMAT.to_le_bytes()[..])?;
         meta.insert(layout::META_STORE_ID, id.as_bytes())?;
         meta.insert(layout::META_APPLIED, &Applied::default().encode()[..])?;
+        meta.insert(layout::META_FEED, &FeedFacts::default().encode()[..])?;
         txn.open_table(layout::KEPT)?;
         txn.open_table(layout::BUCKETS)?;
         txn.open_table(layout::OUTBOX)?;
         txn.open_table(layout::DEAD_LETTERS)?;
+        txn.open_table(layout::FEED)?;
     }
     txn.commit()?;
     Ok(id)

@@ -42,18 +42,43 @@ pub(crate) fn record(core: &Core, key: &RecordKey) -> Result<Option<Record>, Sto
 
 /// The record as the tables have it.
 fn stored(snapshot: &Snapshot, key: &RecordKey, hash: u128) -> Result<Option<Record>, StoreError> {
+    stored_row(snapshot, hash, |row| decode_row(row, key))
+}
+
+/// What `read` makes of the row with that hash in the tables.
+fn stored_row<T>(
+    snapshot: &Snapshot,
+    hash: u128,
+    read: impl FnOnce(&[u8]) -> Result<T, StoreError>,
+) -> Result<Option<T>, StoreError> {
     if !snapshot.kept_is_empty
         && let Some(row) = snapshot.kept.get(hash).map_err(running_error)?
     {
-        return decode_row(row.value(), key).map(Some);
+        return read(row.value()).map(Some);
     }
     // The newest first: duplicates most often follow soon.
     for tables in snapshot.buckets.iter().rev().filter(|tables| tables.bucket.may_hold(hash)) {
         if let Some(location) = tables.index.get(hash).map_err(running_error)? {
-            return with_row(tables, location.value(), |row| decode_row(row, key)).map(Some);
+            return with_row(tables, location.value(), read).map(Some);
         }
     }
     Ok(None)
+}
+
+/// The key of the record with that hash, if there is one.
+pub(crate) fn key_of(core: &Core, hash: u128) -> Result<Option<RecordKey>, StoreError> {
+    let (above, snapshot) = {
+        let view = core.view.read();
+        (newest(&view, |memtable| memtable.records.get(&hash).map(|slot| slot.row.clone())), view.snapshot.clone())
+    };
+    let key = |row: &[u8]| {
+        let key = layout::split_row(row).and_then(|(key, _)| layout::parse_record_key(key));
+        key.ok_or_else(|| damaged("a record's key"))
+    };
+    match above {
+        Some(row) => row.map(|row| key(&row)).transpose(),
+        None => stored_row(&snapshot, hash, key),
+    }
 }
 
 fn with_row<T>(

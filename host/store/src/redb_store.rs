@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, ready};
 use hapax_core::context::{StateView, Version};
+use hapax_core::feed::{Cursor, Feed, FeedPage};
 use hapax_core::key::{RecordKey, Scope};
 use hapax_core::record::Record;
 use hapax_core::running::RunningNotes;
@@ -18,7 +19,7 @@ use crate::apply::Applying;
 use crate::core::Core;
 use crate::journal::Journal;
 use crate::open::{self, Create, OpenError};
-use crate::{apply, commit, read};
+use crate::{apply, commit, feed, read};
 
 /// The store on redb. Reads block for microseconds; `commit` blocks for a sync and belongs on the committer's thread.
 ///
@@ -45,6 +46,8 @@ pub struct StoreOptions {
     pub journal_bytes: u64,
     /// Records of one bucket at most: a bucket is the unit in which records are forgotten and filters are built.
     pub bucket_rows_max: u64,
+    /// Events of the feed in its table, at most; the oldest go. What is not applied yet comes on top.
+    pub events_max: u64,
     /// Whether buckets found at the start get their bloom filters. Outcomes are the same without.
     pub filters: bool,
 }
@@ -57,6 +60,7 @@ impl Default for StoreOptions {
             memtable_bytes: 32 << 20,
             journal_bytes: 128 << 20,
             bucket_rows_max: 1 << 20,
+            events_max: 1_000_000,
             filters: true,
         }
     }
@@ -147,7 +151,7 @@ impl IdempotencyStorage for RedbStore {
     }
 
     fn sweep(&self, now_ms: u64) -> BoxFuture<'_, Result<u64, StoreError>> {
-        Box::pin(async move { apply::sweep(&self.core, now_ms) })
+        Box::pin(async move { apply::sweep(&self.core, &self.journal, now_ms) })
     }
 
     fn running_notes(&self) -> Arc<dyn RunningNotes> {
@@ -186,5 +190,16 @@ impl Inspect for RedbStore {
         limit: usize,
     ) -> BoxFuture<'a, Result<Vec<(LetterKey, DeadLetter)>, StoreError>> {
         Box::pin(ready(read::letters(&self.core, processor, after, limit)))
+    }
+}
+
+impl Feed for RedbStore {
+    fn events(
+        &self,
+        of: Option<u128>,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<FeedPage, StoreError>> {
+        Box::pin(ready(feed::events(&self.core, of, after, limit)))
     }
 }

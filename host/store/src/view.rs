@@ -9,7 +9,7 @@ use redb::{
 };
 
 use crate::buckets::Bucket;
-use crate::layout::{self, Applied};
+use crate::layout::{self, Applied, FeedFacts};
 use crate::memtable::Memtable;
 use crate::open::running_error;
 
@@ -32,6 +32,8 @@ pub(crate) struct Snapshot {
     state: StateTables,
     pub(crate) outbox: ReadOnlyTable<(u64, u32), &'static [u8]>,
     pub(crate) dead_letters: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    pub(crate) feed: ReadOnlyTable<(u64, u32), &'static [u8]>,
+    pub(crate) feed_facts: FeedFacts,
     /// Newest last.
     pub(crate) buckets: Vec<BucketTables>,
     pub(crate) applied: Applied,
@@ -59,6 +61,8 @@ impl Snapshot {
         let meta = txn.open_table(layout::META).map_err(running_error)?;
         let applied = meta.get(layout::META_APPLIED).map_err(running_error)?;
         let applied = applied.and_then(|value| Applied::decode(value.value()));
+        let feed_facts = meta.get(layout::META_FEED).map_err(running_error)?;
+        let feed_facts = feed_facts.and_then(|value| FeedFacts::decode(value.value()));
         let buckets = buckets.map(|bucket| {
             let index = layout::index_name(bucket.id);
             let rows = layout::rows_name(bucket.id);
@@ -74,6 +78,9 @@ impl Snapshot {
             state: state_tables(&txn)?,
             outbox: txn.open_table(layout::OUTBOX).map_err(running_error)?,
             dead_letters: txn.open_table(layout::DEAD_LETTERS).map_err(running_error)?,
+            feed: txn.open_table(layout::FEED).map_err(running_error)?,
+            feed_facts: feed_facts
+                .ok_or_else(|| StoreError::Damaged("it does not say what of the feed it has".into()))?,
             buckets: buckets.collect::<Result<_, StoreError>>()?,
             applied: applied.ok_or_else(|| StoreError::Damaged("it does not say how far it was applied".into()))?,
         })
@@ -97,6 +104,11 @@ impl View {
         std::iter::once(&self.active).chain(self.frozen.iter().rev().map(|memtable| &**memtable))
     }
 
+    /// Sequence number of the last frame that is durable.
+    pub(crate) fn last_sequence(&self) -> u64 {
+        self.memtables().map(|memtable| memtable.end.sequence).fold(self.snapshot.applied.sequence, u64::max)
+    }
+
     /// Bytes that are journalled and not yet applied, roughly.
     pub(crate) fn unapplied_bytes(&self) -> usize {
         self.memtables().map(Memtable::bytes).sum()
@@ -107,5 +119,14 @@ impl View {
         if !self.active.is_empty() {
             self.frozen.push_back(Arc::new(std::mem::take(&mut self.active)));
         }
+    }
+
+    /// Hands what is journalled up to the frame `last` to the applier, and nothing that came after it if that can be kept
+    /// apart; answers whether all of it is in the tables.
+    pub(crate) fn push_down(&mut self, last: u64) -> bool {
+        if self.active.first <= last {
+            self.freeze();
+        }
+        self.frozen.front().is_none_or(|oldest| oldest.first > last)
     }
 }
