@@ -1,5 +1,6 @@
 //! What a processor's owner may set, with units and defaults. Reading it from a file is the binary's.
 
+use crate::breaker::BreakerPolicy;
 use crate::context::EffectLimits;
 use crate::key::RecordKey;
 use crate::message::Message;
@@ -16,6 +17,11 @@ pub struct Options {
     pub backoff_base_ms: u64,
     /// Longest backoff, in milliseconds.
     pub backoff_max_ms: u64,
+    /// Longest delay that a processor may ask for with its failure, in milliseconds: a message that waits holds up those
+    /// behind it.
+    pub retry_after_max_ms: u64,
+    /// When runs fail so often that nothing more is run for a while; `None`: never.
+    pub breaker: Option<BreakerPolicy>,
     /// How long a terminal record is kept, in milliseconds.
     pub retention_ms: u64,
     /// How late a source may deliver a message again, in milliseconds. Where messages have positions, the last one seen is
@@ -42,6 +48,8 @@ impl Default for Options {
             attempts_max: 5,
             backoff_base_ms: 100,
             backoff_max_ms: 60_000,
+            retry_after_max_ms: 24 * 60 * 60 * 1_000,
+            breaker: None,
             strategy: Strategy::default(),
             retention_ms: 7 * 24 * 60 * 60 * 1_000,
             redelivery_horizon_ms: 24 * 60 * 60 * 1_000,
@@ -102,6 +110,6 @@ impl Options {
         let doubled =
             self.backoff_base_ms.saturating_mul(1u64.checked_shl(attempt.saturating_sub(1)).unwrap_or(u64::MAX));
         let longest = doubled.min(self.backoff_max_ms);
-        key.seed().rotate_left(attempt) % (longest + 1)
+        key.seed().rotate_left(attempt) % longest.saturating_add(1)
     }
 }
