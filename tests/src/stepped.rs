@@ -62,3 +62,12 @@ impl Clock for SteppedClock {
         })
     }
 }
+
+/// Waits until something that is under way has come about. Panics if it has not in half a minute.
+pub async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let since = std::time::Instant::now();
+    while !is_so() {
+        assert!(since.elapsed().as_secs() < 30, "waited in vain: {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+}

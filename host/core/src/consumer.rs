@@ -330,7 +330,11 @@ impl Inner {
                 claim.turn = None;
             }
             let verdict = pending.durable().await?;
-            drop(place);
+            if retry && fault::mutated("retry-holds-place") {
+                std::mem::forget(place);
+            } else {
+                drop(place);
+            }
             if claim.deaths > 0 && verdict == Verdict::Committed {
                 // The record counts them from now on.
                 self.notes.forget(&message.identity.own);

@@ -2,7 +2,7 @@
 //! closes, so that a host that is started again does not begin by calling what was just given up. When is `breaker.rs`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
@@ -12,6 +12,7 @@ use crate::breaker::{BreakerPolicy, BreakerState, Machine, Outcome, Refused, Wen
 use crate::clock::Clock;
 use crate::committer::Committer;
 use crate::context::{Effects, RESERVED};
+use crate::fault;
 use crate::key::{RecordKey, Scope};
 use crate::metrics::IdempotencyMetrics;
 use crate::storage::{Commit, IdempotencyStorage, StoreError};
@@ -42,6 +43,9 @@ pub struct Breaker {
     opened: AtomicU64,
     /// Woken when a call might be let through that was not before.
     changed: Notify,
+    /// How many stand in line for it, and who is woken when nobody does any more: the one who would bring more.
+    in_line: AtomicUsize,
+    line_is_empty: Notify,
 }
 
 /// A breaker as people see it.
@@ -60,6 +64,17 @@ pub struct BreakerStatus {
     pub opened: u64,
 }
 
+/// A place in the line of those who wait for a breaker.
+pub(crate) struct InLine<'a>(&'a Breaker);
+
+impl Drop for InLine<'_> {
+    fn drop(&mut self) {
+        if self.0.in_line.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.line_is_empty.notify_one();
+        }
+    }
+}
+
 /// A call under way. Dropped, it says nothing of how it went.
 pub struct Call<'a> {
     breaker: &'a Breaker,
@@ -73,7 +88,15 @@ impl Breaker {
     pub fn new(parts: BreakerParts) -> Self {
         let machine = Machine::new(parts.policy.clone());
         let closed = AtomicU64::new(machine.generation());
-        Self { parts, machine: machine.into(), closed, opened: AtomicU64::new(0), changed: Notify::new() }
+        Self {
+            parts,
+            machine: machine.into(),
+            closed,
+            opened: AtomicU64::new(0),
+            changed: Notify::new(),
+            in_line: AtomicUsize::new(0),
+            line_is_empty: Notify::new(),
+        }
     }
 
     /// Its name.
@@ -129,6 +152,27 @@ impl Breaker {
         }
     }
 
+    /// Notes that somebody waits for it, until what is answered is dropped.
+    pub(crate) fn stand_in_line(&self) -> InLine<'_> {
+        self.in_line.fetch_add(1, Ordering::SeqCst);
+        InLine(self)
+    }
+
+    /// Completes when a call might be let through that nobody waits for. For one who brings more, not for many.
+    pub(crate) async fn wants_more(&self) {
+        while !self.is_closed() {
+            if self.in_line.load(Ordering::SeqCst) > 0 {
+                self.line_is_empty.notified().await;
+                continue;
+            }
+            self.passable().await;
+            if self.in_line.load(Ordering::SeqCst) == 0 {
+                // What was brought before may not have come as far as the line yet.
+                return tokio::task::yield_now().await;
+            }
+        }
+    }
+
     /// How it stands.
     pub fn status(&self) -> BreakerStatus {
         let machine = self.machine.lock();
@@ -172,7 +216,7 @@ impl Breaker {
 
     /// Has the state written; nobody waits for it. Half-open is not: it is what open becomes when its time is over.
     fn store(&self, state: BreakerState) {
-        if state == BreakerState::HalfOpen {
+        if state == BreakerState::HalfOpen || fault::mutated("breaker-not-stored") {
             return;
         }
         let key = RecordKey::new(host_scope(), "/breaker".into(), self.name().into());

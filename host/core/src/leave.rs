@@ -41,10 +41,11 @@ impl IdempotentConsumer {
         }
     }
 
-    /// Completes when a message might run: at once, unless the circuit breaker is open.
-    pub async fn passable(&self) {
+    /// Completes when there is use for another message. At once, unless the circuit breaker is open, or lets a few through and
+    /// there are messages that wait for that.
+    pub async fn wants_messages(&self) {
         if let Some(breaker) = &self.inner.breaker {
-            breaker.passable().await;
+            breaker.wants_more().await;
         }
     }
 
@@ -78,10 +79,12 @@ impl Inner {
     /// Waits for leave to run: a place, and the circuit breaker's. An ending if the message is put off instead; it has lost no
     /// attempt then.
     pub(crate) async fn leave(&self, message: &Accepted, claim: &mut Claim) -> Result<Leave<'_>, Ending> {
+        let mut in_line = None;
         loop {
             let place = self.runs.acquire().await.expect("the semaphore is never closed");
-            let refused = match self.breaker.as_ref().map(Breaker::enter).transpose() {
-                Ok(call) => return Ok(Leave { place, call }),
+            let Some(breaker) = &self.breaker else { return Ok(Leave { place, call: None }) };
+            let refused = match breaker.enter() {
+                Ok(call) => return Ok(Leave { place, call: Some(call) }),
                 Err(refused) => refused,
             };
             // Others may need it: what waits holds no place.
@@ -89,15 +92,15 @@ impl Inner {
             if fault::mutated("breaker-open-counts-attempts") {
                 claim.attempts += 1;
             }
-            if !message.handling.retry_here || self.passable_or_stop().await {
+            in_line.get_or_insert_with(|| breaker.stand_in_line());
+            if !message.handling.retry_here || self.passable_or_stop(breaker).await {
                 return Err(Ending::Paused { after_ms: refused.come_again_ms() });
             }
         }
     }
 
     /// Waits until the circuit breaker might let a run through; whether it was told to stop meanwhile.
-    async fn passable_or_stop(&self) -> bool {
-        let Some(breaker) = &self.breaker else { return false };
+    async fn passable_or_stop(&self, breaker: &Breaker) -> bool {
         let mut stopping = self.stopping.subscribe();
         tokio::select! {
             () = breaker.passable() => false,

@@ -113,3 +113,37 @@ impl Options {
         key.seed().rotate_left(attempt) % longest.saturating_add(1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::Scope;
+
+    fn key(number: u64) -> RecordKey {
+        RecordKey::new(Scope::of("p"), "/source".into(), number.to_string().into())
+    }
+
+    #[test]
+    fn the_backoff_doubles_up_to_its_longest_and_is_spread_over_all_of_it() {
+        let options = Options { backoff_base_ms: 100, backoff_max_ms: 1_000, ..Options::default() };
+        for (attempt, longest_ms) in
+            [(1, 100), (2, 200), (3, 400), (4, 800), (5, 1_000), (64, 1_000), (u32::MAX, 1_000)]
+        {
+            let mut delays: Vec<u64> = (0..1_000).map(|number| options.backoff_ms(&key(number), attempt)).collect();
+            delays.sort_unstable();
+            let (least, most) = (delays[0], delays[999]);
+            assert!(least <= longest_ms / 10 && most <= longest_ms && most >= longest_ms * 9 / 10, "{least} to {most}");
+            let middle = delays[500];
+            assert!((longest_ms * 4 / 10..=longest_ms * 6 / 10).contains(&middle), "attempt {attempt}: {middle}");
+        }
+    }
+
+    #[test]
+    fn no_setting_of_the_backoff_overflows() {
+        let options = Options { backoff_base_ms: u64::MAX, backoff_max_ms: u64::MAX, ..Options::default() };
+        let delays: Vec<u64> = (1..100).map(|attempt| options.backoff_ms(&key(7), attempt)).collect();
+        assert!(delays.iter().max() > Some(&(u64::MAX / 2)), "{delays:?}");
+        let none = Options { backoff_base_ms: 0, backoff_max_ms: 0, ..Options::default() };
+        assert_eq!(none.backoff_ms(&key(7), 1), 0);
+    }
+}

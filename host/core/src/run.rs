@@ -93,9 +93,11 @@ pub async fn run(
     pulled.and(drained)
 }
 
-/// The next message. While the consumer's circuit breaker is open the source is left alone.
+/// The next message. While the consumer's circuit breaker is open, the source is left alone.
 async fn pull(consumer: &IdempotentConsumer, source: &mut dyn Source) -> Result<Option<Received>, TransportError> {
-    consumer.passable().await;
+    if !fault::mutated("breaker-open-pulls") {
+        consumer.wants_messages().await;
+    }
     source.recv().await
 }
 
