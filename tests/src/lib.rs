@@ -11,3 +11,5 @@ pub mod process;
 pub mod processors;
 pub mod random;
 pub mod raw;
+pub mod source;
+pub mod stepped;

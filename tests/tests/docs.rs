@@ -229,7 +229,11 @@ fn the_configuration_in_the_documents_has_every_setting() {
     let sample = blocks(&document).into_iter().find(|block| block.language == "toml").unwrap().text;
     let processor = "store = 's'\n[processors.p]\ncomponent = 'p.wasm'\nno_such_setting = 1\n";
     let limits = "store = 's'\n[limits]\nno_such_setting = 1\n";
-    let names = &(&settings("no_such_setting = 1\n") | &settings(processor)) | &settings(limits);
+    let breaker = "store = 's'\n[outbox_breaker]\nno_such_setting = 1\n";
+    let of_processor =
+        "store = 's'\n[processors.p]\ncomponent = 'p.wasm'\n[processors.p.breaker]\nno_such_setting = 1\n";
+    let all = ["no_such_setting = 1\n", processor, limits, breaker, of_processor];
+    let names: BTreeSet<String> = all.into_iter().flat_map(settings).collect();
     assert!(names.contains("store") && names.contains("component") && names.len() > 10, "{names:?}");
     for name in names {
         let set = |line: &str| line.starts_with(&format!("{name} = ")) || line.ends_with(&format!(".{name}]"));

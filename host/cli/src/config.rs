@@ -5,12 +5,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hapax_core::Options;
 use hapax_core::options::{ATTEMPTS_MAX, MismatchPolicy, Ordering};
+use hapax_core::{BreakerPolicy, Options};
 use hapax_engine::{InstanceMode, ProcessorLimits, ReuseLimits};
 use hapax_store::StoreOptions;
 use serde::Deserialize;
 
+use crate::breaker::BreakerSetting;
 use crate::exit::Failed;
 use crate::strategy::StrategySetting;
 
@@ -28,6 +29,9 @@ pub(crate) struct Config {
     pub(crate) max_message_bytes: usize,
     /// Where the outbox is sent; without it, messages stay in the outbox.
     pub(crate) outbox: Option<Outbox>,
+    /// When the destination of the outbox is left alone for a while.
+    #[serde(default)]
+    outbox_breaker: BreakerSetting,
     /// What the store may use.
     #[serde(default)]
     pub(crate) limits: StoreLimits,
@@ -82,6 +86,9 @@ pub(crate) struct Processor {
     attempts_max: Option<u32>,
     backoff_base_ms: Option<u64>,
     backoff_max_ms: Option<u64>,
+    retry_after_max_ms: Option<u64>,
+    #[serde(default)]
+    breaker: BreakerSetting,
     retention_ms: Option<u64>,
     redelivery_horizon_ms: Option<u64>,
     /// Lets the host start though records are forgotten while the source may still deliver their messages again.
@@ -130,6 +137,15 @@ pub(crate) fn default_max_message_bytes() -> usize {
     1 << 20
 }
 
+impl std::fmt::Display for Outbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Url(url) => url.fmt(f),
+        }
+    }
+}
+
 impl Config {
     /// Reads a file; paths in it are relative to its folder.
     pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
@@ -142,6 +158,7 @@ impl Config {
             return Err(Failed::usage(format!("{}: it names no processor; add [processors.NAME]", path.display())));
         }
         let folder = path.parent().unwrap_or(Path::new(""));
+        config.outbox_breaker()?;
         config.store = folder.join(&config.store);
         for processor in config.processors.values_mut() {
             processor.component = folder.join(&processor.component);
@@ -153,10 +170,17 @@ impl Config {
         }
         Ok(config)
     }
+
+    /// When the destination of the outbox is left alone; the error is for the file's author.
+    pub(crate) fn outbox_breaker(&self) -> anyhow::Result<Option<BreakerPolicy>> {
+        let policy = self.outbox_breaker.policy(BreakerPolicy::of_destination());
+        policy.map_err(|error| Failed::usage(format!("outbox_breaker: {error}")))
+    }
 }
 
 impl Processor {
-    /// A processor with nothing set but its component.
+    /// A processor with nothing set but its component, and without a circuit breaker: who runs a file to its end wants to
+    /// see how each of its messages ends.
     pub(crate) fn plain(component: PathBuf) -> Self {
         Self {
             component,
@@ -166,6 +190,8 @@ impl Processor {
             attempts_max: None,
             backoff_base_ms: None,
             backoff_max_ms: None,
+            retry_after_max_ms: None,
+            breaker: BreakerSetting::off(),
             retention_ms: None,
             redelivery_horizon_ms: None,
             allow_short_retention: false,
@@ -187,6 +213,8 @@ impl Processor {
             attempts_max: self.attempts_max.unwrap_or(default.attempts_max),
             backoff_base_ms: self.backoff_base_ms.unwrap_or(default.backoff_base_ms),
             backoff_max_ms: self.backoff_max_ms.unwrap_or(default.backoff_max_ms),
+            retry_after_max_ms: self.retry_after_max_ms.unwrap_or(default.retry_after_max_ms),
+            breaker: self.breaker.policy(BreakerPolicy::of_processor()).map_err(|error| format!("breaker: {error}"))?,
             retention_ms: self.retention_ms.unwrap_or(default.retention_ms),
             redelivery_horizon_ms: self.redelivery_horizon_ms.unwrap_or(default.redelivery_horizon_ms),
             cache_bytes: self.cache_bytes.unwrap_or(default.cache_bytes),

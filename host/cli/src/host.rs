@@ -1,5 +1,6 @@
 //! The composition root: joins store, committer, engine and consumers. Knows every part, decides nothing.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,9 +10,13 @@ use hapax_core::relay::{Relay, RelayError};
 use hapax_core::run::Observer;
 use hapax_core::storage::StoreError;
 use hapax_core::transport::Publisher;
-use hapax_core::{Committer, IdempotentConsumer, Options, Parts, Scope, SystemClock, keeper, sweeper};
+use hapax_core::{
+    Breaker, BreakerParts, BreakerPolicy, Committer, IdempotentConsumer, Options, Parts, Scope, SystemClock, keeper,
+    sweeper,
+};
 use hapax_engine::{Engine, EngineConfig, LoadOptions};
 use hapax_store::{RedbStore, StoreOptions};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -21,7 +26,8 @@ use crate::exit::Failed;
 /// A host that is joined and not yet fed.
 pub(crate) struct Host {
     pub(crate) store: Arc<RedbStore>,
-    pub(crate) counters: Arc<Counters>,
+    /// What each processor's consumer counts, by its name.
+    pub(crate) counters: Mutex<BTreeMap<String, Arc<Counters>>>,
     committer: Arc<Committer>,
     engine: Engine,
     /// Runs of one processor under way, at most.
@@ -32,8 +38,7 @@ impl Host {
     pub(crate) async fn open(store: &Path, options: StoreOptions, concurrency: usize) -> anyhow::Result<Self> {
         let store = Arc::new(RedbStore::open_with(store, options)?);
         let committer = Committer::start(store.clone()).await?;
-        let counters = Arc::new(Counters::default());
-        Ok(Self { store, committer, counters, engine: engine(concurrency)?, concurrency })
+        Ok(Self { store, committer, counters: Mutex::default(), engine: engine(concurrency)?, concurrency })
     }
 
     /// Loads a processor's component and joins its consumer.
@@ -42,13 +47,15 @@ impl Host {
         let options = processor.options().map_err(|error| Failed::usage(format!("processors.{name}: {error}")))?;
         let effects = (**component.effect_limits()).clone();
         let options = Options { effects, runs_max: self.concurrency, ..options };
+        let counters = Arc::new(Counters::default());
+        self.counters.lock().insert(name.to_owned(), counters.clone());
         Ok(IdempotentConsumer::new(Parts {
             scope: Scope::of(name),
             processor: Arc::new(component),
             storage: self.store.clone(),
             committer: self.committer.clone(),
             clock: Arc::new(SystemClock),
-            metrics: self.counters.clone(),
+            metrics: counters,
             options,
         }))
     }
@@ -77,10 +84,24 @@ impl Host {
     pub(crate) fn relay(
         &self,
         to: Outbox,
+        breaker: Option<Arc<Breaker>>,
         stop: watch::Receiver<bool>,
     ) -> anyhow::Result<JoinHandle<Result<u64, RelayError>>> {
         let relay = Relay::new(self.store.clone(), self.committer.clone(), publisher(to)?, Arc::new(SystemClock));
-        Ok(tokio::spawn(relay.run(stop)))
+        Ok(tokio::spawn(relay.guarded_by(breaker).run(stop)))
+    }
+
+    /// The circuit breaker of a destination, as an earlier process has left it.
+    pub(crate) async fn breaker(&self, of: &Outbox, policy: BreakerPolicy) -> Result<Arc<Breaker>, StoreError> {
+        let breaker = Breaker::new(BreakerParts {
+            name: format!("outbox/{of}"),
+            policy,
+            committer: self.committer.clone(),
+            clock: Arc::new(SystemClock),
+            metrics: Arc::new(Counters::default()),
+        });
+        breaker.restore(&*self.store).await?;
+        Ok(Arc::new(breaker))
     }
 }
 

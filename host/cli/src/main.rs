@@ -1,5 +1,6 @@
 //! The binary: reads the command line, joins the parts, runs a command. Decides nothing about messages.
 
+mod breaker;
 mod build;
 mod check;
 mod config;
@@ -12,6 +13,7 @@ mod report;
 mod run;
 mod send;
 mod state;
+mod status;
 mod strategy;
 mod up;
 
@@ -45,6 +47,8 @@ enum Command {
     Check(check::Args),
     /// Send a message to a running host.
     Send(send::Args),
+    /// Ask a running host how it is doing.
+    Status(status::Args),
     /// Look at deduplication records.
     #[command(subcommand)]
     Records(records::Command),
@@ -78,6 +82,7 @@ fn run(command: Command, json: bool) -> anyhow::Result<ExitCode> {
         Command::Up(args) => up::command(&args, json),
         Command::Check(args) => check::command(&args, json),
         Command::Send(args) => send::command(&args, json),
+        Command::Status(args) => status::command(&args, json),
         Command::Records(command) => records::command(command, json),
         Command::State(command) => state::command(command, json),
         Command::Doctor(args) => doctor::command(&args, json),

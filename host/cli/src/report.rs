@@ -108,7 +108,7 @@ impl Printer {
             Ending::Stale => &self.stale,
             Ending::Parked { .. } => &self.parked,
             Ending::DeadLettered { .. } => &self.dead_lettered,
-            Ending::Retry { .. } | Ending::InFlight { .. } => &self.put_off,
+            Ending::Retry { .. } | Ending::InFlight { .. } | Ending::Paused { .. } => &self.put_off,
         };
         counter.fetch_add(1, Relaxed);
     }
@@ -161,6 +161,7 @@ fn detail(ending: &Ending) -> String {
         Ending::DeadLettered { error } => format!(": {error}"),
         Ending::Retry { error, after_ms } => format!(": due again in {after_ms} ms ({error})"),
         Ending::InFlight { .. } => ": is being processed".into(),
+        Ending::Paused { after_ms } => format!(": its processor fails too often; due again in {after_ms} ms"),
     }
 }
 
@@ -185,7 +186,7 @@ fn as_json(report: &Report<'_>) -> Value {
             line["error"] = json!(error);
             line["after_ms"] = json!(after_ms);
         }
-        Ending::InFlight { after_ms } => line["after_ms"] = json!(after_ms),
+        Ending::InFlight { after_ms } | Ending::Paused { after_ms } => line["after_ms"] = json!(after_ms),
     }
     line
 }

@@ -96,7 +96,7 @@ async fn run(args: Args, json: bool) -> anyhow::Result<ExitCode> {
     let stop = host::stop_on_signal()?;
     let (ended, outbox_stop) = watch::channel(false);
     let sweeper = host.sweeper(ended.subscribe());
-    let relay = args.outbox.map(|path| host.relay(Outbox::File(path), outbox_stop)).transpose()?;
+    let relay = args.outbox.map(|path| host.relay(Outbox::File(path), None, outbox_stop)).transpose()?;
 
     let (kept_ended, kept_stop) = watch::channel(false);
 

@@ -7,15 +7,16 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use hapax_core::run::{Observer, Report};
-use hapax_core::{Ending, Handling, IdempotentConsumer, Message, Stored};
-use hapax_transport::{Answer, HttpLimits, Ingress, router};
-use serde_json::json;
+use hapax_core::{Breaker, Ending, Handling, IdempotentConsumer, Message, Stored};
+use hapax_transport::{Answer, HttpLimits, Ingress, StatusSource, router, status_router};
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::exit::Failed;
 use crate::host::{self, Host};
 use crate::report::line;
+use crate::status;
 
 /// Runs under way at most; the engine's pool has as many places.
 const CONCURRENCY: usize = 256;
@@ -53,17 +54,24 @@ async fn up(config: Config, json: bool) -> anyhow::Result<ExitCode> {
     let mut sweeper = host.sweeper(ended.subscribe());
     let mut keepers = tokio::task::JoinSet::new();
     for desk in desks.values() {
+        desk.consumer.restore().await?;
         keepers.spawn(host.keeper(&desk.consumer, Arc::new(Nobody), ended.subscribe()));
     }
-    let mut relay = config.outbox.clone().map(|to| host.relay(to, outbox_stop)).transpose()?;
+    let outbox_breaker = match (&config.outbox, config.outbox_breaker()?) {
+        (Some(to), Some(policy)) => Some(host.breaker(to, policy).await?),
+        _ => None,
+    };
+    let breaker = outbox_breaker.clone();
+    let mut relay = config.outbox.clone().map(|to| host.relay(to, breaker, outbox_stop)).transpose()?;
 
     let listener = tokio::net::TcpListener::bind(config.listen).await.map_err(|error| {
         Failed::usage(format!("cannot listen on {}: {error}; set `listen` in the configuration", config.listen))
     })?;
     announce(&listener, config.processors.keys(), json)?;
-    let door = Arc::new(Door { desks, host, stop, under_way: watch::Sender::new(0) });
+    let door = Arc::new(Door { desks, host, outbox_breaker, stop, under_way: watch::Sender::new(0) });
     let limits = HttpLimits { max_message_bytes: config.max_message_bytes };
-    let serving = axum::serve(listener, router(door.clone(), limits)).with_graceful_shutdown(door.clone().drained());
+    let routes = router(door.clone(), limits).merge(status_router(door.clone()));
+    let serving = axum::serve(listener, routes).with_graceful_shutdown(door.clone().drained());
     tokio::select! {
         served = serving => served?,
         failed = async { match &mut relay { Some(relay) => relay.await, None => std::future::pending().await } } => {
@@ -110,6 +118,7 @@ impl Observer for Nobody {
 struct Door {
     desks: BTreeMap<String, Desk>,
     host: Host,
+    outbox_breaker: Option<Arc<Breaker>>,
     /// True once a signal has come: nothing more is taken.
     stop: watch::Receiver<bool>,
     /// Messages that were taken and have not ended.
@@ -190,6 +199,15 @@ impl Ingress for Door {
     }
 }
 
+impl StatusSource for Door {
+    fn status(&self) -> Result<Value, String> {
+        let consumers = self.desks.iter().map(|(name, desk)| (&**name, &desk.consumer));
+        let mut status = status::of(&self.host, consumers, self.outbox_breaker.as_deref())?;
+        status["stopping"] = json!(*self.stop.borrow());
+        Ok(status)
+    }
+}
+
 fn answer(ending: Ending) -> Answer {
     match ending {
         Ending::Completed { output } => Answer::Completed { output },
@@ -201,5 +219,6 @@ fn answer(ending: Ending) -> Answer {
         Ending::Parked { awaits, until_ms } => Answer::Parked { awaits, until_ms },
         Ending::Retry { error, after_ms } => Answer::RetryLater { error, after_ms },
         Ending::InFlight { .. } => Answer::InFlight,
+        Ending::Paused { after_ms } => Answer::Paused { after_ms },
     }
 }

@@ -54,7 +54,8 @@ impl Conclusion<'_> {
             Ok(output) => (Event::Completed(output.clone()), Ending::Completed { output }),
             Err(Failure::Retry { reason, after_ms }) if attempts < self.options.attempts_max => {
                 let own = &self.message.identity.own;
-                let after_ms = after_ms.unwrap_or_else(|| self.options.backoff_ms(own, attempts));
+                let asked_ms = after_ms.map(|after_ms| after_ms.min(self.options.retry_after_max_ms));
+                let after_ms = asked_ms.unwrap_or_else(|| self.options.backoff_ms(own, attempts));
                 let event = Event::Failed { error: reason.clone(), retry_at_ms: self.now_ms.saturating_add(after_ms) };
                 (event, Ending::Retry { error: reason, after_ms })
             }

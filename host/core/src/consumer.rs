@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Semaphore, watch};
 
 use crate::admission::{InFlight, Leading, TerminalCache};
 use crate::clock::Clock;
@@ -13,9 +13,11 @@ use crate::conclude::Conclusion;
 use crate::context::{Context, Effects, ReadSet, StateView};
 use crate::ending::Ending;
 use crate::fault;
+use crate::guard::Breaker;
 use crate::keeper::Kept;
 use crate::key::{Fingerprint, RecordKey, Scope};
 use crate::lanes::{Lanes, Place, Turn};
+use crate::leave::Leave;
 use crate::message::Message;
 use crate::metrics::IdempotencyMetrics;
 use crate::options::Options;
@@ -53,7 +55,7 @@ pub struct Parts {
 /// committed is found again.
 #[derive(Clone)]
 pub struct IdempotentConsumer {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 pub(crate) struct Inner {
@@ -69,13 +71,15 @@ pub(crate) struct Inner {
     effect_limits: Arc<crate::context::EffectLimits>,
     notes: Arc<dyn RunningNotes>,
     /// A place for each message that may be in flight: that runs, or whose commit is on its way.
-    runs: Semaphore,
+    pub(crate) runs: Semaphore,
+    /// Says when nothing is run, since too much fails.
+    pub(crate) breaker: Option<Breaker>,
     /// Messages that the store keeps and this consumer is to run.
     pub(crate) kept: Kept,
     /// Held by a run of a message that the process has died over: one at a time, so that of several suspects only the
     /// guilty one is there at the next death.
     suspect: tokio::sync::Mutex<()>,
-    stopping: watch::Sender<bool>,
+    pub(crate) stopping: watch::Sender<bool>,
 }
 
 /// How a delivery wants to be treated.
@@ -105,7 +109,7 @@ pub struct Accepted {
     /// It has waited long enough for the one before it.
     pub(crate) past_gap: bool,
     place: Option<Place>,
-    handling: Handling,
+    pub(crate) handling: Handling,
     since: Instant,
 }
 
@@ -119,7 +123,7 @@ pub(crate) struct Claim {
     /// Epoch of the record that stands in the store.
     pub(crate) epoch: Option<u64>,
     /// Attempts made before this claim.
-    attempts: u32,
+    pub(crate) attempts: u32,
     /// How many of them the process died over, and which no record has.
     deaths: u32,
     /// Due at this time, in milliseconds since the Unix epoch.
@@ -169,6 +173,7 @@ impl IdempotentConsumer {
             overlay,
             effect_limits: Arc::new(parts.options.effects.clone()),
             notes: parts.storage.running_notes(),
+            breaker: parts.breaker(),
             runs: Semaphore::new(parts.options.runs_max.clamp(1, Semaphore::MAX_PERMITS)),
             kept: Kept::new(parts.options.kept_max),
             suspect: tokio::sync::Mutex::default(),
@@ -314,11 +319,16 @@ impl Inner {
             if fault::mutated("mark-before-run") {
                 self.mark_first(message, &claim).await?;
             }
-            let place = self.place().await;
+            let Leave { place, call } = match self.leave(message, &mut claim).await {
+                Ok(leave) => leave,
+                Err(put_off) => return Ok(Some(put_off)),
+            };
             let running = self.overlay.begin();
             let run = self.run_once(message, &claim).await;
             fault::point("invoked");
-            let (commit, ending) = self.conclusion(message).of(&claim, run);
+            let conclusion = self.conclusion(message);
+            let (went, ended_ms) = (run.went(&claim), conclusion.now_ms);
+            let (commit, ending) = conclusion.of(&claim, run);
             let record = commit.record.put().expect("a run always leaves a record").clone();
             let room = self.parts.committer.room(&commit).await;
             let Ok(pending) = self.sequence(commit, room) else {
@@ -326,13 +336,21 @@ impl Inner {
                 continue;
             };
             drop(running);
+            // Only now: a run that rested on what is no longer so says nothing.
+            if let (Some(call), Some(went)) = (call, went) {
+                call.ended(went, ended_ms, 1);
+            }
             let retry = matches!(ending, Ending::Retry { .. });
             if !retry {
                 // The next of the lane may go: it sees these effects in the overlay.
                 claim.turn = None;
             }
             let verdict = pending.durable().await?;
-            drop(place);
+            if retry && fault::mutated("retry-holds-place") {
+                std::mem::forget(place);
+            } else {
+                drop(place);
+            }
             if claim.deaths > 0 && verdict == Verdict::Committed {
                 // The record counts them from now on.
                 self.notes.forget(&message.identity.own);
@@ -406,11 +424,6 @@ impl Inner {
         let deaths = self.notes.deaths(&message.identity.own);
         let attempts = found.as_ref().map_or(0, |record| record.attempts) + deaths;
         Claim { _leading: leading, turn, found, epoch, attempts, deaths, not_before_ms, now_ms }
-    }
-
-    /// A place for a run; never closed.
-    async fn place(&self) -> SemaphorePermit<'_> {
-        self.runs.acquire().await.expect("the semaphore is never closed")
     }
 
     /// Waits out the backoff; an ending if the message is to be put off instead.

@@ -3,7 +3,7 @@
 use crate::admission::Stored;
 use crate::processor::Output;
 
-/// How a delivery of a message ended. Everything but `Retry` and `InFlight` is durable and may be acknowledged.
+/// How a delivery of a message ended. Everything but `Retry`, `InFlight` and `Paused` is durable and may be acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ending {
     /// It ran, and its effects are durable.
@@ -41,6 +41,11 @@ pub enum Ending {
         /// Ask again after this many milliseconds.
         after_ms: u64,
     },
+    /// Its processor's circuit breaker is open: nothing ran, nothing was written, no attempt was counted.
+    Paused {
+        /// Deliver it again after this many milliseconds.
+        after_ms: u64,
+    },
 }
 
 impl Ending {
@@ -55,6 +60,7 @@ impl Ending {
             Self::DeadLettered { .. } => "dead-lettered",
             Self::Retry { .. } => "retry",
             Self::InFlight { .. } => "in-flight",
+            Self::Paused { .. } => "paused",
         }
     }
 }

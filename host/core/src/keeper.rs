@@ -126,6 +126,11 @@ impl Kept {
         self.changed.notify_one();
     }
 
+    /// How many messages wait or are on their way.
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.lock().entries.len()
+    }
+
     fn take_reload(&self) -> bool {
         std::mem::take(&mut self.waiting.lock().reload)
     }
@@ -286,7 +291,7 @@ async fn bring_to_its_end(
         consumer.kept().ended(&due.key, None);
     }
     match ending {
-        Ending::Retry { after_ms, .. } | Ending::InFlight { after_ms } => {
+        Ending::Retry { after_ms, .. } | Ending::InFlight { after_ms } | Ending::Paused { after_ms } => {
             let again_ms = consumer.clock().now_ms().saturating_add(after_ms.max(COME_AGAIN_MS));
             consumer.kept().ended(&due.key, Some(again_ms));
         }

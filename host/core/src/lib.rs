@@ -3,6 +3,7 @@
 
 pub mod admission;
 mod answer;
+pub mod breaker;
 pub mod clock;
 pub mod committer;
 mod conclude;
@@ -11,10 +12,12 @@ pub mod context;
 pub mod ending;
 pub mod fault;
 pub mod feed;
+pub mod guard;
 pub mod history;
 pub mod keeper;
 pub mod key;
 mod lanes;
+pub mod leave;
 pub mod message;
 pub mod metrics;
 pub mod operator;
@@ -32,11 +35,13 @@ pub mod sweeper;
 pub mod transport;
 
 pub use admission::Stored;
+pub use breaker::{BreakerPolicy, BreakerState};
 pub use clock::{Clock, SystemClock};
 pub use committer::Committer;
 pub use consumer::{Handling, IdempotentConsumer, Parts};
 pub use context::Context;
 pub use ending::Ending;
+pub use guard::{Breaker, BreakerParts, BreakerStatus};
 pub use key::{Fingerprint, RecordKey, Scope};
 pub use message::Message;
 pub use options::Options;

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use serde::Serialize;
 
+use crate::breaker::BreakerState;
 use crate::key::Scope;
 
 /// Takes what the pipeline counts. Called on the hot path: must not block.
@@ -15,6 +16,8 @@ pub trait IdempotencyMetrics: Send + Sync + 'static {
     fn conflict(&self, scope: &Scope);
     /// A terminal record was looked for in the cache.
     fn cache(&self, scope: &Scope, hit: bool);
+    /// The circuit breaker `name` stands so from now on.
+    fn breaker(&self, name: &str, state: BreakerState);
 }
 
 /// Plain counters, for summaries and tests.
@@ -24,11 +27,12 @@ pub struct Counters {
     conflicts: AtomicU64,
     cache_hits: AtomicU64,
     cache_misses: AtomicU64,
+    breaker_opened: AtomicU64,
 }
 
 /// Every outcome there is, in the order they are printed.
-pub const OUTCOMES: [&str; 8] =
-    ["completed", "duplicate", "mismatch", "stale", "parked", "dead-lettered", "retry", "in-flight"];
+pub const OUTCOMES: [&str; 9] =
+    ["completed", "duplicate", "mismatch", "stale", "parked", "dead-lettered", "retry", "in-flight", "paused"];
 
 /// A reading of [`Counters`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -41,6 +45,8 @@ pub struct Counted {
     pub cache_hits: u64,
     /// Records looked for in the store.
     pub cache_misses: u64,
+    /// How often circuit breakers have opened.
+    pub breaker_opened: u64,
 }
 
 impl Counters {
@@ -51,6 +57,7 @@ impl Counters {
             conflicts: self.conflicts.load(Relaxed),
             cache_hits: self.cache_hits.load(Relaxed),
             cache_misses: self.cache_misses.load(Relaxed),
+            breaker_opened: self.breaker_opened.load(Relaxed),
         }
     }
 }
@@ -69,5 +76,11 @@ impl IdempotencyMetrics for Counters {
     fn cache(&self, _: &Scope, hit: bool) {
         let counter = if hit { &self.cache_hits } else { &self.cache_misses };
         counter.fetch_add(1, Relaxed);
+    }
+
+    fn breaker(&self, _: &str, state: BreakerState) {
+        if let BreakerState::Open { .. } = state {
+            self.breaker_opened.fetch_add(1, Relaxed);
+        }
     }
 }

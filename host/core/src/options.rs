@@ -1,5 +1,6 @@
 //! What a processor's owner may set, with units and defaults. Reading it from a file is the binary's.
 
+use crate::breaker::BreakerPolicy;
 use crate::context::EffectLimits;
 use crate::key::RecordKey;
 use crate::message::Message;
@@ -19,6 +20,11 @@ pub struct Options {
     pub backoff_base_ms: u64,
     /// Longest backoff, in milliseconds.
     pub backoff_max_ms: u64,
+    /// Longest delay that a processor may ask for with its failure, in milliseconds: a message that waits holds up those
+    /// behind it.
+    pub retry_after_max_ms: u64,
+    /// When runs fail so often that nothing more is run for a while; `None`: never.
+    pub breaker: Option<BreakerPolicy>,
     /// How long a terminal record is kept, in milliseconds.
     pub retention_ms: u64,
     /// How late a source may deliver a message again, in milliseconds. Where messages have positions, the last one seen is
@@ -45,6 +51,8 @@ impl Default for Options {
             attempts_max: 5,
             backoff_base_ms: 100,
             backoff_max_ms: 60_000,
+            retry_after_max_ms: 24 * 60 * 60 * 1_000,
+            breaker: None,
             strategy: Strategy::default(),
             retention_ms: 7 * 24 * 60 * 60 * 1_000,
             redelivery_horizon_ms: 24 * 60 * 60 * 1_000,
@@ -105,6 +113,40 @@ impl Options {
         let doubled =
             self.backoff_base_ms.saturating_mul(1u64.checked_shl(attempt.saturating_sub(1)).unwrap_or(u64::MAX));
         let longest = doubled.min(self.backoff_max_ms);
-        key.seed().rotate_left(attempt) % (longest + 1)
+        key.seed().rotate_left(attempt) % longest.saturating_add(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::Scope;
+
+    fn key(number: u64) -> RecordKey {
+        RecordKey::new(Scope::of("p"), "/source".into(), number.to_string().into())
+    }
+
+    #[test]
+    fn the_backoff_doubles_up_to_its_longest_and_is_spread_over_all_of_it() {
+        let options = Options { backoff_base_ms: 100, backoff_max_ms: 1_000, ..Options::default() };
+        for (attempt, longest_ms) in
+            [(1, 100), (2, 200), (3, 400), (4, 800), (5, 1_000), (64, 1_000), (u32::MAX, 1_000)]
+        {
+            let mut delays: Vec<u64> = (0..1_000).map(|number| options.backoff_ms(&key(number), attempt)).collect();
+            delays.sort_unstable();
+            let (least, most) = (delays[0], delays[999]);
+            assert!(least <= longest_ms / 10 && most <= longest_ms && most >= longest_ms * 9 / 10, "{least} to {most}");
+            let middle = delays[500];
+            assert!((longest_ms * 4 / 10..=longest_ms * 6 / 10).contains(&middle), "attempt {attempt}: {middle}");
+        }
+    }
+
+    #[test]
+    fn no_setting_of_the_backoff_overflows() {
+        let options = Options { backoff_base_ms: u64::MAX, backoff_max_ms: u64::MAX, ..Options::default() };
+        let delays: Vec<u64> = (1..100).map(|attempt| options.backoff_ms(&key(7), attempt)).collect();
+        assert!(delays.iter().max() > Some(&(u64::MAX / 2)), "{delays:?}");
+        let none = Options { backoff_base_ms: 0, backoff_max_ms: 0, ..Options::default() };
+        assert_eq!(none.backoff_ms(&key(7), 1), 0);
     }
 }

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use crate::breaker::Went;
 use crate::clock::Clock;
 use crate::committer::Committer;
 use crate::fault;
+use crate::guard::Breaker;
 use crate::message::Message;
 use crate::storage::{Outbox, OutboxPosition, OutboxRow, StoreError};
 use crate::transport::{Publisher, TransportError};
@@ -34,6 +36,7 @@ pub struct Relay {
     committer: Arc<Committer>,
     publisher: Box<dyn Publisher>,
     clock: Arc<dyn Clock>,
+    breaker: Option<Arc<Breaker>>,
     sent: u64,
 }
 
@@ -45,7 +48,12 @@ impl Relay {
         publisher: Box<dyn Publisher>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { outbox, committer, publisher, clock, sent: 0 }
+        Self { outbox, committer, publisher, clock, breaker: None, sent: 0 }
+    }
+
+    /// Sends nothing while the destination's circuit breaker is open.
+    pub fn guarded_by(self, breaker: Option<Arc<Breaker>>) -> Self {
+        Self { breaker, ..self }
     }
 
     /// Sends until `stop` turns true and the outbox is empty; answers how many messages were sent. While the publisher
@@ -75,15 +83,14 @@ impl Relay {
         let (positions, batch): (Vec<OutboxPosition>, Vec<Message>) =
             rows.into_iter().map(|row| (row.position, row.message)).unzip();
         let mut delay_ms = 100;
-        while let Err(error) = self.publisher.publish(&batch).await {
-            let TransportError::Unavailable(reason) = &error else { return Err(RelayError::Publisher(error)) };
+        while let Some(reason) = self.publish(&batch).await? {
             if *stop.borrow() {
                 tracing::warn!("outbox: {reason}; {} messages stay in it", batch.len());
                 return Ok(false);
             }
-            tracing::warn!("outbox: {reason}; trying again in {delay_ms} ms");
+            tracing::warn!("outbox: {reason}; trying again");
             tokio::select! {
-                () = self.clock.sleep(delay_ms) => {}
+                () = self.until_next_try(delay_ms) => {}
                 _ = stop.wait_for(|stop| *stop) => {}
             }
             delay_ms = (delay_ms * 2).min(RETRY_MS_MAX);
@@ -93,5 +100,30 @@ impl Relay {
         self.committer.mark_sent(positions).await?;
         fault::point("outbox-marked");
         Ok(true)
+    }
+
+    /// Publishes a batch; if that may work later, why not now.
+    async fn publish(&mut self, batch: &[Message]) -> Result<Option<Arc<str>>, RelayError> {
+        let Ok(call) = self.breaker.as_deref().map(Breaker::enter).transpose() else {
+            return Ok(Some("the destination failed too often".into()));
+        };
+        let published = self.publisher.publish(batch).await;
+        if let Some(call) = call {
+            let went = if published.is_ok() { Went::Well } else { Went::Badly };
+            call.ended(went, self.clock.now_ms(), batch.len() as u64);
+        }
+        match published {
+            Ok(()) => Ok(None),
+            Err(TransportError::Unavailable(reason)) => Ok(Some(reason)),
+            Err(broken) => Err(RelayError::Publisher(broken)),
+        }
+    }
+
+    /// Waits out the backoff; where the circuit breaker is not closed, it says when.
+    async fn until_next_try(&mut self, delay_ms: u64) {
+        match &self.breaker {
+            Some(breaker) if !breaker.is_closed() => breaker.passable().await,
+            _ => self.clock.sleep(delay_ms).await,
+        }
     }
 }

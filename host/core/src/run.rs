@@ -70,7 +70,7 @@ pub async fn run(
         let received = tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => break Ok(()),
-            received = source.recv() => received,
+            received = pull(consumer, source) => received,
         };
         match received {
             Err(error) => break Err(error.into()),
@@ -91,6 +91,14 @@ pub async fn run(
     };
     let drained = drain(consumer, tasks, stop).await;
     pulled.and(drained)
+}
+
+/// The next message. While the consumer's circuit breaker is open, the source is left alone.
+async fn pull(consumer: &IdempotentConsumer, source: &mut dyn Source) -> Result<Option<Received>, TransportError> {
+    if !fault::mutated("breaker-open-pulls") {
+        consumer.wants_messages().await;
+    }
+    source.recv().await
 }
 
 /// Waits for what is in flight. Retries that wait for their time are cut short when `stop` turns true.
@@ -130,7 +138,9 @@ async fn settle(
         }
         Ending::DeadLettered { error } => delivery.dead_letter(error).await?,
         Ending::Mismatch => delivery.dead_letter("the idempotency key was used before with another body").await?,
-        Ending::Retry { after_ms, .. } | Ending::InFlight { after_ms } => delivery.nack(*after_ms).await?,
+        Ending::Retry { after_ms, .. } | Ending::InFlight { after_ms } | Ending::Paused { after_ms } => {
+            delivery.nack(*after_ms).await?
+        }
     }
     fault::point("acked");
     Ok(())

@@ -6,6 +6,7 @@ mod buckets;
 mod commit;
 mod core;
 pub mod doctor;
+pub mod facts;
 mod feed;
 mod frame;
 #[cfg(test)]
@@ -24,6 +25,7 @@ pub mod redb_store;
 mod running;
 mod view;
 
+pub use facts::StoreFacts;
 pub use memory::MemoryStore;
 pub use open::OpenError;
 pub use redb_store::{RedbStore, StateRow, StoreOptions};

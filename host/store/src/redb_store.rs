@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 
 use crate::apply::Applying;
 use crate::core::Core;
+use crate::facts::{self, StoreFacts};
 use crate::journal::Journal;
 use crate::open::{self, Create, OpenError};
 use crate::{apply, commit, feed, read};
@@ -121,6 +122,11 @@ impl RedbStore {
     /// How many messages wait in the outbox.
     pub fn outbox_len(&self) -> Result<u64, StoreError> {
         read::outbox_len(&self.core)
+    }
+
+    /// How the store is doing.
+    pub fn facts(&self) -> Result<StoreFacts, StoreError> {
+        facts::facts(&self.core)
     }
 
     /// Brings everything that is journalled into the tables.

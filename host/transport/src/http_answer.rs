@@ -51,6 +51,11 @@ pub enum Answer {
         /// Not before this many milliseconds.
         after_ms: u64,
     },
+    /// Its processor's circuit breaker is open, and nothing ran: 503 with `Retry-After`.
+    Paused {
+        /// Not before this many milliseconds.
+        after_ms: u64,
+    },
     /// There is no such processor: 404.
     UnknownProcessor {
         /// Those that there are.
@@ -86,6 +91,11 @@ pub(crate) fn respond(processor: &str, answer: Answer) -> Response {
         ),
         Answer::RetryLater { error, after_ms } => {
             retry_after(after_ms.div_ceil(1_000), problem(Code::SERVICE_UNAVAILABLE, "retry", &error))
+        }
+        Answer::Paused { after_ms } => {
+            let detail =
+                "the processor fails too often and is paused (circuit breaker); nothing ran, send it again later";
+            retry_after(after_ms.div_ceil(1_000), problem(Code::SERVICE_UNAVAILABLE, "paused", detail))
         }
         Answer::UnknownProcessor { known } => {
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };

@@ -4,12 +4,14 @@ pub mod binary;
 pub mod cloudevents;
 mod http_answer;
 mod http_server;
+mod http_status;
 mod jsonl;
 mod publish_http;
 mod publish_jsonl;
 
 pub use http_answer::Answer;
 pub use http_server::{HttpLimits, Ingress, router};
+pub use http_status::{StatusSource, get, status_router};
 pub use jsonl::JsonlSource;
 pub use publish_http::{HttpAnswer, HttpPublisher};
 pub use publish_jsonl::JsonlPublisher;

@@ -10,6 +10,7 @@ use hapax_core::Message;
 use hapax_core::transport::{Publisher, TransportError};
 use http::{Request, Uri};
 use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Body;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -45,37 +46,17 @@ pub struct HttpPublisher {
 impl HttpPublisher {
     /// A publisher to `url`.
     pub fn new(url: &str) -> Result<Self, TransportError> {
-        let wrong = |why: &str| TransportError::Broken(format!("the URL `{url}` {why}").into());
-        let uri: Uri = url.parse().map_err(|error| wrong(&format!("cannot be read: {error}")))?;
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => return Err(wrong("needs TLS, which is not supported yet; send to a proxy on this host")),
-            _ => return Err(wrong("must begin with http://")),
-        }
-        if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
-            return Err(wrong("holds a user or a password, which is not supported yet; take it out"));
-        }
-        Ok(Self { client: Client::builder(TokioExecutor::new()).build_http(), uri, accepted: HashSet::new() })
+        Ok(Self { client: client(), uri: plain_http(url)?, accepted: HashSet::new() })
     }
 
     /// Posts one message. Every attribute travels as a `ce-` header; the id, or the message's own key, also as
     /// `Idempotency-Key`.
     pub async fn post(&self, message: &Message) -> Result<HttpAnswer, TransportError> {
-        let unavailable = |why: String| TransportError::Unavailable(format!("{}: {why}", self.uri).into());
         let mut request = Request::new(Full::new(message.data.clone()));
         *request.method_mut() = http::Method::POST;
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = binary::to_headers(message);
-        let exchange = async {
-            let response = self.client.request(request).await.map_err(|error| unavailable(causes(&error)))?;
-            let status = response.status().as_u16();
-            let replayed = response.headers().contains_key("idempotent-replayed");
-            // The status has decided; a body that cannot be read takes nothing back.
-            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-            Ok(HttpAnswer { status, replayed, body: body.map(|body| body.to_bytes()).unwrap_or_default() })
-        };
-        let timed_out = |_| unavailable(format!("no answer in {} s", TIMEOUT.as_secs()));
-        tokio::time::timeout(TIMEOUT, exchange).await.map_err(timed_out)?
+        ask(&self.client, request).await
     }
 
     async fn send(&self, message: &Message) -> Result<(), TransportError> {
@@ -107,6 +88,51 @@ impl Publisher for HttpPublisher {
             Ok(())
         })
     }
+}
+
+/// A client for requests with bodies of kind `B`.
+pub(crate) fn client<B>() -> Client<HttpConnector, B>
+where
+    B: Body + Send,
+    B::Data: Send,
+{
+    Client::builder(TokioExecutor::new()).build_http()
+}
+
+/// The URL, if it is one that can be asked.
+pub(crate) fn plain_http(url: &str) -> Result<Uri, TransportError> {
+    let wrong = |why: &str| TransportError::Broken(format!("the URL `{url}` {why}").into());
+    let uri: Uri = url.parse().map_err(|error| wrong(&format!("cannot be read: {error}")))?;
+    match uri.scheme_str() {
+        Some("http") => {}
+        Some("https") => return Err(wrong("needs TLS, which is not supported yet; send to a proxy on this host")),
+        _ => return Err(wrong("must begin with http://")),
+    }
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err(wrong("holds a user or a password, which is not supported yet; take it out"));
+    }
+    Ok(uri)
+}
+
+/// Sends a request, and waits for the answer.
+pub(crate) async fn ask<B>(client: &Client<HttpConnector, B>, request: Request<B>) -> Result<HttpAnswer, TransportError>
+where
+    B: Body + Send + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let uri = request.uri().clone();
+    let unavailable = |why: String| TransportError::Unavailable(format!("{uri}: {why}").into());
+    let exchange = async {
+        let response = client.request(request).await.map_err(|error| unavailable(causes(&error)))?;
+        let status = response.status().as_u16();
+        let replayed = response.headers().contains_key("idempotent-replayed");
+        // The status has decided; a body that cannot be read takes nothing back.
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+        Ok(HttpAnswer { status, replayed, body: body.map(|body| body.to_bytes()).unwrap_or_default() })
+    };
+    let timed_out = |_| unavailable(format!("no answer in {} s", TIMEOUT.as_secs()));
+    tokio::time::timeout(TIMEOUT, exchange).await.map_err(timed_out)?
 }
 
 fn causes(error: &dyn std::error::Error) -> String {
