@@ -48,7 +48,8 @@ impl Inner {
     pub(crate) async fn keep(&self, message: &Accepted, standing: Standing, error: String) -> Result<(), StoreError> {
         let conclusion = self.conclusion(message);
         let letter = conclusion.keep(standing, error, 0);
-        let commit = Commit { letter: Some(LetterChange::Put(Box::new(letter))), ..conclusion.commit() };
+        let mut commit = Commit { letter: Some(LetterChange::Put(Box::new(letter))), ..conclusion.commit() };
+        self.stamp(&mut commit);
         self.parts.committer.submit(commit).durable().await.map(drop)
     }
 

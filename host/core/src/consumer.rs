@@ -23,7 +23,10 @@ use crate::overlay::{self, Overlay};
 use crate::processor::{Failure, Invocation, MessageProcessor, Output};
 use crate::record::{self, Event, Record};
 use crate::running::{Noted, RunningNotes};
-use crate::storage::{Commit, DeadLetter, Expected, IdempotencyStorage, RecordChange, Standing, StoreError, Verdict};
+use crate::storage::{
+    Commit, DeadLetter, Expected, IdempotencyStorage, LetterChange, LetterKey, RecordChange, Standing, StoreError,
+    Verdict,
+};
 use crate::strategy::{Identity, NotIdentified};
 
 /// What a consumer is made of.
@@ -235,9 +238,13 @@ impl IdempotentConsumer {
         }
     }
 
-    /// Has the messages that an operator has redriven run.
-    pub fn redriven(&self) {
-        self.inner.kept.reload();
+    /// Has messages run that the store keeps for it: those that an operator has redriven, at once.
+    pub(crate) fn redriven<'a>(&self, letters: impl IntoIterator<Item = (LetterKey, &'a DeadLetter)>) {
+        let ordering = &self.inner.parts.options.ordering;
+        let with_lane = |(key, letter): (LetterKey, &'a DeadLetter)| {
+            (key, letter, ordering.key(&letter.message).map(str::to_owned))
+        };
+        self.inner.kept.found(letters.into_iter().map(with_lane));
     }
 
     /// What the store keeps for this consumer to run.
@@ -302,7 +309,8 @@ impl Inner {
             let running = self.overlay.begin();
             let run = self.run_once(message, &claim).await;
             fault::point("invoked");
-            let (commit, ending) = self.conclusion(message).of(&claim, run);
+            let (mut commit, ending) = self.conclusion(message).of(&claim, run);
+            self.stamp(&mut commit);
             let record = commit.record.put().expect("a run always leaves a record").clone();
             let room = self.parts.committer.room(&commit).await;
             let Ok(pending) = self.sequence(commit, room) else {
@@ -459,6 +467,13 @@ impl Inner {
     pub(crate) fn conclusion<'a>(&'a self, message: &'a Accepted) -> Conclusion<'a> {
         let (options, component) = (&self.parts.options, &self.component);
         Conclusion { options, component, message, now_ms: self.parts.clock.now_ms() }
+    }
+
+    /// Gives a message that is to be kept its time.
+    pub(crate) fn stamp(&self, commit: &mut Commit) {
+        if let Some(LetterChange::Put(letter)) = &mut commit.letter {
+            letter.at_ms = self.kept.time(letter.at_ms);
+        }
     }
 
     /// The mutation "the record is marked before the guest runs".

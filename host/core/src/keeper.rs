@@ -1,9 +1,10 @@
 //! The keeper: brings messages that the store keeps to their ends. Those that were redriven run at once; those that are parked
 //! run when the one before them has ended, and by policy when their time is over. Decides when; how is the pipeline's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -11,6 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::consumer::IdempotentConsumer;
 use crate::ending::Ending;
+use crate::fault;
 use crate::key::RecordKey;
 use crate::run::{Observer, Report};
 use crate::storage::{DeadLetter, Inspect, LetterKey, Standing, StoreError};
@@ -29,13 +31,13 @@ pub(crate) struct Kept {
     max: usize,
     waiting: Mutex<Waiting>,
     changed: Notify,
+    /// When the last message was kept, in milliseconds since the Unix epoch.
+    last_ms: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
     entries: BTreeMap<LetterKey, Entry>,
-    /// The store is to be read again.
-    reload: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -46,6 +48,12 @@ struct Entry {
     /// It is due because its time is over, not because the one before it has ended.
     parked: bool,
     running: bool,
+    /// An operator had it run again while it was still on its way.
+    again: bool,
+    /// When it was kept, in milliseconds since the Unix epoch: those of one lane go in this order.
+    at_ms: u64,
+    /// Of a redriven message: its ordering key. It waits for those of its lane that were kept before it.
+    lane: Option<String>,
 }
 
 /// A kept message whose time has come.
@@ -58,7 +66,15 @@ struct Due {
 
 impl Kept {
     pub(crate) fn new(max: usize) -> Self {
-        Self { max, waiting: Mutex::default(), changed: Notify::new() }
+        Self { max, waiting: Mutex::default(), changed: Notify::new(), last_ms: AtomicU64::new(0) }
+    }
+
+    /// The time for a message that is kept at `now_ms`: later than that of every one before it, so that their order can be
+    /// told from their times.
+    pub(crate) fn time(&self, now_ms: u64) -> u64 {
+        let next = |last_ms: u64| now_ms.max(last_ms + 1);
+        let before = self.last_ms.fetch_update(Relaxed, Relaxed, |last_ms| Some(next(last_ms)));
+        next(before.unwrap_or_else(|last_ms| last_ms))
     }
 
     /// Notes a message that is about to be parked. Answers when its wait is over, which is as before if it is parked
@@ -71,6 +87,7 @@ impl Kept {
         let key = letter.key(record);
         if let Some(entry) = waiting.entries.get_mut(&key) {
             entry.running = false;
+            entry.lane = None;
             let was_parked = std::mem::replace(&mut entry.parked, true);
             entry.due_ms = if was_parked { entry.due_ms.max(1) } else { until_ms };
             let due_ms = entry.due_ms;
@@ -81,8 +98,7 @@ impl Kept {
             let error = format!("{} messages are parked or redriven already, which is the most", self.max);
             return Err(Ending::Retry { error, after_ms: COME_AGAIN_MS });
         }
-        let entry = Entry { position: letter.position.clone(), due_ms: until_ms, parked: true, running: false };
-        waiting.entries.insert(key, entry);
+        waiting.entries.insert(key, Entry::of(letter, until_ms, None));
         self.changed.notify_one();
         Ok(until_ms)
     }
@@ -103,32 +119,27 @@ impl Kept {
         self.waiting.lock().entries.contains_key(&key)
     }
 
-    /// Has the store read again: an operator has redriven something.
-    pub(crate) fn reload(&self) {
-        self.waiting.lock().reload = true;
+    /// Notes messages that the store keeps, each with its ordering key.
+    pub(crate) fn found<'a>(&self, found: impl IntoIterator<Item = (LetterKey, &'a DeadLetter, Option<String>)>) {
+        let mut waiting = self.waiting.lock();
+        for (key, letter, lane) in found {
+            self.last_ms.fetch_max(letter.at_ms, Relaxed);
+            let entry = match letter.standing {
+                Standing::Dead => continue,
+                Standing::Redriven => Entry::of(letter, 0, lane),
+                Standing::Parked { until_ms, .. } => Entry::of(letter, until_ms, None),
+            };
+            waiting.entries.entry(key).and_modify(|there| there.found_again(&entry)).or_insert(entry);
+        }
         self.changed.notify_one();
-    }
-
-    fn take_reload(&self) -> bool {
-        std::mem::take(&mut self.waiting.lock().reload)
-    }
-
-    /// Notes a message that was found in the store.
-    fn found(&self, key: LetterKey, letter: &DeadLetter) {
-        let (due_ms, parked) = match letter.standing {
-            Standing::Dead => return,
-            Standing::Redriven => (0, false),
-            Standing::Parked { until_ms, .. } => (until_ms, true),
-        };
-        let entry = Entry { position: letter.position.clone(), due_ms, parked, running: false };
-        self.waiting.lock().entries.entry(key).or_insert(entry);
     }
 
     /// The messages that may run now, and when the next one may, in milliseconds since the Unix epoch.
     fn due(&self, now_ms: u64, room: usize) -> (Vec<Due>, Option<u64>) {
         let mut waiting = self.waiting.lock();
-        let due = |entry: &Entry| !entry.running && entry.due_ms <= now_ms;
-        let keys: Vec<_> = waiting.entries.iter().filter(|(_, entry)| due(entry)).map(|(key, _)| key.clone()).collect();
+        let heads = waiting.heads();
+        let due = heads.into_iter().filter(|(_, entry)| entry.due_ms <= now_ms);
+        let keys: Vec<_> = due.take(room).map(|(key, _)| key.clone()).collect();
         let mut taken: Vec<Due> = Vec::new();
         for key in keys {
             // Of those that wait for the same message, the first goes first, whosever time is over.
@@ -138,33 +149,61 @@ impl Kept {
                 _ => key,
             };
             let Some(entry) = waiting.entries.get_mut(&key).filter(|entry| !entry.running) else { continue };
-            if taken.len() == room {
-                break;
-            }
             entry.running = true;
             taken.push(Due { key, timed_out });
         }
-        let later = waiting.entries.values().filter(|entry| !entry.running).map(|entry| entry.due_ms).min();
-        (taken, later)
+        // What is due and waits for another goes when that one has ended.
+        let later = waiting.entries.values().filter(|entry| !entry.running && entry.due_ms > now_ms);
+        (taken, later.map(|entry| entry.due_ms).min())
     }
 
     /// A message that was on its way is kept no longer; or is to be tried again at `again_ms`.
     fn ended(&self, key: &LetterKey, again_ms: Option<u64>) {
         let mut waiting = self.waiting.lock();
-        match again_ms {
-            None => drop(waiting.entries.remove(key)),
-            Some(again_ms) => {
-                if let Some(entry) = waiting.entries.get_mut(key) {
+        if let Some(entry) = waiting.entries.get_mut(key) {
+            let again = std::mem::take(&mut entry.again);
+            match again_ms.or(again.then_some(0)) {
+                Some(again_ms) => {
                     entry.running = false;
                     entry.due_ms = again_ms;
                 }
+                None => drop(waiting.entries.remove(key)),
             }
         }
         self.changed.notify_one();
     }
 }
 
+impl Entry {
+    fn of(letter: &DeadLetter, due_ms: u64, lane: Option<String>) -> Self {
+        let parked = matches!(letter.standing, Standing::Parked { .. });
+        let (position, at_ms) = (letter.position.clone(), letter.at_ms);
+        Self { position, due_ms, parked, running: false, again: false, at_ms, lane }
+    }
+
+    /// The store has it, as `other`; it was noted before.
+    fn found_again(&mut self, other: &Self) {
+        match (self.running, other.parked) {
+            (true, _) => self.again = true,
+            (false, false) => *self = other.clone(),
+            (false, true) => {}
+        }
+    }
+}
+
 impl Waiting {
+    /// Those that may go once they are due, in the order in which they were kept: of each lane the first only, if it is not
+    /// on its way already.
+    fn heads(&self) -> Vec<(&LetterKey, &Entry)> {
+        let mut heads: Vec<_> = self.entries.iter().collect();
+        if !fault::mutated("redrive-out-of-order") {
+            heads.sort_by_key(|(_, entry)| entry.at_ms);
+        }
+        let mut lanes = HashSet::new();
+        heads.retain(|(_, entry)| entry.lane.as_ref().is_none_or(|lane| lanes.insert(lane)) && !entry.running);
+        heads
+    }
+
     /// The earliest message that is kept under a record.
     fn first_of(&mut self, record: &RecordKey) -> Option<(LetterKey, &mut Entry)> {
         let from = LetterKey { record: record.clone(), fingerprint: [0; 16] };
@@ -188,9 +227,6 @@ pub async fn run(
     let mut under_way: JoinSet<Result<(), StoreError>> = JoinSet::new();
     let mut stopping = false;
     loop {
-        if consumer.kept().take_reload() {
-            load(&consumer, &*store).await?;
-        }
         let now_ms = consumer.clock().now_ms();
         let (due, later) = consumer.kept().due(now_ms, AT_ONCE - under_way.len());
         for due in due {
@@ -222,9 +258,7 @@ async fn load(consumer: &IdempotentConsumer, store: &dyn Inspect) -> Result<(), 
     let mut after = None;
     loop {
         let page = store.letters(Some(&processor), after.as_ref(), PAGE).await?;
-        for (key, letter) in &page {
-            consumer.kept().found(key.clone(), letter);
-        }
+        consumer.redriven(page.iter().map(|(key, letter)| (key.clone(), letter)));
         match page.into_iter().last() {
             Some((key, _)) => after = Some(key),
             None => return Ok(()),
@@ -300,7 +334,7 @@ mod tests {
         assert_eq!(kept.due(99, 9), (vec![], Some(100)));
         let (due, later) = kept.due(100, 9);
         assert_eq!(due, [Due { key: early.key(&record("a")), timed_out: true }]);
-        assert_eq!(later, Some(100));
+        assert_eq!(later, None, "the other one goes when this one has ended");
         kept.ended(&early.key(&record("a")), None);
         assert_eq!(kept.due(100, 9).0, [Due { key: late.key(&record("a")), timed_out: true }]);
     }
@@ -322,5 +356,62 @@ mod tests {
         assert_eq!(kept.park(&record("a"), &letter(2, 100)), Ok(100));
         assert_eq!(kept.park(&record("a"), &letter(2, 900)), Ok(100));
         assert!(matches!(kept.park(&record("a"), &letter(3, 100)), Err(Ending::Retry { .. })));
+    }
+
+    fn redriven(id: &str, at_ms: u64) -> (LetterKey, DeadLetter) {
+        let message = Message::new(id, "/source", "kind");
+        let letter = DeadLetter { standing: Standing::Redriven, at_ms, position: None, message, ..letter(1, 0) };
+        (letter.key(&record(id)), letter)
+    }
+
+    fn found(kept: &Kept, letters: &[(LetterKey, DeadLetter)], lane: Option<&str>) {
+        kept.found(letters.iter().map(|(key, letter)| (key.clone(), letter, lane.map(str::to_owned))));
+    }
+
+    fn next(kept: &Kept) -> Vec<LetterKey> {
+        kept.due(1, 9).0.into_iter().map(|due| due.key).collect()
+    }
+
+    #[test]
+    fn the_redriven_of_a_lane_go_one_by_one_in_the_order_they_were_kept() {
+        let kept = Kept::new(10);
+        let lane = [redriven("b", 3), redriven("c", 1), redriven("a", 2)];
+        found(&kept, &lane, Some("lane"));
+        found(&kept, &[redriven("d", 9)], Some("other lane"));
+        found(&kept, &[redriven("e", 9)], None);
+        assert_eq!(next(&kept), [record("c"), record("d"), record("e")].map(|record| lane_key(&record)));
+        assert_eq!(kept.due(1, 9), (vec![], None), "the first of the lane is on its way");
+        // To be tried again, it is still the first.
+        kept.ended(&lane[1].0, Some(100));
+        assert_eq!(kept.due(1, 9), (vec![], Some(100)));
+        assert_eq!(kept.due(100, 9).0.len(), 1);
+        kept.ended(&lane[1].0, None);
+        assert_eq!(next(&kept), [lane[2].0.clone()]);
+        kept.ended(&lane[2].0, None);
+        assert_eq!(next(&kept), [lane[0].0.clone()]);
+    }
+
+    fn lane_key(record: &RecordKey) -> LetterKey {
+        LetterKey { record: record.clone(), fingerprint: letter(1, 0).fingerprint.digest }
+    }
+
+    #[test]
+    fn what_is_redriven_before_its_last_run_has_been_noted_runs_again() {
+        let kept = Kept::new(10);
+        let letters = [redriven("a", 1)];
+        found(&kept, &letters, None);
+        assert_eq!(next(&kept).len(), 1);
+        found(&kept, &letters, None);
+        assert!(next(&kept).is_empty());
+        kept.ended(&letters[0].0, None);
+        assert_eq!(next(&kept).len(), 1, "it was redriven once more");
+        kept.ended(&letters[0].0, None);
+        assert!(next(&kept).is_empty());
+    }
+
+    #[test]
+    fn of_two_kept_messages_the_earlier_can_be_told() {
+        let kept = Kept::new(10);
+        assert_eq!([5, 5, 4, 9].map(|now_ms| kept.time(now_ms)), [5, 6, 7, 9]);
     }
 }
