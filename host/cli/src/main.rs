@@ -1,11 +1,15 @@
 //! The binary: reads the command line, joins the parts, runs a command. Decides nothing about messages.
 
+mod audit;
 mod build;
 mod check;
 mod config;
+mod dlq;
 mod doctor;
 mod exit;
 mod host;
+mod ops;
+mod place;
 mod progress;
 mod records;
 mod report;
@@ -45,7 +49,12 @@ enum Command {
     Check(check::Args),
     /// Send a message to a running host.
     Send(send::Args),
-    /// Look at deduplication records.
+    /// Look at messages that failed for good or wait, run them again, or forget them.
+    #[command(subcommand)]
+    Dlq(dlq::Command),
+    /// What operators did.
+    Audit(audit::Args),
+    /// Look at deduplication records, or forget one.
     #[command(subcommand)]
     Records(records::Command),
     /// Look at a processor's state.
@@ -78,6 +87,8 @@ fn run(command: Command, json: bool) -> anyhow::Result<ExitCode> {
         Command::Up(args) => up::command(&args, json),
         Command::Check(args) => check::command(&args, json),
         Command::Send(args) => send::command(&args, json),
+        Command::Dlq(command) => dlq::command(command, json),
+        Command::Audit(args) => audit::command(args, json),
         Command::Records(command) => records::command(command, json),
         Command::State(command) => state::command(command, json),
         Command::Doctor(args) => doctor::command(&args, json),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use hapax_core::run::{Observer, Report};
 use hapax_core::{Ending, Handling, IdempotentConsumer, Message, Stored};
-use hapax_transport::{Answer, HttpLimits, Ingress, router};
+use hapax_transport::{Answer, HttpLimits, Ingress, operator_router, router};
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -59,9 +59,11 @@ async fn up(config: Config, json: bool) -> anyhow::Result<ExitCode> {
         Failed::usage(format!("cannot listen on {}: {error}; set `listen` in the configuration", config.listen))
     })?;
     announce(&listener, config.processors.keys(), json)?;
+    let operations = host.operations(desks.values().map(|desk| desk.consumer.clone()), stop.clone());
     let door = Arc::new(Door { desks, host, stop, under_way: watch::Sender::new(0) });
     let limits = HttpLimits { max_message_bytes: config.max_message_bytes };
-    let serving = axum::serve(listener, router(door.clone(), limits)).with_graceful_shutdown(door.clone().drained());
+    let routes = router(door.clone(), limits).merge(operator_router(operations));
+    let serving = axum::serve(listener, routes).with_graceful_shutdown(door.clone().drained());
     tokio::select! {
         served = serving => served?,
         failed = async { match &mut relay { Some(relay) => relay.await, None => std::future::pending().await } } => {

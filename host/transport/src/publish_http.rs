@@ -45,16 +45,7 @@ pub struct HttpPublisher {
 impl HttpPublisher {
     /// A publisher to `url`.
     pub fn new(url: &str) -> Result<Self, TransportError> {
-        let wrong = |why: &str| TransportError::Broken(format!("the URL `{url}` {why}").into());
-        let uri: Uri = url.parse().map_err(|error| wrong(&format!("cannot be read: {error}")))?;
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => return Err(wrong("needs TLS, which is not supported yet; send to a proxy on this host")),
-            _ => return Err(wrong("must begin with http://")),
-        }
-        if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
-            return Err(wrong("holds a user or a password, which is not supported yet; take it out"));
-        }
+        let uri = checked(url)?;
         Ok(Self { client: Client::builder(TokioExecutor::new()).build_http(), uri, accepted: HashSet::new() })
     }
 
@@ -109,7 +100,22 @@ impl Publisher for HttpPublisher {
     }
 }
 
-fn causes(error: &dyn std::error::Error) -> String {
+/// A URL that can be posted to.
+pub(crate) fn checked(url: &str) -> Result<Uri, TransportError> {
+    let wrong = |why: &str| TransportError::Broken(format!("the URL `{url}` {why}").into());
+    let uri: Uri = url.parse().map_err(|error| wrong(&format!("cannot be read: {error}")))?;
+    match uri.scheme_str() {
+        Some("http") => {}
+        Some("https") => return Err(wrong("needs TLS, which is not supported yet; send to a proxy on this host")),
+        _ => return Err(wrong("must begin with http://")),
+    }
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err(wrong("holds a user or a password, which is not supported yet; take it out"));
+    }
+    Ok(uri)
+}
+
+pub(crate) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

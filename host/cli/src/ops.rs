@@ -1,0 +1,128 @@
+//! What an operator asks for, answered from a store: the same whether it is asked on the command line or over HTTP. Decides
+//! nothing: whether something may be done is core's to say.
+
+mod chosen;
+mod letters;
+mod moment;
+mod records;
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use hapax_core::operator::{Operator, OperatorError};
+use hapax_core::storage::{Store, StoreError};
+use hapax_core::{Clock as _, SystemClock};
+use hapax_transport::{Ask, AuditFilter, FeedPage, Operations, Refusal};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+pub(crate) use moment::rfc3339;
+
+/// A store and who changes it.
+#[derive(Clone)]
+pub(crate) struct Ops {
+    store: Arc<dyn Store>,
+    operator: Arc<Operator>,
+    feed: Arc<dyn Feed>,
+    /// True once the host stops: nobody waits any more.
+    stop: watch::Receiver<bool>,
+}
+
+/// The feed of all events. What it tells of one record is more than the record knows of itself: duplicates that were answered
+/// from it, and records of its key that are gone.
+pub(crate) trait Feed: Send + Sync + 'static {
+    /// See [`Operations::events`].
+    fn page(&self, after: Option<String>, limit: usize) -> BoxFuture<'static, Result<FeedPage, Refusal>>;
+
+    /// Completes when the feed may have grown since it was called; perhaps too early, never too late.
+    fn changed(&self) -> BoxFuture<'static, ()>;
+}
+
+/// No feed yet.
+pub(crate) struct NoFeed;
+
+impl Feed for NoFeed {
+    fn page(&self, _: Option<String>, _: usize) -> BoxFuture<'static, Result<FeedPage, Refusal>> {
+        let refusal = Refusal::NotThereYet("this host has no feed of events yet".into());
+        Box::pin(std::future::ready(Err(refusal)))
+    }
+
+    fn changed(&self) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::pending())
+    }
+}
+
+impl Ops {
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        operator: Operator,
+        feed: Arc<dyn Feed>,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
+        Self { store, operator: Arc::new(operator), feed, stop }
+    }
+
+    /// Answers or does it.
+    pub(crate) async fn ask(&self, ask: Ask) -> Result<Value, Refusal> {
+        match ask {
+            Ask::Letters(filter) => letters::list(&*self.store, &filter, SystemClock.now_ms()).await,
+            Ask::Letter(key) => letters::show(&*self.store, &key).await,
+            Ask::Redrive(chosen) => self.redrive(&chosen).await,
+            Ask::Discard(chosen) => self.discard(&chosen).await,
+            Ask::Records(filter) => records::list(&*self.store, &filter).await,
+            Ask::Record(key) => records::show(&*self.store, &key).await,
+            Ask::History(key) => records::history(&*self.store, &key).await,
+            Ask::Evict(chosen) => self.evict(&chosen).await,
+            Ask::Audit(filter) => self.audit(&filter).await,
+        }
+    }
+
+    async fn audit(&self, filter: &AuditFilter) -> Result<Value, Refusal> {
+        let limit = filter.listed()?;
+        let since_ms = match &filter.since {
+            Some(since) => moment::parse("since", since, SystemClock.now_ms())?,
+            None => 0,
+        };
+        let mut lines = self.operator.trail_since(&filter.processor, since_ms, limit + 1).await.map_err(failed)?;
+        let more = lines.len() > limit;
+        lines.truncate(limit);
+        Ok(json!({ "deeds": lines, "more": more }))
+    }
+}
+
+impl Operations for Ops {
+    fn perform(&self, ask: Ask) -> BoxFuture<'static, Result<Value, Refusal>> {
+        let ops = self.clone();
+        Box::pin(async move { ops.ask(ask).await })
+    }
+
+    fn events(&self, after: Option<String>, limit: usize) -> BoxFuture<'static, Result<FeedPage, Refusal>> {
+        self.feed.page(after, limit)
+    }
+
+    fn feed_changed(&self) -> BoxFuture<'static, bool> {
+        let (changed, mut stop) = (self.feed.changed(), self.stop.clone());
+        Box::pin(async move {
+            tokio::select! {
+                () = changed => true,
+                _ = stop.wait_for(|stop| *stop) => false,
+            }
+        })
+    }
+}
+
+/// The store failed.
+fn failed(error: StoreError) -> Refusal {
+    Refusal::Unavailable(error.to_string())
+}
+
+fn refusal(error: OperatorError) -> Refusal {
+    match error {
+        OperatorError::NotFound { what: what @ "record", .. } => {
+            Refusal::NotFound(format!("{error}; `hapax records list` shows every {what}"))
+        }
+        OperatorError::NotFound { .. } => Refusal::NotFound(format!("{error}; `hapax dlq list` shows all there are")),
+        OperatorError::Refused(_) | OperatorError::Changed(_) => Refusal::Refused(error.to_string()),
+        OperatorError::Store(error) => failed(error),
+    }
+}
