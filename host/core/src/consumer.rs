@@ -336,7 +336,7 @@ impl Inner {
                     let key = &message.identity.record;
                     self.cache.insert(key.clone(), Arc::new(record));
                     if !retry && self.parts.options.strategy.gaps().is_some() {
-                        self.kept.settled(key);
+                        self.kept.settled(&message.identity);
                     }
                     return Ok(Some(ending));
                 }

@@ -103,10 +103,11 @@ impl Kept {
         Ok(until_ms)
     }
 
-    /// A message of `record` has ended: the first of those that wait behind it may go.
-    pub(crate) fn settled(&self, record: &RecordKey) {
+    /// A message has ended: the first of those that wait behind it may go. It may itself be one that was kept.
+    pub(crate) fn settled(&self, message: &Identity) {
         let mut waiting = self.waiting.lock();
-        if let Some((_, entry)) = waiting.first_of(record) {
+        let itself = LetterKey { record: message.record.clone(), fingerprint: message.fingerprint.digest };
+        if let Some((_, entry)) = waiting.first_of(&message.record, Some(&itself)) {
             entry.parked = false;
             entry.due_ms = 0;
             self.changed.notify_one();
@@ -144,7 +145,7 @@ impl Kept {
         for key in keys {
             // Of those that wait for the same message, the first goes first, whosever time is over.
             let timed_out = waiting.entries.get(&key).is_some_and(|entry| entry.parked);
-            let key = match waiting.first_of(&key.record) {
+            let key = match waiting.first_of(&key.record, None) {
                 Some((first, _)) if timed_out => first,
                 _ => key,
             };
@@ -204,12 +205,13 @@ impl Waiting {
         heads
     }
 
-    /// The earliest message that is kept under a record.
-    fn first_of(&mut self, record: &RecordKey) -> Option<(LetterKey, &mut Entry)> {
+    /// The earliest message that is kept under a record, but for one.
+    fn first_of(&mut self, record: &RecordKey, but: Option<&LetterKey>) -> Option<(LetterKey, &mut Entry)> {
         let from = LetterKey { record: record.clone(), fingerprint: [0; 16] };
         let of_record = self.entries.range_mut((Bound::Included(from), Bound::Unbounded));
         of_record
             .take_while(|(key, _)| key.record == *record)
+            .filter(|(key, _)| Some(*key) != but)
             .min_by(|(_, one), (_, other)| one.position.cmp(&other.position))
             .map(|(key, entry)| (key.clone(), entry))
     }
@@ -321,6 +323,11 @@ mod tests {
         }
     }
 
+    fn identity(key: &str, version: u64) -> Identity {
+        let fingerprint = letter(version, 0).fingerprint;
+        Identity { record: record(key), own: record(key), fingerprint, position: Some(Position::Version(version)) }
+    }
+
     fn record(key: &str) -> RecordKey {
         RecordKey::new(Scope::of("p"), "/source".into(), key.into())
     }
@@ -346,8 +353,11 @@ mod tests {
         kept.park(&record("a"), &second).expect("there is room");
         kept.park(&record("a"), &third).expect("there is room");
         kept.park(&record("b"), &second).expect("there is room");
-        kept.settled(&record("a"));
+        kept.settled(&identity("a", 1));
         assert_eq!(kept.due(1, 9).0, [Due { key: second.key(&record("a")), timed_out: false }]);
+        // The second has ended, and is still noted.
+        kept.settled(&identity("a", 2));
+        assert_eq!(kept.due(1, 9).0, [Due { key: third.key(&record("a")), timed_out: false }]);
     }
 
     #[test]
