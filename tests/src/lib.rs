@@ -11,3 +11,4 @@ pub mod process;
 pub mod processors;
 pub mod random;
 pub mod raw;
+pub mod server;

@@ -77,7 +77,7 @@ enum Standing {
 #[derive(clap::Args)]
 pub(crate) struct Deed {
     /// The key of one, as `list` prints it.
-    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    #[arg(conflicts_with = "all")]
     key: Option<String>,
     /// All that the filters find; without `--standing`, only those that are dead.
     #[arg(long)]
@@ -128,6 +128,9 @@ impl From<Filter> for LetterFilter {
 impl Deed {
     fn chosen(self) -> anyhow::Result<(Place, Chosen)> {
         let filter = LetterFilter::from(self.filter);
+        if self.key.is_none() && !self.all {
+            return Err(Failed::usage("name one message by its KEY, or say --all, with filters or without"));
+        }
         if self.key.is_some() && filter != LetterFilter::default() {
             return Err(Failed::usage("a KEY names one message: give filters with --all only"));
         }

@@ -22,7 +22,8 @@ pub(super) fn parse(name: &str, text: &str, now_ms: u64) -> Result<u64, Refusal>
 
 /// Milliseconds since the Unix epoch in RFC 3339.
 pub(crate) fn rfc3339(at_ms: u64) -> String {
-    let format = &time::format_description::well_known::Rfc3339;
+    let format =
+        time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
     let at = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(at_ms) * 1_000_000);
     at.ok().and_then(|at| at.format(format).ok()).unwrap_or_else(|| format!("{at_ms} ms"))
 }
