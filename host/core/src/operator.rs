@@ -26,6 +26,9 @@ const TEXT_BYTES: usize = 1_024;
 /// Records that are at work on at one time, at most.
 const AT_ONCE: usize = 256;
 
+/// A message that is being processed is waited for so long; then its record is left alone.
+const HOLD_MS: u64 = 5_000;
+
 /// What an operator can do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Deed {
@@ -204,7 +207,7 @@ impl Operator {
 
     /// Does one deed; the message that is to run then, if it is a redrive.
     async fn perform_one(&self, deed: &Deed, by: &By) -> Result<Option<(LetterKey, DeadLetter)>, OperatorError> {
-        let _held = self.hold(deed.record()).await;
+        let _held = self.hold(deed.record()).await?;
         let Plan { commit, redriven } = self.plan(deed).await?;
         let commit = Commit { effects: self.audited(deed, by), ..commit };
         let key = deed.key();
@@ -225,10 +228,15 @@ impl Operator {
         }
     }
 
-    async fn hold(&self, key: &RecordKey) -> Option<Held> {
-        match self.consumers.get(&key.scope.processor) {
-            Some(consumer) => Some(consumer.hold(key).await),
-            None => None,
+    /// Keeps the consumer off a record. Who waits for its retry may have it for long: nobody waits for that here.
+    async fn hold(&self, key: &RecordKey) -> Result<Option<Held>, OperatorError> {
+        let Some(consumer) = self.consumers.get(&key.scope.processor) else { return Ok(None) };
+        tokio::select! {
+            biased;
+            held = consumer.hold(key) => Ok(Some(held)),
+            () = self.clock.sleep(HOLD_MS) => {
+                Err(OperatorError::Refused(format!("{key} is being processed, or waits for its retry; say it again later")))
+            }
         }
     }
 
