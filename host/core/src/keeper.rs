@@ -1,7 +1,7 @@
 //! The keeper: brings messages that the store keeps to their ends. Those that were redriven run at once; those that are parked
 //! run when the one before them has ended, and by policy when their time is over. Decides when; how is the pipeline's.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -38,7 +38,14 @@ pub(crate) struct Kept {
 #[derive(Debug, Default)]
 struct Waiting {
     entries: BTreeMap<LetterKey, Entry>,
+    /// Those that may go once they are due: all that are not on their way, but of each lane the first only.
+    order: BTreeSet<Slot>,
+    /// The redriven messages of each ordering key, in the order in which they were kept.
+    lanes: HashMap<String, BTreeSet<(u64, LetterKey)>>,
 }
+
+/// Due at, kept at (milliseconds since the Unix epoch), and which; `None` is before all.
+type Slot = (u64, u64, Option<LetterKey>);
 
 #[derive(Debug, Clone)]
 struct Entry {
@@ -85,12 +92,13 @@ impl Kept {
             unreachable!("only parked messages are parked")
         };
         let key = letter.key(record);
-        if let Some(entry) = waiting.entries.get_mut(&key) {
+        if let Some(mut entry) = waiting.take(&key) {
             entry.running = false;
             entry.lane = None;
             let was_parked = std::mem::replace(&mut entry.parked, true);
             entry.due_ms = if was_parked { entry.due_ms.max(1) } else { until_ms };
             let due_ms = entry.due_ms;
+            waiting.put(key, entry);
             self.changed.notify_one();
             return Ok(due_ms);
         }
@@ -98,7 +106,7 @@ impl Kept {
             let error = format!("{} messages are parked or redriven already, which is the most", self.max);
             return Err(Ending::Retry { error, after_ms: COME_AGAIN_MS });
         }
-        waiting.entries.insert(key, Entry::of(letter, until_ms, None));
+        waiting.put(key, Entry::of(letter, until_ms, None));
         self.changed.notify_one();
         Ok(until_ms)
     }
@@ -107,9 +115,11 @@ impl Kept {
     pub(crate) fn settled(&self, message: &Identity) {
         let mut waiting = self.waiting.lock();
         let itself = LetterKey { record: message.record.clone(), fingerprint: message.fingerprint.digest };
-        if let Some((_, entry)) = waiting.first_of(&message.record, Some(&itself)) {
-            entry.parked = false;
-            entry.due_ms = 0;
+        if let Some(first) = waiting.first_of(&message.record, Some(&itself)).cloned() {
+            waiting.change(&first, |entry| {
+                entry.parked = false;
+                entry.due_ms = 0;
+            });
             self.changed.notify_one();
         }
     }
@@ -130,7 +140,11 @@ impl Kept {
                 Standing::Redriven => Entry::of(letter, 0, lane),
                 Standing::Parked { until_ms, .. } => Entry::of(letter, until_ms, None),
             };
-            waiting.entries.entry(key).and_modify(|there| there.found_again(&entry)).or_insert(entry);
+            match waiting.entries.get_mut(&key) {
+                Some(there) if there.running => there.again = true,
+                Some(_) if entry.parked => {}
+                _ => waiting.put(key, entry),
+            }
         }
         self.changed.notify_one();
     }
@@ -138,37 +152,23 @@ impl Kept {
     /// The messages that may run now, and when the next one may, in milliseconds since the Unix epoch.
     fn due(&self, now_ms: u64, room: usize) -> (Vec<Due>, Option<u64>) {
         let mut waiting = self.waiting.lock();
-        let heads = waiting.heads();
-        let due = heads.into_iter().filter(|(_, entry)| entry.due_ms <= now_ms);
-        let keys: Vec<_> = due.take(room).map(|(key, _)| key.clone()).collect();
-        let mut taken: Vec<Due> = Vec::new();
-        for key in keys {
-            // Of those that wait for the same message, the first goes first, whosever time is over.
-            let timed_out = waiting.entries.get(&key).is_some_and(|entry| entry.parked);
-            let key = match waiting.first_of(&key.record, None) {
-                Some((first, _)) if timed_out => first,
-                _ => key,
-            };
-            let Some(entry) = waiting.entries.get_mut(&key).filter(|entry| !entry.running) else { continue };
-            entry.running = true;
-            taken.push(Due { key, timed_out });
+        let due = waiting.due(now_ms, room);
+        for due in &due {
+            waiting.change(&due.key, |entry| entry.running = true);
         }
         // What is due and waits for another goes when that one has ended.
-        let later = waiting.entries.values().filter(|entry| !entry.running && entry.due_ms > now_ms);
-        (taken, later.map(|entry| entry.due_ms).min())
+        let later = waiting.order.range((now_ms.saturating_add(1), 0, None)..).next();
+        (due, later.map(|(due_ms, ..)| *due_ms))
     }
 
     /// A message that was on its way is kept no longer; or is to be tried again at `again_ms`.
     fn ended(&self, key: &LetterKey, again_ms: Option<u64>) {
         let mut waiting = self.waiting.lock();
-        if let Some(entry) = waiting.entries.get_mut(key) {
-            let again = std::mem::take(&mut entry.again);
-            match again_ms.or(again.then_some(0)) {
-                Some(again_ms) => {
-                    entry.running = false;
-                    entry.due_ms = again_ms;
-                }
-                None => drop(waiting.entries.remove(key)),
+        let again = waiting.entries.get(key).is_some_and(|entry| entry.again);
+        match again_ms.or(again.then_some(0)) {
+            None => drop(waiting.take(key)),
+            Some(due_ms) => {
+                waiting.change(key, |entry| *entry = Entry { running: false, again: false, due_ms, ..entry.clone() })
             }
         }
         self.changed.notify_one();
@@ -178,42 +178,104 @@ impl Kept {
 impl Entry {
     fn of(letter: &DeadLetter, due_ms: u64, lane: Option<String>) -> Self {
         let parked = matches!(letter.standing, Standing::Parked { .. });
-        let (position, at_ms) = (letter.position.clone(), letter.at_ms);
+        let at_ms = if fault::mutated("redrive-out-of-order") { u64::MAX - letter.at_ms } else { letter.at_ms };
+        let position = letter.position.clone();
         Self { position, due_ms, parked, running: false, again: false, at_ms, lane }
-    }
-
-    /// The store has it, as `other`; it was noted before.
-    fn found_again(&mut self, other: &Self) {
-        match (self.running, other.parked) {
-            (true, _) => self.again = true,
-            (false, false) => *self = other.clone(),
-            (false, true) => {}
-        }
     }
 }
 
 impl Waiting {
-    /// Those that may go once they are due, in the order in which they were kept: of each lane the first only, if it is not
-    /// on its way already.
-    fn heads(&self) -> Vec<(&LetterKey, &Entry)> {
-        let mut heads: Vec<_> = self.entries.iter().collect();
-        if !fault::mutated("redrive-out-of-order") {
-            heads.sort_by_key(|(_, entry)| entry.at_ms);
+    /// Notes a message, instead of what was noted of it.
+    fn put(&mut self, key: LetterKey, entry: Entry) {
+        self.take(&key);
+        let place = (entry.at_ms, key.clone());
+        if let Some(lane) = &entry.lane {
+            // It may be before the one that was first.
+            let first = self.lanes.get(lane).and_then(|lane| lane.first()).map(|(_, first)| first.clone());
+            first.iter().for_each(|first| self.unlist(first));
+            self.lanes.entry(lane.clone()).or_default().insert(place);
+            first.iter().for_each(|first| self.list(first));
         }
-        let mut lanes = HashSet::new();
-        heads.retain(|(_, entry)| entry.lane.as_ref().is_none_or(|lane| lanes.insert(lane)) && !entry.running);
-        heads
+        self.entries.insert(key.clone(), entry);
+        self.list(&key);
+    }
+
+    /// Forgets a message; the next of its lane is first then.
+    fn take(&mut self, key: &LetterKey) -> Option<Entry> {
+        self.unlist(key);
+        let entry = self.entries.remove(key)?;
+        if let Some(name) = &entry.lane
+            && let Some(lane) = self.lanes.get_mut(name)
+        {
+            lane.remove(&(entry.at_ms, key.clone()));
+            match lane.first().map(|(_, next)| next.clone()) {
+                Some(next) => self.list(&next),
+                None => drop(self.lanes.remove(name)),
+            }
+        }
+        Some(entry)
+    }
+
+    /// Changes what is noted of a message, but not its lane and its place in it.
+    fn change(&mut self, key: &LetterKey, change: impl FnOnce(&mut Entry)) {
+        self.unlist(key);
+        if let Some(entry) = self.entries.get_mut(key) {
+            change(entry);
+        }
+        self.list(key);
+    }
+
+    fn list(&mut self, key: &LetterKey) {
+        if let Some(entry) = self.entries.get(key).filter(|entry| !entry.running && self.is_first(key, entry)) {
+            self.order.insert((entry.due_ms, entry.at_ms, Some(key.clone())));
+        }
+    }
+
+    fn unlist(&mut self, key: &LetterKey) {
+        if let Some(entry) = self.entries.get(key) {
+            self.order.remove(&(entry.due_ms, entry.at_ms, Some(key.clone())));
+        }
+    }
+
+    /// Whether no other goes before it: it is in no lane, or the first of its lane.
+    fn is_first(&self, key: &LetterKey, entry: &Entry) -> bool {
+        let Some(lane) = entry.lane.as_ref().and_then(|lane| self.lanes.get(lane)) else { return true };
+        lane.first().is_some_and(|(_, first)| first == key)
+    }
+
+    /// Up to `room` messages that may go now.
+    fn due(&self, now_ms: u64, room: usize) -> Vec<Due> {
+        let mut due: Vec<Due> = Vec::new();
+        let mut entities = HashSet::new();
+        let slots = self.order.iter().take_while(|(due_ms, ..)| *due_ms <= now_ms);
+        for key in slots.filter_map(|(.., key)| key.as_ref()) {
+            if due.len() == room {
+                break;
+            }
+            let timed_out = self.entries.get(key).is_some_and(|entry| entry.parked);
+            // Of those that wait for the same message, the first goes first, whosever time is over.
+            let key = match timed_out {
+                true if !entities.insert(&key.record) => continue,
+                true => self.first_of(&key.record, None).unwrap_or(key),
+                false => key,
+            };
+            let may_go = self.entries.get(key).is_some_and(|entry| !entry.running);
+            if may_go && due.iter().all(|due| due.key != *key) {
+                due.push(Due { key: key.clone(), timed_out });
+            }
+        }
+        due
     }
 
     /// The earliest message that is kept under a record, but for one.
-    fn first_of(&mut self, record: &RecordKey, but: Option<&LetterKey>) -> Option<(LetterKey, &mut Entry)> {
+    fn first_of(&self, record: &RecordKey, but: Option<&LetterKey>) -> Option<&LetterKey> {
         let from = LetterKey { record: record.clone(), fingerprint: [0; 16] };
-        let of_record = self.entries.range_mut((Bound::Included(from), Bound::Unbounded));
+        let of_record = self.entries.range((Bound::Included(from), Bound::Unbounded));
         of_record
             .take_while(|(key, _)| key.record == *record)
             .filter(|(key, _)| Some(*key) != but)
             .min_by(|(_, one), (_, other)| one.position.cmp(&other.position))
-            .map(|(key, entry)| (key.clone(), entry))
+            .map(|(key, _)| key)
     }
 }
 
