@@ -99,10 +99,19 @@ fn what_is_redriven_on_a_stopped_store_runs_at_the_next_start() {
     assert_eq!(each(&letters, "standing"), ["redriven"; 4]);
     let key = letters[0]["key"].as_str().unwrap();
     on_store(folder.path(), &["dlq", "redrive", key]).refused(13, &[key, "is on its way already"]);
+    let other = copy(folder.path());
     let server = Server::start(folder.path(), None);
     server.until(&LETTERS, nothing_kept);
     assert_eq!(server.stop(), Some(0));
     assert_eq!(done(folder.path()), CAME);
+    // Likewise at a run whose input is empty: it ends when they have ended.
+    std::fs::write(other.path().join("input.jsonl"), "").unwrap();
+    let mut run = hapax_tests::process::hapax();
+    run.args(["run", "--json", "--processor", "odd", "--component"]).arg(hapax_tests::process::guest("hapax-fixtures"));
+    run.arg("--store").arg(other.path().join("store")).arg("--input").arg(other.path().join("input.jsonl"));
+    let ended = Printed::by(&mut run).lines();
+    assert_eq!(each(&ended[..4], "outcome"), ["completed"; 4]);
+    assert_eq!(done(other.path()), CAME);
 }
 
 #[test]

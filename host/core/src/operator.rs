@@ -1,7 +1,7 @@
 //! What an operator may do to records and kept messages. Each deed is one commit with its own line in the audit trail, so that
 //! none is done and not told. Where a consumer is at work on the processor, it is kept off the record meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -166,12 +166,16 @@ impl Operator {
         done.pop().expect("one deed has one result")
     }
 
-    /// Does many, and answers what became of each; those on different records at once. Messages that are redriven begin to run
+    /// Does many, in the order given, and answers what became of each; those on different records at once. Messages that are redriven begin to run
     /// when all is done, those of one ordering key in the order in which they were kept.
     pub async fn perform_all(&self, deeds: &[Deed], by: &By) -> Vec<Result<(), OperatorError>> {
-        let mut of_record: BTreeMap<&RecordKey, Vec<usize>> = BTreeMap::new();
+        // In the order given, so that of many the first are done if the host dies.
+        let mut of_record: Vec<Vec<usize>> = Vec::new();
+        let mut places: HashMap<&RecordKey, usize> = HashMap::new();
         for (index, deed) in deeds.iter().enumerate() {
-            of_record.entry(deed.record()).or_default().push(index);
+            let place = *places.entry(deed.record()).or_insert(of_record.len());
+            of_record.resize_with(of_record.len().max(place + 1), Vec::new);
+            of_record[place].push(index);
         }
         let one_by_one = async |indices: Vec<usize>| {
             let mut results = Vec::new();
@@ -180,7 +184,7 @@ impl Operator {
             }
             results
         };
-        let records = stream::iter(of_record.into_values()).map(one_by_one).buffer_unordered(AT_ONCE);
+        let records = stream::iter(of_record).map(one_by_one).buffer_unordered(AT_ONCE);
         let mut results: Vec<_> = records.collect::<Vec<_>>().await.into_iter().flatten().collect();
         results.sort_by_key(|(index, _)| *index);
         let redriven = results.iter().filter_map(|(_, result)| result.as_ref().ok()?.as_ref());
