@@ -19,14 +19,18 @@ use hapax_store::{MemoryStore, RedbStore};
 use hapax_tests::backend::LossyDisk;
 use hapax_tests::bench::{message, quick};
 use hapax_tests::clock::SimulatedClock;
+use hapax_tests::mutation::turns_red;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-/// Rejects everything until it is repaired. Then a message of type `held` waits for the gate.
+/// Rejects everything until it is repaired. Then a message of type `held` waits for the gate, and one of type `slow` fails at its
+/// first two attempts.
 #[derive(Default)]
 struct Broken {
     repaired: AtomicBool,
     runs: Mutex<BTreeMap<String, u32>>,
+    /// Ids in the order in which they completed.
+    order: Mutex<Vec<String>>,
     entered: Notify,
     gate: Notify,
 }
@@ -41,7 +45,11 @@ impl MessageProcessor for Broken {
                 self.entered.notify_one();
                 self.gate.notified().await;
             }
+            if run.message.kind == "slow" && run.attempt < 3 {
+                return Err(Failure::retry("not yet"));
+            }
             tokio::task::yield_now().await;
+            self.order.lock().push(run.message.id.clone());
             *self.runs.lock().entry(run.message.id.clone()).or_default() += 1;
             Ok(Output::default())
         })
@@ -188,4 +196,53 @@ async fn what_is_in_flight_is_refused_and_nobody_waits_for_it() {
     }
     assert_eq!(host.processor.runs.lock()["m"], 1);
     host.stop().await;
+}
+
+fn of_key(id: &str, kind: &str, key: &str) -> Message {
+    let mut message = Message::new(id, "/test", kind);
+    message.extensions.insert("partitionkey".into(), key.into());
+    message
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn order_of_a_key_holds_through_redrive_and_retries_and_stalls_no_other() {
+    let host = Host::new(redb()).await;
+    let kinds = ["slow", "test", "slow", "held", "test", "slow", "test"];
+    for (number, kind) in kinds.iter().enumerate().rev() {
+        for key in ["p", "q"] {
+            // Only the one of the first key is held.
+            let kind = if key == "q" && *kind == "held" { "slow" } else { kind };
+            host.handle(of_key(&format!("{key}{number}"), kind, key)).await;
+        }
+    }
+    host.processor.repaired.store(true, SeqCst);
+    let deeds: Vec<_> = host.letters().await.into_iter().map(Deed::Redrive).collect();
+    assert_eq!(deeds.len(), 14);
+    assert!(host.operator.perform_all(&deeds, &me()).await.iter().all(Result::is_ok));
+    host.processor.entered.notified().await;
+    while host.letters().await.len() > 4 {
+        tokio::task::yield_now().await;
+    }
+    // All of the other key are done, and those that came before the one that is held.
+    let done = |key: char| -> Vec<String> {
+        host.processor.order.lock().iter().filter(|id| id.starts_with(key)).cloned().collect()
+    };
+    assert_eq!(done('q'), ["q6", "q5", "q4", "q3", "q2", "q1", "q0"]);
+    assert_eq!(done('p'), ["p6", "p5", "p4"]);
+    host.processor.gate.notify_one();
+    while !host.letters().await.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(done('p'), ["p6", "p5", "p4", "p3", "p2", "p1", "p0"]);
+    host.stop().await;
+}
+
+#[test]
+fn mutation_redriven_out_of_order_turns_order_red() {
+    turns_red("order_of_a_key_holds_through_redrive_and_retries_and_stalls_no_other", "redrive-out-of-order");
+}
+
+#[test]
+fn mutation_redriven_without_its_record_loses_messages() {
+    turns_red("each_completes_once_whoever_redrives_and_delivers_on_redb", "redrive-without-record");
 }
