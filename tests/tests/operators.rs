@@ -348,6 +348,21 @@ fn another_body_under_a_key_is_not_redriven() {
 }
 
 #[test]
+fn what_no_processor_would_run_is_not_redriven() {
+    let folder = folder("");
+    let server = Server::start(folder.path(), None);
+    fails(&server, &["a"]);
+    assert_eq!(server.stop(), Some(0));
+    let config = std::fs::read_to_string(folder.path().join("hapax.toml")).unwrap();
+    std::fs::write(folder.path().join("hapax.toml"), config.replace("processors.odd", "processors.other")).unwrap();
+    let server = Server::start(folder.path(), None);
+    let key = server.asked(&LETTERS).lines()[0]["key"].as_str().unwrap().to_owned();
+    server.asked(&["dlq", "redrive", &key]).refused(13, &["this host has no processor `odd`"]);
+    assert_eq!(server.asked(&["dlq", "discard", &key]).code, Some(0));
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
 fn a_host_and_its_stopped_store_print_the_same() {
     let folder = folder("");
     let server = Server::start(folder.path(), None);

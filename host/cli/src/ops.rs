@@ -11,7 +11,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use hapax_core::operator::{Operator, OperatorError};
 use hapax_core::storage::{Store, StoreError};
-use hapax_core::{Clock as _, SystemClock};
+use hapax_core::{Clock as _, RecordKey, SystemClock};
 use hapax_transport::{Ask, AuditFilter, FeedPage, Operations, Refusal};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -36,6 +36,9 @@ pub(crate) trait Feed: Send + Sync + 'static {
 
     /// Completes when the feed may have grown since it was called; perhaps too early, never too late.
     fn changed(&self) -> BoxFuture<'static, ()>;
+
+    /// What it tells of one record beyond the record's own history, oldest first: each with its `event` and `at_ms`.
+    fn beyond(&self, key: &RecordKey) -> BoxFuture<'static, Result<Vec<Value>, Refusal>>;
 }
 
 /// No feed yet.
@@ -49,6 +52,10 @@ impl Feed for NoFeed {
 
     fn changed(&self) -> BoxFuture<'static, ()> {
         Box::pin(std::future::pending())
+    }
+
+    fn beyond(&self, _: &RecordKey) -> BoxFuture<'static, Result<Vec<Value>, Refusal>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
     }
 }
 
@@ -71,7 +78,7 @@ impl Ops {
             Ask::Discard(chosen) => self.discard(&chosen).await,
             Ask::Records(filter) => records::list(&*self.store, &filter).await,
             Ask::Record(key) => records::show(&*self.store, &key).await,
-            Ask::History(key) => records::history(&*self.store, &key).await,
+            Ask::History(key) => records::history(&*self.store, &*self.feed, &key).await,
             Ask::Evict(chosen) => self.evict(&chosen).await,
             Ask::Audit(filter) => self.audit(&filter).await,
         }
@@ -124,5 +131,90 @@ fn refusal(error: OperatorError) -> Refusal {
         OperatorError::NotFound { .. } => Refusal::NotFound(format!("{error}; `hapax dlq list` shows all there are")),
         OperatorError::Refused(_) | OperatorError::Changed(_) => Refusal::Refused(error.to_string()),
         OperatorError::Store(error) => failed(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hapax_core::Committer;
+    use hapax_core::key::Fingerprint;
+    use hapax_core::record::{Event, Moment, Record, State};
+    use hapax_core::storage::{Commit, RecordChange};
+    use hapax_store::MemoryStore;
+
+    use super::*;
+
+    /// Tells of each record that it was replayed at 150 and evicted at 900.
+    struct Told;
+
+    impl Feed for Told {
+        fn page(&self, after: Option<String>, limit: usize) -> BoxFuture<'static, Result<FeedPage, Refusal>> {
+            NoFeed.page(after, limit)
+        }
+
+        fn changed(&self) -> BoxFuture<'static, ()> {
+            NoFeed.changed()
+        }
+
+        fn beyond(&self, _: &RecordKey) -> BoxFuture<'static, Result<Vec<Value>, Refusal>> {
+            let event = |name: &str, at_ms: u64| json!({ "event": name, "at_ms": at_ms });
+            Box::pin(std::future::ready(Ok(vec![event("replayed", 150), event("evicted", 900)])))
+        }
+    }
+
+    async fn ops(feed: impl Feed) -> (Ops, Arc<Committer>) {
+        let store = Arc::new(MemoryStore::default());
+        let committer = Committer::start(store.clone()).await.expect("a committer");
+        let operator = Operator::new(store.clone(), committer.clone(), Arc::new(SystemClock), []);
+        (Ops::new(store, operator, Arc::new(feed), watch::channel(false).1), committer)
+    }
+
+    fn dead() -> Record {
+        let event = Event::GivenUp { error: "no".into() };
+        let moment = Moment { event, at_ms: 200, epoch: 1, attempts: 1, component: "c".into(), expires_ms: Some(999) };
+        Record {
+            state: State::DeadLettered { error: "no".into() },
+            epoch: 1,
+            attempts: 1,
+            fingerprint: Fingerprint { version: 1, digest: [7; 16] },
+            position: None,
+            component: "c".into(),
+            saga: None,
+            received_ms: 100,
+            changed_ms: 200,
+            expires_ms: Some(999),
+            history: vec![moment],
+        }
+    }
+
+    async fn store(committer: &Committer, record: Record) {
+        let key: RecordKey = KEY.parse().expect("a key");
+        let commit = Commit { record: RecordChange::Put(record), ..Commit::of(&key) };
+        committer.submit(commit).durable().await.expect("a commit");
+    }
+
+    const KEY: &str = "default/p/%2Fs/k";
+
+    fn events(history: &Value) -> Vec<&str> {
+        let events = history["events"].as_array().expect("events").iter();
+        events.map(|event| event["event"].as_str().expect("a name")).collect()
+    }
+
+    #[tokio::test]
+    async fn what_the_feed_tells_of_a_record_joins_its_history() {
+        let (ops, committer) = ops(Told).await;
+        let gone = ops.ask(Ask::History(KEY.into())).await.expect("what the feed tells");
+        assert_eq!((events(&gone), &gone["rebuilt"]), (vec!["replayed", "evicted"], &Value::Null));
+        store(&committer, dead()).await;
+        let history = ops.ask(Ask::History(KEY.into())).await.expect("a history");
+        assert_eq!(events(&history), ["received", "replayed", "dead-lettered", "evicted"]);
+        assert_eq!(history["rebuilt"], true);
+    }
+
+    #[tokio::test]
+    async fn a_record_that_is_not_what_its_history_makes_is_told() {
+        let (ops, committer) = ops(NoFeed).await;
+        store(&committer, Record { attempts: 2, ..dead() }).await;
+        assert_eq!(ops.ask(Ask::History(KEY.into())).await.expect("a history")["rebuilt"], false);
     }
 }

@@ -70,18 +70,18 @@ pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> 
 
 /// The events, and whether they make the record; fails if they do not.
 fn print_history(answer: &Value, json: bool) -> ExitCode {
-    let rebuilt = answer["rebuilt"] == true;
+    let rebuilt = answer["rebuilt"].as_bool();
     if json {
         line(&answer.to_string());
     } else {
         answer["events"].as_array().into_iter().flatten().for_each(|event| line(&event_line(event)));
-        line(if rebuilt {
-            "rebuilt from these events, the record is the one that is stored"
-        } else {
-            "DAMAGED: rebuilt from these events, the record is another one than is stored"
+        line(match rebuilt {
+            Some(true) => "rebuilt from these events, the record is the one that is stored",
+            Some(false) => "DAMAGED: rebuilt from these events, the record is another one than is stored",
+            None => "there is no record any more",
         });
     }
-    if rebuilt { ExitCode::SUCCESS } else { ExitCode::from(DAMAGED) }
+    if rebuilt == Some(false) { ExitCode::from(DAMAGED) } else { ExitCode::SUCCESS }
 }
 
 /// One event of a record's history.

@@ -254,6 +254,10 @@ impl Operator {
 
     async fn plan_redrive(&self, key: &LetterKey) -> Result<Plan, OperatorError> {
         let letter = self.letter(key).await?;
+        let processor = &key.record.scope.processor;
+        if !self.consumers.is_empty() && !self.consumers.contains_key(processor) {
+            return Err(refused(key, &format!("would not run: this host has no processor `{processor}`")));
+        }
         match letter.standing {
             Standing::Redriven => return Err(refused(key, "is on its way already")),
             Standing::Parked { .. } => return Err(refused(key, "is parked: it runs by itself")),

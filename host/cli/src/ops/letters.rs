@@ -102,7 +102,7 @@ pub(super) async fn show(store: &dyn Store, text: &str) -> Result<Value, Refusal
     let mut shown = whole(&key, letter);
     shown["record"] = json!(key.record.to_string());
     shown["state"] = json!(record.as_ref().map(|record| record.state.name()));
-    shown["history"] = record.as_ref().map_or_else(|| json!([]), |record| records::events(record).0);
+    shown["history"] = json!(record.as_ref().map_or_else(Vec::new, |record| records::events(record).0));
     shown["blocks"] = blocks(&key, letter, &letters);
     Ok(shown)
 }

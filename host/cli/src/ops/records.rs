@@ -7,7 +7,7 @@ use hapax_core::{RecordKey, Stored};
 use hapax_transport::{RecordFilter, Refusal};
 use serde_json::{Value, json};
 
-use super::{failed, letters};
+use super::{Feed, failed, letters};
 use crate::report::result;
 
 pub(super) fn parse_key(text: &str) -> Result<RecordKey, Refusal> {
@@ -31,26 +31,38 @@ pub(super) async fn show(store: &dyn Store, text: &str) -> Result<Value, Refusal
     Ok(shown)
 }
 
-pub(super) async fn history(store: &dyn Store, text: &str) -> Result<Value, Refusal> {
-    let (key, record) = find(store, text).await?;
-    let (events, rebuilt) = events(&record);
-    Ok(json!({ "key": key.to_string(), "events": events, "rebuilt": rebuilt }))
+/// What is known of a key's past; `rebuilt` says whether that makes the record that is stored, and is null where there is none.
+pub(super) async fn history(store: &dyn Store, feed: &dyn Feed, text: &str) -> Result<Value, Refusal> {
+    let key = parse_key(text)?;
+    let record = store.admit(&key).await.map_err(failed)?;
+    let beyond = feed.beyond(&key).await?;
+    let (mut all, rebuilt) = match &record {
+        Some(record) => (events(record).0, json!(events(record).1)),
+        None if beyond.is_empty() => return Err(absent(&key)),
+        None => (Vec::new(), Value::Null),
+    };
+    all.extend(beyond);
+    all.sort_by_key(|event| event["at_ms"].as_u64());
+    Ok(json!({ "key": key.to_string(), "events": all, "rebuilt": rebuilt }))
 }
 
 async fn find(store: &dyn Store, text: &str) -> Result<(RecordKey, Record), Refusal> {
     let key = parse_key(text)?;
     match store.admit(&key).await.map_err(failed)? {
         Some(record) => Ok((key, record)),
-        None => Err(Refusal::NotFound(format!("there is no record {key}; `hapax records list` shows every record"))),
+        None => Err(absent(&key)),
     }
 }
 
+fn absent(key: &RecordKey) -> Refusal {
+    Refusal::NotFound(format!("there is no record {key}; `hapax records list` shows every record"))
+}
+
 /// What happened to a record, oldest first; and whether the record can be made again from that.
-pub(super) fn events(record: &Record) -> (Value, bool) {
+pub(super) fn events(record: &Record) -> (Vec<Value>, bool) {
     let (received, moments) = history::of(record);
     let rebuilt = history::rebuild(&received, &moments).is_ok_and(|rebuilt| rebuilt.as_ref() == Some(record));
-    let events: Vec<_> = std::iter::once(received_event(&received)).chain(moments.iter().map(event)).collect();
-    (json!(events), rebuilt)
+    (std::iter::once(received_event(&received)).chain(moments.iter().map(event)).collect(), rebuilt)
 }
 
 fn received_event(received: &Received) -> Value {
