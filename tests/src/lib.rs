@@ -11,5 +11,6 @@ pub mod process;
 pub mod processors;
 pub mod random;
 pub mod raw;
+pub mod server;
 pub mod source;
 pub mod stepped;

@@ -169,6 +169,10 @@ impl Left {
             for row in table.iter().unwrap() {
                 let (key, value) = row.unwrap();
                 let key = String::from_utf8(key.value().to_vec()).unwrap();
+                // The host's own: what operators did.
+                if key.starts_with('\u{10ffff}') {
+                    continue;
+                }
                 state.insert(key, std::str::from_utf8(&value.value()[8..]).unwrap().parse().unwrap());
             }
         }

@@ -16,6 +16,9 @@ pub(crate) const DAMAGED: u8 = 5;
 /// Stopped by a signal before the end of the input; what was in flight ended.
 pub(crate) const INTERRUPTED: u8 = 10;
 
+/// What was asked for may not be done as things are; of many, some.
+pub(crate) const REFUSED: u8 = 13;
+
 /// A failure of the command line itself, with its exit code.
 #[derive(Debug)]
 pub(crate) struct Failed {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use hapax_core::metrics::Counters;
+use hapax_core::operator::Operator;
 use hapax_core::relay::{Relay, RelayError};
 use hapax_core::run::Observer;
 use hapax_core::storage::StoreError;
@@ -22,6 +23,7 @@ use tokio::task::JoinHandle;
 
 use crate::config::{Outbox, Processor};
 use crate::exit::Failed;
+use crate::ops::Ops;
 
 /// A host that is joined and not yet fed.
 pub(crate) struct Host {
@@ -58,6 +60,16 @@ impl Host {
             metrics: counters,
             options,
         }))
+    }
+
+    /// Answers operators, while these consumers are at work; until `stop` turns true.
+    pub(crate) fn operations(
+        &self,
+        consumers: impl IntoIterator<Item = IdempotentConsumer>,
+        stop: watch::Receiver<bool>,
+    ) -> Arc<Ops> {
+        let operator = Operator::new(self.store.clone(), self.committer.clone(), Arc::new(SystemClock), consumers);
+        Arc::new(Ops::new(self.store.clone(), operator, stop))
     }
 
     /// The failure that closed the store, if one did.

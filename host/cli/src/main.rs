@@ -1,12 +1,16 @@
 //! The binary: reads the command line, joins the parts, runs a command. Decides nothing about messages.
 
+mod audit;
 mod breaker;
 mod build;
 mod check;
 mod config;
+mod dlq;
 mod doctor;
 mod exit;
 mod host;
+mod ops;
+mod place;
 mod progress;
 mod records;
 mod report;
@@ -49,7 +53,12 @@ enum Command {
     Send(send::Args),
     /// Ask a running host how it is doing.
     Status(status::Args),
-    /// Look at deduplication records.
+    /// Look at messages that failed for good or wait, run them again, or forget them.
+    #[command(subcommand)]
+    Dlq(dlq::Command),
+    /// What operators did.
+    Audit(audit::Args),
+    /// Look at deduplication records, or forget one.
     #[command(subcommand)]
     Records(records::Command),
     /// Look at a processor's state.
@@ -83,6 +92,8 @@ fn run(command: Command, json: bool) -> anyhow::Result<ExitCode> {
         Command::Check(args) => check::command(&args, json),
         Command::Send(args) => send::command(&args, json),
         Command::Status(args) => status::command(&args, json),
+        Command::Dlq(command) => dlq::command(command, json),
+        Command::Audit(args) => audit::command(args, json),
         Command::Records(command) => records::command(command, json),
         Command::State(command) => state::command(command, json),
         Command::Doctor(args) => doctor::command(&args, json),

@@ -1,97 +1,101 @@
-//! `hapax records`: deduplication records, for people.
+//! `hapax records`: deduplication records, for people. Asks and prints.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use hapax_core::record::{Record, State};
-use hapax_core::storage::{IdempotencyStorage as _, Inspect as _};
-use hapax_core::{RecordKey, Stored};
-use hapax_store::RedbStore;
-use serde_json::{Value, json};
+use hapax_transport::{Ask, RecordFilter};
+use serde_json::Value;
 
-use crate::exit::Failed;
-use crate::host;
-use crate::report::{line, result};
+use crate::dlq::{Audited, print_deed, print_list, text};
+use crate::exit::DAMAGED;
+use crate::ops::rfc3339;
+use crate::place::Place;
+use crate::report::line;
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
     /// List records in the order of their keys.
     List {
-        /// Folder of the store.
-        #[arg(long, value_name = "PATH", default_value = "hapax-store")]
-        store: PathBuf,
         /// Only this processor's.
         #[arg(long, value_name = "NAME")]
         processor: Option<String>,
         /// Start after this key.
         #[arg(long, value_name = "KEY")]
-        after: Option<RecordKey>,
+        after: Option<String>,
         /// Records to list, at most.
         #[arg(long, value_name = "N", default_value_t = 1_000)]
         limit: usize,
+        #[command(flatten)]
+        place: Place,
     },
     /// Show one record, and its dead letters.
-    Show {
-        /// The key: tenant/processor/source/key, with `/` inside a part as %2F.
-        key: RecordKey,
-        /// Folder of the store.
-        #[arg(long, value_name = "PATH", default_value = "hapax-store")]
-        store: PathBuf,
+    Show(One),
+    /// What happened to a record, oldest first, and whether it can be made again from that.
+    History(One),
+    /// Forget a record before its time: a message under its key counts as new, and runs again.
+    Evict {
+        /// The key, as `list` prints it.
+        key: String,
+        #[command(flatten)]
+        audit: Audited,
+        #[command(flatten)]
+        place: Place,
     },
+}
+
+#[derive(clap::Args)]
+pub(crate) struct One {
+    /// The key: tenant/processor/source/key, with `/` inside a part as %2F.
+    key: String,
+    #[command(flatten)]
+    place: Place,
 }
 
 pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> {
-    host::block_on(async move {
-        match command {
-            Command::List { store, processor, after, limit } => {
-                let store = RedbStore::open_existing(&store)?;
-                for (key, record) in store.records(processor.as_deref(), after.as_ref(), limit).await? {
-                    if json {
-                        line(&as_json(&key, &record).to_string());
-                    } else {
-                        line(&format!("{:<13} {key}", record.state.name()));
-                    }
-                }
-            }
-            Command::Show { key, store } => show(&RedbStore::open_existing(&store)?, &key, json).await?,
+    match command {
+        Command::List { processor, after, limit, place } => {
+            let answer = place.ask(Ask::Records(RecordFilter { processor, after, limit: Some(limit) }))?;
+            let as_line = |record: &Value| format!("{:<13} {}", text(&record["state"]), text(&record["key"]));
+            print_list(&answer, "records", json, as_line);
+            Ok(ExitCode::SUCCESS)
         }
-        Ok(ExitCode::SUCCESS)
-    })
+        Command::Show(One { key, place }) => {
+            let record = place.ask(Ask::Record(key))?;
+            line(&if json { record.to_string() } else { serde_json::to_string_pretty(&record)? });
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::History(One { key, place }) => Ok(print_history(&place.ask(Ask::History(key))?, json)),
+        Command::Evict { key, audit, place } => Ok(print_deed(&place.ask(Ask::Evict(audit.to(vec![key])))?, json)),
+    }
 }
 
-async fn show(store: &RedbStore, key: &RecordKey, json: bool) -> anyhow::Result<()> {
-    let record = store.admit(key).await?;
-    let record = record.ok_or_else(|| Failed::not_found(format!("there is no record {key}; `hapax records list`")))?;
-    let mut shown = as_json(key, &record);
-    let letters = store.dead_letters(key).await?;
-    shown["dead_letters"] = letters
-        .iter()
-        .map(|letter| {
-            json!({
-                "error": letter.error, "attempts": letter.attempts, "component": letter.component, "at_ms": letter.at_ms,
-                "attributes": letter.message.attributes().into_iter().collect::<std::collections::BTreeMap<_, _>>(),
-                "data": String::from_utf8_lossy(&letter.message.data),
-            })
-        })
-        .collect();
-    line(&if json { shown.to_string() } else { serde_json::to_string_pretty(&shown)? });
-    Ok(())
+/// The events, and whether they make the record; fails if they do not.
+fn print_history(answer: &Value, json: bool) -> ExitCode {
+    let rebuilt = answer["rebuilt"].as_bool();
+    if json {
+        line(&answer.to_string());
+    } else {
+        answer["events"].as_array().into_iter().flatten().for_each(|event| line(&event_line(event)));
+        line(match rebuilt {
+            Some(true) => "rebuilt from these events, the record is the one that is stored",
+            Some(false) => "DAMAGED: rebuilt from these events, the record is another one than is stored",
+            None => "there is no record any more",
+        });
+    }
+    if rebuilt == Some(false) { ExitCode::from(DAMAGED) } else { ExitCode::SUCCESS }
 }
 
-fn as_json(key: &RecordKey, record: &Record) -> Value {
-    let stored = match &record.state {
-        State::Completed { output } => Some(Stored::Completed(output.clone())),
-        state => state.error().map(|error| Stored::Failed(error.to_owned())),
-    };
-    let (output, error) = match stored {
-        Some(Stored::Completed(output)) => (result(&output), Value::Null),
-        Some(Stored::Failed(error)) => (Value::Null, json!(error)),
-        None => (Value::Null, Value::Null),
-    };
-    json!({
-        "key": key.to_string(), "tenant": key.scope.tenant, "processor": key.scope.processor, "source": key.source,
-        "id": key.key, "state": record.state.name(), "epoch": record.epoch, "attempts": record.attempts,
-        "component": record.component, "received_ms": record.received_ms, "changed_ms": record.changed_ms,
-        "expires_ms": record.expires_ms, "result": output, "error": error,
-    })
+/// One event of a record's history.
+pub(crate) fn event_line(event: &Value) -> String {
+    let at = rfc3339(event["at_ms"].as_u64().unwrap_or(0));
+    let mut said = format!("{at:<24} {}", text(&event["event"]));
+    if let Some(attempts) = event["attempts"].as_u64().filter(|attempts| *attempts > 0) {
+        said += &format!(", attempt {attempts}");
+    }
+    for name in ["position", "error", "result"].iter().filter(|name| !event[**name].is_null()) {
+        said += &format!(", {name}: {}", text(&event[*name]));
+    }
+    if let Some(retry_at_ms) = event["retry_at_ms"].as_u64() {
+        said += &format!(", due again {}", rfc3339(retry_at_ms));
+    }
+    said
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use hapax_core::Scope;
+use hapax_core::context::RESERVED;
 use hapax_core::storage::IdempotencyStorage as _;
 use hapax_store::RedbStore;
 use serde_json::{Value, json};
@@ -44,7 +45,8 @@ pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> 
         Some(key) if get => print_one(&store, &args, key, json)?,
         prefix => {
             let rows = store.state_of(&Scope::of(&args.processor), prefix.as_deref().unwrap_or(""), args.limit)?;
-            for row in rows {
+            // The host's own come last, and are not the processor's.
+            for row in rows.into_iter().filter(|row| !row.key.starts_with(RESERVED)) {
                 if json {
                     line(&json!({ "key": row.key, "value": text(&row.value) }).to_string());
                 } else {

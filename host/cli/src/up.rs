@@ -8,7 +8,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use hapax_core::run::{Observer, Report};
 use hapax_core::{Breaker, Ending, Handling, IdempotentConsumer, Message, Stored};
-use hapax_transport::{Answer, HttpLimits, Ingress, StatusSource, router, status_router};
+use hapax_transport::{Answer, HttpLimits, Ingress, StatusSource, operator_router, router, status_router};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -68,9 +68,10 @@ async fn up(config: Config, json: bool) -> anyhow::Result<ExitCode> {
         Failed::usage(format!("cannot listen on {}: {error}; set `listen` in the configuration", config.listen))
     })?;
     announce(&listener, config.processors.keys(), json)?;
+    let operations = host.operations(desks.values().map(|desk| desk.consumer.clone()), stop.clone());
     let door = Arc::new(Door { desks, host, outbox_breaker, stop, under_way: watch::Sender::new(0) });
     let limits = HttpLimits { max_message_bytes: config.max_message_bytes };
-    let routes = router(door.clone(), limits).merge(status_router(door.clone()));
+    let routes = router(door.clone(), limits).merge(status_router(door.clone())).merge(operator_router(operations));
     let serving = axum::serve(listener, routes).with_graceful_shutdown(door.clone().drained());
     tokio::select! {
         served = serving => served?,

@@ -65,7 +65,8 @@ impl Inner {
     pub(crate) async fn keep(&self, message: &Accepted, standing: Standing, error: String) -> Result<(), StoreError> {
         let conclusion = self.conclusion(message);
         let letter = conclusion.keep(standing, error, 0);
-        let commit = Commit { letter: Some(LetterChange::Put(Box::new(letter))), ..conclusion.commit() };
+        let mut commit = Commit { letter: Some(LetterChange::Put(Box::new(letter))), ..conclusion.commit() };
+        self.stamp(&mut commit);
         self.parts.committer.submit(commit).durable().await.map(drop)
     }
 
@@ -73,9 +74,9 @@ impl Inner {
     pub(crate) async fn park(&self, message: &Accepted, awaits: u64) -> Result<Option<Ending>, StoreError> {
         let Some(gaps) = self.parts.options.strategy.gaps() else { return Ok(None) };
         let identity = &message.identity;
-        let until_ms = self.parts.clock.now_ms().saturating_add(gaps.timeout_ms);
+        let now_ms = self.parts.clock.now_ms();
         // As before, if it is parked already.
-        let until_ms = match self.kept.park(identity.letter_key(), identity.position.clone(), until_ms) {
+        let until_ms = match self.kept.park(identity, now_ms, now_ms.saturating_add(gaps.timeout_ms)) {
             Ok(until_ms) => until_ms,
             Err(full) => return Ok(Some(full)),
         };

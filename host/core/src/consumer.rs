@@ -14,7 +14,7 @@ use crate::context::{Context, Effects, ReadSet, StateView};
 use crate::ending::Ending;
 use crate::fault;
 use crate::guard::Breaker;
-use crate::keeper::Kept;
+use crate::kept::{Found, Kept};
 use crate::key::{Fingerprint, RecordKey, Scope};
 use crate::lanes::{Lanes, Place, Turn};
 use crate::leave::Leave;
@@ -256,9 +256,28 @@ impl IdempotentConsumer {
         }
     }
 
-    /// Has the messages that an operator has redriven run.
-    pub fn redriven(&self) {
-        self.inner.kept.reload();
+    /// Has messages run that an operator has redriven.
+    pub(crate) fn redriven<'a>(&self, letters: impl IntoIterator<Item = &'a (LetterKey, DeadLetter)>) {
+        self.inner.kept.found(letters.into_iter().map(|(key, letter)| self.one_found(key, letter, false)));
+    }
+
+    /// Has messages run that were found in the store: redriven ones at once, parked ones when their time has come.
+    pub(crate) async fn found(&self, letters: &[(LetterKey, DeadLetter)]) -> Result<(), StoreError> {
+        let mut found = Vec::with_capacity(letters.len());
+        for (key, letter) in letters {
+            let early = match letter.standing {
+                Standing::Parked { .. } => self.inner.is_early(&Identity::kept(key, letter)).await?,
+                Standing::Redriven | Standing::Dead => false,
+            };
+            found.push(self.one_found(key, letter, early));
+        }
+        self.inner.kept.found(found);
+        Ok(())
+    }
+
+    fn one_found<'a>(&self, key: &LetterKey, letter: &'a DeadLetter, early: bool) -> Found<'a> {
+        let lane = self.options().ordering.key(&letter.message).map(str::to_owned);
+        Found { key: key.clone(), letter, lane, early }
     }
 
     /// What the store keeps for this consumer to run.
@@ -328,7 +347,8 @@ impl Inner {
             fault::point("invoked");
             let conclusion = self.conclusion(message);
             let (went, ended_ms) = (run.went(&claim), conclusion.now_ms);
-            let (commit, ending) = conclusion.of(&claim, run);
+            let (mut commit, ending) = conclusion.of(&claim, run);
+            self.stamp(&mut commit);
             let record = commit.record.put().expect("a run always leaves a record").clone();
             let room = self.parts.committer.room(&commit).await;
             let Ok(pending) = self.sequence(commit, room) else {
@@ -362,7 +382,7 @@ impl Inner {
                     let key = &message.identity.record;
                     self.cache.insert(key.clone(), Arc::new(record));
                     if !retry && self.parts.options.strategy.gaps().is_some() {
-                        self.kept.settled(key, message.identity.position.as_ref());
+                        self.kept.settled(&message.identity);
                     }
                     return Ok(Some(ending));
                 }
@@ -488,6 +508,13 @@ impl Inner {
     pub(crate) fn conclusion<'a>(&'a self, message: &'a Accepted) -> Conclusion<'a> {
         let (options, component) = (&self.parts.options, &self.component);
         Conclusion { options, component, message, now_ms: self.parts.clock.now_ms() }
+    }
+
+    /// Gives a message that is to be kept its time.
+    pub(crate) fn stamp(&self, commit: &mut Commit) {
+        if let Some(LetterChange::Put(letter)) = &mut commit.letter {
+            letter.at_ms = self.kept.time(letter.at_ms);
+        }
     }
 
     /// The mutation "the record is marked before the guest runs".

@@ -15,6 +15,7 @@ pub mod feed;
 pub mod guard;
 pub mod history;
 pub mod keeper;
+mod kept;
 pub mod key;
 mod lanes;
 pub mod leave;

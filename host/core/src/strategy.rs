@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::key::{Fingerprint, RecordKey, Scope};
 use crate::message::{Message, parse_rfc3339_ns};
-use crate::storage::LetterKey;
+use crate::storage::{DeadLetter, LetterKey};
 
 /// How a processor recognises its messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -211,6 +211,12 @@ impl Identity {
     /// By strategy message id, with nothing set.
     pub(crate) fn by_message_id(scope: &Scope, message: &Message) -> Self {
         Self::of_its_own(RecordKey::by_message_id(scope, message), Fingerprint::of(message))
+    }
+
+    /// Of a message that the store keeps, as far as its place goes.
+    pub(crate) fn kept(key: &LetterKey, letter: &DeadLetter) -> Self {
+        let (record, fingerprint, position) = (key.record.clone(), letter.fingerprint, letter.position.clone());
+        Self { own: record.clone(), record, fingerprint, position }
     }
 
     /// What the store knows the message by, where it keeps it.

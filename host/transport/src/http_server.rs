@@ -81,7 +81,9 @@ async fn ready(State(door): State<Door>) -> Response {
 }
 
 async fn nowhere() -> Response {
-    problem(StatusCode::NOT_FOUND, "not-found", "nothing is here; send messages to /v1/processors/NAME/messages")
+    let detail = "nothing is here; send messages to /v1/processors/NAME/messages. A key in a path needs its `/` as %2F, its `%` \
+                  as %25 and its `#` as %23";
+    problem(StatusCode::NOT_FOUND, "not-found", detail)
 }
 
 async fn no_such_method() -> Response {
@@ -125,7 +127,7 @@ fn wanted(headers: &HeaderMap, names: &[String]) -> BTreeMap<String, String> {
 }
 
 /// Why a request is no message.
-enum Refused {
+pub(crate) enum Refused {
     Invalid(InvalidMessage),
     MediaType(String),
     Slow,
@@ -139,7 +141,7 @@ impl From<InvalidMessage> for Refused {
 }
 
 impl Refused {
-    fn response(self) -> Response {
+    pub(crate) fn response(self) -> Response {
         match self {
             Self::Invalid(error) => invalid(&error),
             Self::MediaType(detail) => problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media-type", &detail),
@@ -156,7 +158,7 @@ impl Refused {
 
 /// The whole body, if it keeps to the limit. One that does not is read on and thrown away: a connection that is closed
 /// under a client that still writes loses the answer. A client that asks first (`Expect`) is told at once.
-async fn read_body(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Refused> {
+pub(crate) async fn read_body(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Refused> {
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     match announced {
         Some(bytes) if bytes > limit && headers.contains_key(header::EXPECT) => {

@@ -3,15 +3,23 @@
 pub mod binary;
 pub mod cloudevents;
 mod http_answer;
+mod http_operator;
 mod http_server;
 mod http_status;
 mod jsonl;
+mod operations;
+mod operator_client;
 mod publish_http;
 mod publish_jsonl;
 
 pub use http_answer::Answer;
+pub use http_operator::operator_router;
 pub use http_server::{HttpLimits, Ingress, router};
 pub use http_status::{StatusSource, get, status_router};
 pub use jsonl::JsonlSource;
+pub use operations::{
+    Ask, AuditFilter, Chosen, FeedPage, LetterFilter, Operations, RecordFilter, Refusal, StandingName,
+};
+pub use operator_client::{AskError, OperatorClient};
 pub use publish_http::{HttpAnswer, HttpPublisher};
 pub use publish_jsonl::JsonlPublisher;

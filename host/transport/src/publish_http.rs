@@ -135,7 +135,7 @@ where
     tokio::time::timeout(TIMEOUT, exchange).await.map_err(timed_out)?
 }
 
-fn causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

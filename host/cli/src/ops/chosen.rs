@@ -1,0 +1,108 @@
+//! What is done to what an operator has chosen: redrive, discard, evict; or only said, in a dry run.
+
+use hapax_core::operator::{By, Deed, OperatorError};
+use hapax_core::{Clock as _, SystemClock, fault};
+use hapax_transport::{Chosen, LetterFilter, Refusal, StandingName};
+use serde_json::{Value, json};
+
+use super::letters::{self, Wanted};
+use super::{Ops, records, refusal};
+
+/// Keys that may be named at one time.
+const KEYS_MAX: usize = 10_000;
+
+impl Ops {
+    pub(super) async fn redrive(&self, chosen: &Chosen) -> Result<Value, Refusal> {
+        self.perform_on_letters("redrive", chosen, Deed::Redrive).await
+    }
+
+    pub(super) async fn discard(&self, chosen: &Chosen) -> Result<Value, Refusal> {
+        self.perform_on_letters("discard", chosen, Deed::Discard).await
+    }
+
+    pub(super) async fn evict(&self, chosen: &Chosen) -> Result<Value, Refusal> {
+        if chosen.filter.is_some() {
+            return Err(Refusal::Invalid("records are evicted by their keys, not by a filter".into()));
+        }
+        check(chosen)?;
+        let keys = chosen.keys.iter().map(|key| records::parse_key(key)).collect::<Result<Vec<_>, _>>()?;
+        self.perform_chosen("evict", chosen, keys.into_iter().map(Deed::Evict).collect(), false).await
+    }
+
+    async fn perform_on_letters(
+        &self,
+        action: &str,
+        chosen: &Chosen,
+        deed: fn(hapax_core::storage::LetterKey) -> Deed,
+    ) -> Result<Value, Refusal> {
+        check(chosen)?;
+        let (keys, more) = match &chosen.filter {
+            Some(filter) => self.find(filter).await?,
+            None => (chosen.keys.iter().map(|key| letters::parse_key(key)).collect::<Result<_, _>>()?, false),
+        };
+        self.perform_chosen(action, chosen, keys.into_iter().map(deed).collect(), more).await
+    }
+
+    /// The keys of the kept messages that a filter finds, in the order in which they were kept; and whether there are more.
+    async fn find(&self, filter: &LetterFilter) -> Result<(Vec<hapax_core::storage::LetterKey>, bool), Refusal> {
+        let limit = filter.done()?;
+        if filter.after.is_some() {
+            return Err(Refusal::Invalid("after: is for lists only".into()));
+        }
+        // What waits goes by itself: who means that says so.
+        let filter = LetterFilter { standing: filter.standing.or(Some(StandingName::Dead)), ..filter.clone() };
+        let mut found = Vec::new();
+        let take = |key, letter: hapax_core::storage::DeadLetter| {
+            found.push((letter.at_ms, key));
+            true
+        };
+        Wanted::by(&filter, SystemClock.now_ms())?.each(&*self.store, take).await?;
+        found.sort();
+        let more = found.len() > limit;
+        Ok((found.into_iter().take(limit).map(|(_, key)| key).collect(), more))
+    }
+
+    async fn perform_chosen(
+        &self,
+        action: &str,
+        chosen: &Chosen,
+        deeds: Vec<Deed>,
+        more: bool,
+    ) -> Result<Value, Refusal> {
+        let results = if chosen.dry_run && !fault::mutated("dry-run-does-it") {
+            let mut results = Vec::new();
+            for deed in &deeds {
+                results.push(self.operator.check(deed).await);
+            }
+            results
+        } else {
+            let by = By { actor: chosen.actor.clone(), reason: chosen.reason.clone() };
+            self.operator.perform_all(&deeds, &by).await
+        };
+        let (mut done, mut refused) = (Vec::new(), Vec::new());
+        for (deed, result) in deeds.iter().zip(results) {
+            match result {
+                Ok(()) => done.push(deed.key()),
+                // One that was named is answered for itself; and a store that fails does so for all.
+                Err(error) if chosen.keys.len() == 1 => return Err(refusal(error)),
+                Err(error @ OperatorError::Store(_)) if done.is_empty() => return Err(refusal(error)),
+                Err(error) => refused.push(json!({ "key": deed.key(), "error": refusal(error).to_string() })),
+            }
+        }
+        Ok(json!({ "action": action, "dry_run": chosen.dry_run, "done": done, "refused": refused, "more": more }))
+    }
+}
+
+fn check(chosen: &Chosen) -> Result<(), Refusal> {
+    let wrong = |text: &str| Err(Refusal::Invalid(text.to_owned()));
+    match (chosen.keys.len(), &chosen.filter) {
+        (0, None) => return wrong("say what: `keys`, or a `filter` ({} is everything that is dead)"),
+        (1.., Some(_)) => return wrong("give `keys` or a `filter`, not both"),
+        (count, _) if count > KEYS_MAX => return wrong(&format!("{count} keys are more than {KEYS_MAX} at one time")),
+        _ => {}
+    }
+    if chosen.actor.trim().is_empty() && !chosen.dry_run {
+        return wrong("actor: say who does it; it is kept in the audit trail");
+    }
+    Ok(())
+}

@@ -1,0 +1,44 @@
+//! The feed of record events as JSON: pages of it, and what it tells of one record beyond the record's own history. Reads only.
+
+use hapax_core::RecordKey;
+use hapax_core::feed::{Cursor, EventKind, FeedEvent};
+use hapax_core::storage::Store;
+use hapax_transport::{FeedPage, Refusal};
+use serde_json::{Value, json};
+
+use super::failed;
+
+/// Events of one record that are shown at most, the oldest of those that are kept.
+const OF_RECORD_MAX: usize = 10_000;
+
+/// Up to `limit` events after the cursor `after`.
+pub(super) async fn page(store: &dyn Store, after: Option<&str>, limit: usize) -> Result<FeedPage, Refusal> {
+    let after = after.map(str::parse::<Cursor>).transpose();
+    let after = after.map_err(|error| Refusal::Invalid(format!("after: {error}")))?;
+    let page = store.events(None, after, limit).await.map_err(failed)?;
+    let next = page.next(after).unwrap_or_default().to_string();
+    Ok(FeedPage { events: page.events.iter().map(as_json).collect(), next, truncated: page.truncated })
+}
+
+/// What the feed tells of a record that the record does not know of itself; of one that is gone, all that is kept.
+pub(super) async fn beyond(store: &dyn Store, key: &RecordKey, is_gone: bool) -> Result<Vec<Value>, Refusal> {
+    let page = store.events(Some(key.digest()), None, OF_RECORD_MAX).await.map_err(failed)?;
+    let told = page.events.iter().filter(|event| is_gone || is_beyond(event.entry.kind));
+    Ok(told.map(as_json).collect())
+}
+
+fn is_beyond(kind: EventKind) -> bool {
+    matches!(
+        kind,
+        EventKind::Replayed | EventKind::Stale | EventKind::Parked | EventKind::Discarded | EventKind::Evicted
+    )
+}
+
+fn as_json(event: &FeedEvent) -> Value {
+    let entry = &event.entry;
+    json!({
+        "cursor": event.cursor.to_string(), "event": entry.kind.name(), "at_ms": entry.at_ms,
+        "key": event.key.as_ref().map(ToString::to_string), "record": format!("{:032x}", entry.digest),
+        "attempts": entry.attempts, "epoch": entry.epoch, "times": entry.times,
+    })
+}
