@@ -9,6 +9,7 @@ mod conclude;
 pub mod consumer;
 pub mod context;
 pub mod ending;
+pub mod events;
 pub mod fault;
 pub mod history;
 pub mod keeper;
