@@ -44,6 +44,11 @@ pub enum Ending {
 }
 
 impl Ending {
+    /// Whether the delivery is done with: if not, it is to come again.
+    pub fn is_settled(&self) -> bool {
+        !matches!(self, Self::Retry { .. } | Self::InFlight { .. })
+    }
+
     /// The outcome's name, as the command line, the API and the metrics print it.
     pub fn name(&self) -> &'static str {
         match self {

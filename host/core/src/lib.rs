@@ -3,6 +3,7 @@
 
 pub mod admission;
 mod answer;
+mod batch;
 pub mod clock;
 pub mod committer;
 mod conclude;

@@ -69,7 +69,9 @@ impl Gathering {
             batch.full.notify_one();
         }
         drop(waiting);
-        (answered, leads.then_some(Leading { gathering: self, batch }))
+        drop(open);
+        // Made only where it leads: dropping one closes the batch.
+        (answered, leads.then(|| Leading { gathering: self, batch }))
     }
 }
 

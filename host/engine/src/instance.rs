@@ -64,14 +64,14 @@ impl Instance {
     pub(crate) async fn call(&mut self, of: &WasmProcessor) -> wasmtime::Result<Answer> {
         self.instantiate(of).await?;
         let Some(Guest::One(guest)) = &self.guest else { return Err(wasmtime::format_err!("it takes batches only")) };
-        guest.hapax_processor_handler().call_handle(&mut self.store, message::borrow(0)).await
+        guest.hapax_processor_handler().call_handle(&mut self.store, message::borrow()).await
     }
 
     /// Has the guest handle its `count` messages.
     pub(crate) async fn call_batch(&mut self, of: &WasmProcessor, count: usize) -> wasmtime::Result<Vec<Answer>> {
         self.instantiate(of).await?;
         let Some(Guest::Batch(guest)) = &self.guest else { return Err(wasmtime::format_err!("it takes no batches")) };
-        let messages: Vec<_> = (0..count as u32).map(message::borrow).collect();
+        let messages = message::give(self.store.data_mut(), count as u32);
         guest.hapax_processor_batch_handler().call_handle_batch(&mut self.store, &messages).await
     }
 

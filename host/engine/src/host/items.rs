@@ -64,11 +64,11 @@ impl Items {
         }
     }
 
-    /// The one that a message handle stands for: handles are made here only, and so are in range.
-    pub(crate) fn at(&self, index: u32) -> &Item {
+    /// The one that a message handle stands for.
+    pub(crate) fn at(&self, index: u32) -> Option<&Item> {
         match self {
-            Self::One(item) => item,
-            Self::Batch { items, .. } => &items[index as usize],
+            Self::One(item) => Some(item),
+            Self::Batch { items, .. } => items.get(index as usize),
         }
     }
 

@@ -38,6 +38,8 @@ pub(crate) struct Shared {
 pub(crate) struct HostState {
     pub(crate) shared: Arc<Shared>,
     pub(crate) items: Items,
+    /// Message handles that the guest was given and has not dropped.
+    pub(crate) handles_given: u32,
     pub(crate) memory: MemoryGuard,
     pub(crate) log: GuestLog,
     deadline: Deadline,
@@ -55,6 +57,7 @@ impl HostState {
             deadline: shared.ticks.deadline(limits.deadline),
             wasi: wasi.then(|| Box::new(Wasi::new(shared, seeding(&items), items.count()))),
             items,
+            handles_given: 0,
             shared: Arc::clone(shared),
         }
     }
@@ -86,7 +89,7 @@ impl HostState {
 
     /// Ends an answered message. Whether another may follow: not after a limit, nor with a handle left open.
     pub(crate) fn end(&mut self) -> bool {
-        let in_order = self.memory.denied.is_none() && self.log.is_within_budget();
+        let in_order = self.memory.denied.is_none() && self.log.is_within_budget() && self.handles_given == 0;
         self.wasi.as_mut().is_none_or(|wasi| wasi.end()) && in_order
     }
 
