@@ -16,6 +16,7 @@ use hapax_store::RedbStore;
 use hapax_tests::backend::LossyDisk;
 use hapax_tests::bench::{Bench, message, quick};
 use hapax_tests::mutation::turns_red;
+use hapax_tests::process::{guest, hapax};
 
 fn failed(error: ContextError) -> Failure {
     Failure::retry(error.to_string())
@@ -108,4 +109,32 @@ async fn a_message_that_fails_appends_nothing() {
     assert_eq!(stream(&store).await, []);
     assert_eq!(bench.handle(message("m-2", "{}")).await.name(), "completed");
     assert_eq!(stream(&store).await.len(), 1);
+}
+
+#[test]
+fn the_command_line_lists_streams_and_their_events() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../plugins/event-counter/sample.jsonl");
+    let run = hapax()
+        .args(["run", "--processor", "accounts", "--concurrency", "1", "--input", sample, "--component"])
+        .arg(guest("event-counter"))
+        .arg("--store")
+        .arg(&store)
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{run:?}");
+    let ask = |arguments: &[&str]| hapax().args(arguments).arg("--store").arg(&store).output().unwrap();
+    let lines = |arguments: &[&str]| String::from_utf8(ask(arguments).stdout).unwrap();
+    let listed = lines(&["events", "--json", "--processor", "accounts"]);
+    assert_eq!(listed, "{\"stream\":\"account/alice\",\"version\":2}\n{\"stream\":\"account/bob\",\"version\":2}\n");
+    let events = lines(&["events", "--processor", "accounts", "account/alice", "--after", "1"]);
+    let fields: Vec<_> = events.trim_end().split('\t').collect();
+    assert_eq!([fields[0], fields[2], fields[3]], ["2", "withdrawn", r#"{"amount_cents":-1200}"#]);
+    assert_eq!(lines(&["events", "--processor", "accounts", "account/alice", "--limit", "1"]).lines().count(), 1);
+    assert_eq!(lines(&["state", "list", "accounts"]), "", "where events stand is the host's own");
+    let nothing = ask(&["events", "--processor", "accounts", "account/carol"]);
+    let words = String::from_utf8_lossy(&nothing.stderr).into_owned();
+    assert_eq!(nothing.status.code(), Some(9), "{words}");
+    assert!(words.contains("has no event stream account/carol; `hapax events --processor accounts`"), "{words}");
 }

@@ -38,7 +38,7 @@ pub(crate) async fn receive(
     };
     let elements = match read(&headers, body, &door.limits).await {
         Ok(elements) => elements,
-        Err(refused) => return refused,
+        Err(refused) => return refused.response(),
     };
     let messages = elements.iter().filter_map(|element| element.read.as_ref().ok().cloned()).collect();
     // A task of its own: a client that goes away must not abandon messages half way.
@@ -54,46 +54,46 @@ fn refused(answers: &[Answer]) -> Option<Answer> {
     answers.first().filter(|_| answers.iter().all(|answer| whole(&answer))).cloned()
 }
 
-async fn read(headers: &HeaderMap, body: Body, limits: &HttpLimits) -> Result<Vec<Element>, Response> {
+async fn read(headers: &HeaderMap, body: Body, limits: &HttpLimits) -> Result<Vec<Element>, Refused> {
     check_headers(headers)?;
     let body = match read_body(headers, body, limits.max_batch_bytes).await {
         Err(Refused::Invalid(InvalidMessage::TooLarge { bytes, limit })) => {
             let detail = format!(
                 "the batch has {bytes} bytes, over the limit of {limit}; send it in parts, or raise `max_batch_bytes`"
             );
-            return Err(problem(StatusCode::PAYLOAD_TOO_LARGE, "too-large", &detail));
+            return Err(Refused::Batch(StatusCode::PAYLOAD_TOO_LARGE, "too-large", detail));
         }
-        read => read.map_err(Refused::response)?,
+        read => read?,
     };
     elements(&body, limits)
 }
 
-fn check_headers(headers: &HeaderMap) -> Result<(), Response> {
-    let content_type = binary::media_type(headers).map_err(|error| Refused::from(error).response())?;
+fn check_headers(headers: &HeaderMap) -> Result<(), Refused> {
+    let content_type = binary::media_type(headers)?;
     let content_type = content_type.unwrap_or_default().to_ascii_lowercase();
     if content_type.split(';').next().unwrap_or_default().trim() != MEDIA_TYPE {
         let detail = format!("a batch is sent as {MEDIA_TYPE}; one message goes to /v1/processors/NAME/messages");
-        return Err(problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media-type", &detail));
+        return Err(Refused::MediaType(detail));
     }
     if headers.contains_key(binary::IDEMPOTENCY_KEY) {
         let detail =
             "the header `Idempotency-Key` names one message, and a batch has many: each is known by its own id";
-        return Err(problem(StatusCode::BAD_REQUEST, "invalid", detail));
+        return Err(Refused::Batch(StatusCode::BAD_REQUEST, "invalid", detail.to_owned()));
     }
     Ok(())
 }
 
-fn elements(body: &Bytes, limits: &HttpLimits) -> Result<Vec<Element>, Response> {
+fn elements(body: &Bytes, limits: &HttpLimits) -> Result<Vec<Element>, Refused> {
     let raw: Vec<&RawValue> = serde_json::from_slice(body).map_err(|error| {
         let detail = format!("the batch is no JSON array: {error}; write [event, event, ...], each a CloudEvent");
-        problem(StatusCode::BAD_REQUEST, "invalid", &detail)
+        Refused::Batch(StatusCode::BAD_REQUEST, "invalid", detail)
     })?;
     if raw.len() > limits.max_batch_items {
         let (count, limit) = (raw.len(), limits.max_batch_items);
         let detail = format!(
             "the batch has {count} messages, over the limit of {limit}; send it in parts, or raise `max_batch_items`"
         );
-        return Err(problem(StatusCode::PAYLOAD_TOO_LARGE, "too-many", &detail));
+        return Err(Refused::Batch(StatusCode::PAYLOAD_TOO_LARGE, "too-many", detail));
     }
     Ok(raw.iter().enumerate().map(|(place, raw)| element(place, raw.get(), limits.max_message_bytes)).collect())
 }

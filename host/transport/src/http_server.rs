@@ -127,6 +127,8 @@ pub(crate) fn failed(processor: &str, error: &tokio::task::JoinError) -> Respons
 pub(crate) enum Refused {
     Invalid(InvalidMessage),
     MediaType(String),
+    /// It is no batch: status, code, what is wrong.
+    Batch(StatusCode, &'static str, String),
     Slow,
     BrokenOff(axum::Error),
 }
@@ -142,6 +144,7 @@ impl Refused {
         match self {
             Self::Invalid(error) => invalid(&error),
             Self::MediaType(detail) => problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media-type", &detail),
+            Self::Batch(status, code, detail) => problem(status, code, &detail),
             Self::Slow => {
                 let detail = format!("the body did not arrive in {} s; send it again", BODY_TIMEOUT.as_secs());
                 problem(StatusCode::REQUEST_TIMEOUT, "slow", &detail)
