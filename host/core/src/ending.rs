@@ -46,7 +46,11 @@ pub enum Ending {
 impl Ending {
     /// Whether the delivery is done with: if not, it is to come again.
     pub fn is_settled(&self) -> bool {
-        !matches!(self, Self::Retry { .. } | Self::InFlight { .. })
+        match self {
+            Self::Completed { .. } | Self::Duplicate(_) | Self::Mismatch | Self::Stale => true,
+            Self::Parked { .. } | Self::DeadLettered { .. } => true,
+            Self::Retry { .. } | Self::InFlight { .. } => false,
+        }
     }
 
     /// The outcome's name, as the command line, the API and the metrics print it.

@@ -146,6 +146,19 @@ async fn an_instance_that_is_reused_has_nothing_of_the_call_before() {
 }
 
 #[tokio::test]
+async fn an_instance_that_keeps_a_message_is_not_used_again() {
+    for (body, answers) in [("(call $drop_message (local.get $message))", ["1", "2"]), ("", ["1", "1"])] {
+        let batching = Batching { messages_max: 1, ..Batching::default() };
+        let instance = InstanceMode::Reuse(ReuseLimits::default());
+        let options = LoadOptions { batching, instance, ..support::options() };
+        let processor = support::engine().load(&support::guest::batch_processor(body), options).unwrap();
+        for answer in answers {
+            assert_eq!(run(&processor, &item("x", "a")).await.text(), answer, "with `{body}`");
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_example_keeps_the_good_readings() {
     let processor = support::engine().load(&built("sensor-readings"), support::options()).unwrap();
     let ran = run(&processor, &invocation("x", "not json")).await;
