@@ -19,11 +19,16 @@ struct Server {
 impl Server {
     /// A host with one processor of each kind; both do what a message's type says.
     fn start() -> Self {
+        Self::with("batch_wait_ms = 20")
+    }
+
+    /// The same with these settings of the one that takes batches.
+    fn with(batching: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let quick = "backoff_base_ms = 1\nbackoff_max_ms = 2\nattempts_max = 3\n";
         let config = format!(
             "store = \"store\"\nlisten = \"127.0.0.1:0\"\nmax_batch_items = 10\n\n\
-             [processors.one]\ncomponent = {:?}\n{quick}\n[processors.many]\ncomponent = {:?}\nbatch_wait_ms = 20\n{quick}",
+             [processors.one]\ncomponent = {:?}\n{quick}\n[processors.many]\ncomponent = {:?}\n{batching}\n{quick}",
             guest("hapax-fixtures"),
             guest("batch-fixtures"),
         );
@@ -131,6 +136,22 @@ fn one_failed_item_never_repeats_or_blocks_the_others() {
 #[test]
 fn mutation_a_batch_that_fails_together_is_found() {
     turns_red("one_failed_item_never_repeats_or_blocks_the_others", "batch-fails-together");
+}
+
+#[test]
+fn each_items_effects_commit_with_it_alone() {
+    // They wait until all three are there: one call.
+    let server = Server::with("batch_max = 3\nbatch_wait_ms = 60000");
+    let messages = [event("m-1", "count", "a"), event("m-2", "reject", "b"), event("m-3", "count", "c")];
+    let (again, results) = server.send("many", &messages);
+    let outcomes: Vec<&str> = results.iter().map(|(outcome, _)| outcome.as_str()).collect();
+    assert_eq!((again, outcomes), (vec![], vec!["completed", "dead-lettered", "completed"]));
+    assert_eq!(server.state("many"), state(&[("a", "1"), ("c", "1")]));
+}
+
+#[test]
+fn mutation_effects_that_all_go_to_one_item_are_found() {
+    turns_red("each_items_effects_commit_with_it_alone", "batch-select-ignored");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The messages of one call, each with its own context, and which of them the guest works on. One alone is always selected;
 //! of a batch, the guest says which. Decides nothing about them.
 
-use hapax_core::{Context, Invocation};
+use hapax_core::{Context, Invocation, fault};
 use wasmtime::component::Linker;
 use wasmtime::{Error, StoreContextMut};
 
@@ -78,7 +78,7 @@ impl Items {
             return Err(NotSelected::Past { index, count });
         }
         if let Self::Batch { selected, .. } = self {
-            *selected = Some(index as usize);
+            *selected = Some(if fault::mutated("batch-select-ignored") { 0 } else { index as usize });
         }
         Ok(())
     }
