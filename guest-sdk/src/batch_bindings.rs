@@ -17,17 +17,17 @@
 //   * export-macro-name: export_batch_processor
 //   * pub-export-macro
 #[allow(unfulfilled_lint_expectations, unused_imports)]
-use crate::bindings::hapax::processor::config as __with_name5;
+use crate::bindings::hapax::processor::state as __with_name0;
 #[allow(unfulfilled_lint_expectations, unused_imports)]
 use crate::bindings::hapax::processor::events as __with_name1;
-#[allow(unfulfilled_lint_expectations, unused_imports)]
-use crate::bindings::hapax::processor::log as __with_name4;
 #[allow(unfulfilled_lint_expectations, unused_imports)]
 use crate::bindings::hapax::processor::outbox as __with_name2;
 #[allow(unfulfilled_lint_expectations, unused_imports)]
 use crate::bindings::hapax::processor::saga as __with_name3;
 #[allow(unfulfilled_lint_expectations, unused_imports)]
-use crate::bindings::hapax::processor::state as __with_name0;
+use crate::bindings::hapax::processor::log as __with_name4;
+#[allow(unfulfilled_lint_expectations, unused_imports)]
+use crate::bindings::hapax::processor::config as __with_name5;
 #[allow(unfulfilled_lint_expectations, unused_imports)]
 use crate::bindings::hapax::processor::types as __with_name6;
 #[rustfmt::skip]

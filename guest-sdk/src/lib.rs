@@ -60,6 +60,7 @@ mod state;
 
 #[cfg(target_arch = "wasm32")]
 #[doc(hidden)]
+#[rustfmt::skip] // As its generator writes it.
 pub mod batch_bindings;
 #[cfg(target_arch = "wasm32")]
 #[doc(hidden)]
