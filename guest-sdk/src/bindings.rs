@@ -308,16 +308,43 @@ pub mod hapax {
                 }
             }
         }
-        /// Append-only event streams of the processor, transactional with the message.
+        /// Append-only event streams of the processor, transactional with the message:
+        /// an append is there once the message has committed, or never. If somebody
+        /// else appends to a stream that this message has read, the message runs again.
+        ///
+        /// Reads see the appends of this message.
         #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
         pub mod events {
             #[used]
             #[doc(hidden)]
             static __FORCE_SECTION_REF: fn() = super::super::super::__link_custom_section_describing_imports;
             use super::super::super::_rt;
+            /// An event to append. Its id is the host's: it is derived from the
+            /// record's key and the position among the message's appends, and so is
+            /// the same on every re-run.
+            #[derive(Clone)]
+            pub struct NewEvent {
+                pub type_: _rt::String,
+                pub data: _rt::Vec<u8>,
+            }
+            impl ::core::fmt::Debug for NewEvent {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    f.debug_struct("NewEvent")
+                        .field("type", &self.type_)
+                        .field("data", &self.data)
+                        .finish()
+                }
+            }
+            /// An event as it stands in its stream.
             #[derive(Clone)]
             pub struct Event {
-                pub event_type: _rt::String,
+                pub id: _rt::String,
+                /// Its place in the stream: 1 for the first.
+                pub version: u64,
+                pub type_: _rt::String,
                 pub data: _rt::Vec<u8>,
             }
             impl ::core::fmt::Debug for Event {
@@ -326,7 +353,9 @@ pub mod hapax {
                     f: &mut ::core::fmt::Formatter<'_>,
                 ) -> ::core::fmt::Result {
                     f.debug_struct("Event")
-                        .field("event-type", &self.event_type)
+                        .field("id", &self.id)
+                        .field("version", &self.version)
+                        .field("type", &self.type_)
                         .field("data", &self.data)
                         .finish()
                 }
@@ -357,12 +386,14 @@ pub mod hapax {
             }
             impl ::core::error::Error for Conflict {}
             #[allow(unused_unsafe, clippy::all)]
-            /// Appends; answers the stream's new version. An empty stream is at 0.
+            /// Appends; answers the stream's new version, which is that of its last
+            /// event. An empty stream is at 0. Without an expected version it appends
+            /// whatever is there.
             #[allow(async_fn_in_trait)]
             pub fn append(
                 stream: &str,
                 expected_version: Option<u64>,
-                events: &[Event],
+                events: &[NewEvent],
             ) -> Result<u64, Conflict> {
                 unsafe {
                     #[repr(align(8))]
@@ -387,8 +418,8 @@ pub mod hapax {
                         let base = result5
                             .add(i * (4 * ::core::mem::size_of::<*const u8>()));
                         {
-                            let Event { event_type: event_type2, data: data2 } = e;
-                            let vec3 = event_type2;
+                            let NewEvent { type_: type_2, data: data2 } = e;
+                            let vec3 = type_2;
                             let ptr3 = vec3.as_ptr().cast::<u8>();
                             let len3 = vec3.len();
                             *base
@@ -466,7 +497,7 @@ pub mod hapax {
                 }
             }
             #[allow(unused_unsafe, clippy::all)]
-            /// Up to `limit` events after version `after`.
+            /// Up to `limit` events after version `after`, oldest first.
             #[allow(async_fn_in_trait)]
             pub fn read(stream: &str, after: u64, limit: u32) -> _rt::Vec<Event> {
                 unsafe {
@@ -512,13 +543,13 @@ pub mod hapax {
                     let l4 = *ptr1
                         .add(::core::mem::size_of::<*const u8>())
                         .cast::<usize>();
-                    let base11 = l3;
-                    let len11 = l4;
-                    let mut result11 = _rt::Vec::with_capacity(len11);
-                    for i in 0..len11 {
-                        let base = base11
-                            .add(i * (4 * ::core::mem::size_of::<*const u8>()));
-                        let e11 = {
+                    let base15 = l3;
+                    let len15 = l4;
+                    let mut result15 = _rt::Vec::with_capacity(len15);
+                    for i in 0..len15 {
+                        let base = base15
+                            .add(i * (8 + 6 * ::core::mem::size_of::<*const u8>()));
+                        let e15 = {
                             let l5 = *base.add(0).cast::<*mut u8>();
                             let l6 = *base
                                 .add(::core::mem::size_of::<*const u8>())
@@ -527,27 +558,66 @@ pub mod hapax {
                             let bytes7 = _rt::Vec::from_raw_parts(l5.cast(), len7, len7);
                             let l8 = *base
                                 .add(2 * ::core::mem::size_of::<*const u8>())
-                                .cast::<*mut u8>();
+                                .cast::<i64>();
                             let l9 = *base
-                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                .add(8 + 2 * ::core::mem::size_of::<*const u8>())
+                                .cast::<*mut u8>();
+                            let l10 = *base
+                                .add(8 + 3 * ::core::mem::size_of::<*const u8>())
                                 .cast::<usize>();
-                            let len10 = l9;
+                            let len11 = l10;
+                            let bytes11 = _rt::Vec::from_raw_parts(
+                                l9.cast(),
+                                len11,
+                                len11,
+                            );
+                            let l12 = *base
+                                .add(8 + 4 * ::core::mem::size_of::<*const u8>())
+                                .cast::<*mut u8>();
+                            let l13 = *base
+                                .add(8 + 5 * ::core::mem::size_of::<*const u8>())
+                                .cast::<usize>();
+                            let len14 = l13;
                             Event {
-                                event_type: _rt::string_lift(bytes7),
+                                id: _rt::string_lift(bytes7),
+                                version: l8 as u64,
+                                type_: _rt::string_lift(bytes11),
                                 data: <_ as From<
                                     _rt::Vec<_>,
-                                >>::from(_rt::Vec::from_raw_parts(l8.cast(), len10, len10)),
+                                >>::from(_rt::Vec::from_raw_parts(l12.cast(), len14, len14)),
                             }
                         };
-                        result11.push(e11);
+                        result15.push(e15);
                     }
                     _rt::cabi_dealloc(
-                        base11,
-                        len11 * (4 * ::core::mem::size_of::<*const u8>()),
-                        ::core::mem::size_of::<*const u8>(),
+                        base15,
+                        len15 * (8 + 6 * ::core::mem::size_of::<*const u8>()),
+                        8,
                     );
-                    let result12 = result11;
-                    result12
+                    let result16 = result15;
+                    result16
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            /// The stream's version.
+            #[allow(async_fn_in_trait)]
+            pub fn version(stream: &str) -> u64 {
+                unsafe {
+                    let vec0 = stream;
+                    let ptr0 = vec0.as_ptr().cast::<u8>();
+                    let len0 = vec0.len();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "hapax:processor/events@0.1.0")]
+                    unsafe extern "C" {
+                        #[link_name = "version"]
+                        fn wit_import1(_: *mut u8, _: usize) -> i64;
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import1(_: *mut u8, _: usize) -> i64 {
+                        unreachable!()
+                    }
+                    let ret = wit_import1(ptr0.cast_mut(), len0);
+                    ret as u64
                 }
             }
         }
@@ -1688,43 +1758,45 @@ macro_rules! __export_processor_impl {
         (link_section =
         "component-type:wit-bindgen:0.60.0:hapax:processor@0.1.0:processor:imports and exports")]
         #[doc(hidden)] #[allow(clippy::octal_escapes)] pub static
-        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 1521] = *
+        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 1586] = *
         b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xf1\x0a\x01A\x02\x01\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xb2\x0b\x01A\x02\x01\
 A\x13\x01B\x0f\x01p}\x01k\0\x01@\x01\x03keys\0\x01\x04\0\x03get\x01\x02\x01@\x02\
 \x03keys\x05value\0\x01\0\x04\0\x03set\x01\x03\x01@\x01\x03keys\x01\0\x04\0\x06d\
 elete\x01\x04\x01@\x03\x03keys\x08expected\x01\x05value\x01\0\x7f\x04\0\x0fcompa\
 re-and-set\x01\x05\x01ks\x01o\x02s\0\x01p\x07\x01@\x03\x05starts\x03end\x06\x05l\
 imity\0\x08\x04\0\x04scan\x01\x09\x03\0\x1bhapax:processor/state@0.1.0\x05\0\x01\
-B\x0c\x01p}\x01r\x02\x0aevent-types\x04data\0\x04\0\x05event\x03\0\x01\x01r\x01\x0e\
-actual-versionw\x04\0\x08conflict\x03\0\x03\x01kw\x01p\x02\x01j\x01w\x01\x04\x01\
-@\x03\x06streams\x10expected-version\x05\x06events\x06\0\x07\x04\0\x06append\x01\
-\x08\x01@\x03\x06streams\x05afterw\x05limity\0\x06\x04\0\x04read\x01\x09\x03\0\x1c\
-hapax:processor/events@0.1.0\x05\x01\x01B\x08\x01ks\x01p}\x01o\x02ss\x01p\x02\x01\
-r\x05\x04types\x07subject\0\x0ccontent-type\0\x04data\x01\x0aextensions\x03\x04\0\
-\x08outgoing\x03\0\x04\x01@\x01\x07message\x05\x01\0\x04\0\x04send\x01\x06\x03\0\
-\x1chapax:processor/outbox@0.1.0\x05\x02\x01B\x05\x01p}\x01@\x02\x04names\x07pay\
-load\0\x01\0\x04\0\x04step\x01\x01\x01@\0\x01\0\x04\0\x05pivot\x01\x02\x03\0\x1a\
-hapax:processor/saga@0.1.0\x05\x03\x01B\x04\x01m\x05\x05trace\x05debug\x04info\x04\
-warn\x05error\x04\0\x05level\x03\0\0\x01@\x02\x05level\x01\x04texts\x01\0\x04\0\x05\
-write\x01\x02\x03\0\x19hapax:processor/log@0.1.0\x05\x04\x01B\x03\x01ks\x01@\x01\
-\x03keys\0\0\x04\0\x03get\x01\x01\x03\0\x1chapax:processor/config@0.1.0\x05\x05\x01\
-B\x18\x04\0\x07message\x03\x01\x01ks\x01p}\x01r\x02\x0ccontent-type\x01\x04data\x02\
-\x04\0\x07outcome\x03\0\x03\x01kw\x01r\x02\x06reasons\x08after-ms\x05\x04\0\x0br\
-etry-later\x03\0\x06\x01q\x03\x05retry\x01\x07\0\x06reject\x01s\0\x07invalid\x01\
-s\0\x04\0\x07failure\x03\0\x08\x01h\0\x01o\x02ss\x01p\x0b\x01@\x01\x04self\x0a\0\
-\x0c\x04\0\x1a[method]message.attributes\x01\x0d\x01@\x01\x04self\x0a\0\x02\x04\0\
-\x14[method]message.data\x01\x0e\x01@\x01\x04self\x0a\0s\x04\0\x1f[method]messag\
-e.idempotency-key\x01\x0f\x01@\x01\x04self\x0a\0y\x04\0\x17[method]message.attem\
-pt\x01\x10\x01@\x01\x04self\x0a\0w\x04\0\x16[method]message.now-ms\x01\x11\x04\0\
-\x14[method]message.seed\x01\x11\x03\0\x1bhapax:processor/types@0.1.0\x05\x06\x02\
-\x03\0\x06\x07message\x02\x03\0\x06\x07outcome\x02\x03\0\x06\x07failure\x01B\x0a\
-\x02\x03\x02\x01\x07\x04\0\x07message\x03\0\0\x02\x03\x02\x01\x08\x04\0\x07outco\
-me\x03\0\x02\x02\x03\x02\x01\x09\x04\0\x07failure\x03\0\x04\x01h\x01\x01j\x01\x03\
-\x01\x05\x01@\x01\x07message\x06\0\x07\x04\0\x06handle\x01\x08\x04\0\x1dhapax:pr\
-ocessor/handler@0.1.0\x05\x0a\x04\0\x1fhapax:processor/processor@0.1.0\x04\0\x0b\
-\x0f\x01\0\x09processor\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-c\
-omponent\x070.254.2\x10wit-bindgen-rust\x060.60.0";
+B\x11\x01p}\x01r\x02\x04types\x04data\0\x04\0\x09new-event\x03\0\x01\x01r\x04\x02\
+ids\x07versionw\x04types\x04data\0\x04\0\x05event\x03\0\x03\x01r\x01\x0eactual-v\
+ersionw\x04\0\x08conflict\x03\0\x05\x01kw\x01p\x02\x01j\x01w\x01\x06\x01@\x03\x06\
+streams\x10expected-version\x07\x06events\x08\0\x09\x04\0\x06append\x01\x0a\x01p\
+\x04\x01@\x03\x06streams\x05afterw\x05limity\0\x0b\x04\0\x04read\x01\x0c\x01@\x01\
+\x06streams\0w\x04\0\x07version\x01\x0d\x03\0\x1chapax:processor/events@0.1.0\x05\
+\x01\x01B\x08\x01ks\x01p}\x01o\x02ss\x01p\x02\x01r\x05\x04types\x07subject\0\x0c\
+content-type\0\x04data\x01\x0aextensions\x03\x04\0\x08outgoing\x03\0\x04\x01@\x01\
+\x07message\x05\x01\0\x04\0\x04send\x01\x06\x03\0\x1chapax:processor/outbox@0.1.\
+0\x05\x02\x01B\x05\x01p}\x01@\x02\x04names\x07payload\0\x01\0\x04\0\x04step\x01\x01\
+\x01@\0\x01\0\x04\0\x05pivot\x01\x02\x03\0\x1ahapax:processor/saga@0.1.0\x05\x03\
+\x01B\x04\x01m\x05\x05trace\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\
+\0\0\x01@\x02\x05level\x01\x04texts\x01\0\x04\0\x05write\x01\x02\x03\0\x19hapax:\
+processor/log@0.1.0\x05\x04\x01B\x03\x01ks\x01@\x01\x03keys\0\0\x04\0\x03get\x01\
+\x01\x03\0\x1chapax:processor/config@0.1.0\x05\x05\x01B\x18\x04\0\x07message\x03\
+\x01\x01ks\x01p}\x01r\x02\x0ccontent-type\x01\x04data\x02\x04\0\x07outcome\x03\0\
+\x03\x01kw\x01r\x02\x06reasons\x08after-ms\x05\x04\0\x0bretry-later\x03\0\x06\x01\
+q\x03\x05retry\x01\x07\0\x06reject\x01s\0\x07invalid\x01s\0\x04\0\x07failure\x03\
+\0\x08\x01h\0\x01o\x02ss\x01p\x0b\x01@\x01\x04self\x0a\0\x0c\x04\0\x1a[method]me\
+ssage.attributes\x01\x0d\x01@\x01\x04self\x0a\0\x02\x04\0\x14[method]message.dat\
+a\x01\x0e\x01@\x01\x04self\x0a\0s\x04\0\x1f[method]message.idempotency-key\x01\x0f\
+\x01@\x01\x04self\x0a\0y\x04\0\x17[method]message.attempt\x01\x10\x01@\x01\x04se\
+lf\x0a\0w\x04\0\x16[method]message.now-ms\x01\x11\x04\0\x14[method]message.seed\x01\
+\x11\x03\0\x1bhapax:processor/types@0.1.0\x05\x06\x02\x03\0\x06\x07message\x02\x03\
+\0\x06\x07outcome\x02\x03\0\x06\x07failure\x01B\x0a\x02\x03\x02\x01\x07\x04\0\x07\
+message\x03\0\0\x02\x03\x02\x01\x08\x04\0\x07outcome\x03\0\x02\x02\x03\x02\x01\x09\
+\x04\0\x07failure\x03\0\x04\x01h\x01\x01j\x01\x03\x01\x05\x01@\x01\x07message\x06\
+\0\x07\x04\0\x06handle\x01\x08\x04\0\x1dhapax:processor/handler@0.1.0\x05\x0a\x04\
+\0\x1fhapax:processor/processor@0.1.0\x04\0\x0b\x0f\x01\0\x09processor\x03\0\0\0\
+G\x09producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.254.2\x10wit-bindge\
+n-rust\x060.60.0";
         };
     };
 }
@@ -1737,38 +1809,40 @@ pub use __export_processor_impl as export_processor;
 )]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1424] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xf0\x09\x01A\x02\x01\
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1489] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xb1\x0a\x01A\x02\x01\
 A\x0e\x01B\x0f\x01p}\x01k\0\x01@\x01\x03keys\0\x01\x04\0\x03get\x01\x02\x01@\x02\
 \x03keys\x05value\0\x01\0\x04\0\x03set\x01\x03\x01@\x01\x03keys\x01\0\x04\0\x06d\
 elete\x01\x04\x01@\x03\x03keys\x08expected\x01\x05value\x01\0\x7f\x04\0\x0fcompa\
 re-and-set\x01\x05\x01ks\x01o\x02s\0\x01p\x07\x01@\x03\x05starts\x03end\x06\x05l\
 imity\0\x08\x04\0\x04scan\x01\x09\x03\0\x1bhapax:processor/state@0.1.0\x05\0\x01\
-B\x0c\x01p}\x01r\x02\x0aevent-types\x04data\0\x04\0\x05event\x03\0\x01\x01r\x01\x0e\
-actual-versionw\x04\0\x08conflict\x03\0\x03\x01kw\x01p\x02\x01j\x01w\x01\x04\x01\
-@\x03\x06streams\x10expected-version\x05\x06events\x06\0\x07\x04\0\x06append\x01\
-\x08\x01@\x03\x06streams\x05afterw\x05limity\0\x06\x04\0\x04read\x01\x09\x03\0\x1c\
-hapax:processor/events@0.1.0\x05\x01\x01B\x08\x01ks\x01p}\x01o\x02ss\x01p\x02\x01\
-r\x05\x04types\x07subject\0\x0ccontent-type\0\x04data\x01\x0aextensions\x03\x04\0\
-\x08outgoing\x03\0\x04\x01@\x01\x07message\x05\x01\0\x04\0\x04send\x01\x06\x03\0\
-\x1chapax:processor/outbox@0.1.0\x05\x02\x01B\x05\x01p}\x01@\x02\x04names\x07pay\
-load\0\x01\0\x04\0\x04step\x01\x01\x01@\0\x01\0\x04\0\x05pivot\x01\x02\x03\0\x1a\
-hapax:processor/saga@0.1.0\x05\x03\x01B\x04\x01m\x05\x05trace\x05debug\x04info\x04\
-warn\x05error\x04\0\x05level\x03\0\0\x01@\x02\x05level\x01\x04texts\x01\0\x04\0\x05\
-write\x01\x02\x03\0\x19hapax:processor/log@0.1.0\x05\x04\x01B\x03\x01ks\x01@\x01\
-\x03keys\0\0\x04\0\x03get\x01\x01\x03\0\x1chapax:processor/config@0.1.0\x05\x05\x01\
-B\x18\x04\0\x07message\x03\x01\x01ks\x01p}\x01r\x02\x0ccontent-type\x01\x04data\x02\
-\x04\0\x07outcome\x03\0\x03\x01kw\x01r\x02\x06reasons\x08after-ms\x05\x04\0\x0br\
-etry-later\x03\0\x06\x01q\x03\x05retry\x01\x07\0\x06reject\x01s\0\x07invalid\x01\
-s\0\x04\0\x07failure\x03\0\x08\x01h\0\x01o\x02ss\x01p\x0b\x01@\x01\x04self\x0a\0\
-\x0c\x04\0\x1a[method]message.attributes\x01\x0d\x01@\x01\x04self\x0a\0\x02\x04\0\
-\x14[method]message.data\x01\x0e\x01@\x01\x04self\x0a\0s\x04\0\x1f[method]messag\
-e.idempotency-key\x01\x0f\x01@\x01\x04self\x0a\0y\x04\0\x17[method]message.attem\
-pt\x01\x10\x01@\x01\x04self\x0a\0w\x04\0\x16[method]message.now-ms\x01\x11\x04\0\
-\x14[method]message.seed\x01\x11\x03\0\x1bhapax:processor/types@0.1.0\x05\x06\x04\
-\0?hapax:processor/processor-with-all-of-its-exports-removed@0.1.0\x04\0\x0b/\x01\
-\0)processor-with-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\x0cproc\
-essed-by\x02\x0dwit-component\x070.254.2\x10wit-bindgen-rust\x060.60.0";
+B\x11\x01p}\x01r\x02\x04types\x04data\0\x04\0\x09new-event\x03\0\x01\x01r\x04\x02\
+ids\x07versionw\x04types\x04data\0\x04\0\x05event\x03\0\x03\x01r\x01\x0eactual-v\
+ersionw\x04\0\x08conflict\x03\0\x05\x01kw\x01p\x02\x01j\x01w\x01\x06\x01@\x03\x06\
+streams\x10expected-version\x07\x06events\x08\0\x09\x04\0\x06append\x01\x0a\x01p\
+\x04\x01@\x03\x06streams\x05afterw\x05limity\0\x0b\x04\0\x04read\x01\x0c\x01@\x01\
+\x06streams\0w\x04\0\x07version\x01\x0d\x03\0\x1chapax:processor/events@0.1.0\x05\
+\x01\x01B\x08\x01ks\x01p}\x01o\x02ss\x01p\x02\x01r\x05\x04types\x07subject\0\x0c\
+content-type\0\x04data\x01\x0aextensions\x03\x04\0\x08outgoing\x03\0\x04\x01@\x01\
+\x07message\x05\x01\0\x04\0\x04send\x01\x06\x03\0\x1chapax:processor/outbox@0.1.\
+0\x05\x02\x01B\x05\x01p}\x01@\x02\x04names\x07payload\0\x01\0\x04\0\x04step\x01\x01\
+\x01@\0\x01\0\x04\0\x05pivot\x01\x02\x03\0\x1ahapax:processor/saga@0.1.0\x05\x03\
+\x01B\x04\x01m\x05\x05trace\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\
+\0\0\x01@\x02\x05level\x01\x04texts\x01\0\x04\0\x05write\x01\x02\x03\0\x19hapax:\
+processor/log@0.1.0\x05\x04\x01B\x03\x01ks\x01@\x01\x03keys\0\0\x04\0\x03get\x01\
+\x01\x03\0\x1chapax:processor/config@0.1.0\x05\x05\x01B\x18\x04\0\x07message\x03\
+\x01\x01ks\x01p}\x01r\x02\x0ccontent-type\x01\x04data\x02\x04\0\x07outcome\x03\0\
+\x03\x01kw\x01r\x02\x06reasons\x08after-ms\x05\x04\0\x0bretry-later\x03\0\x06\x01\
+q\x03\x05retry\x01\x07\0\x06reject\x01s\0\x07invalid\x01s\0\x04\0\x07failure\x03\
+\0\x08\x01h\0\x01o\x02ss\x01p\x0b\x01@\x01\x04self\x0a\0\x0c\x04\0\x1a[method]me\
+ssage.attributes\x01\x0d\x01@\x01\x04self\x0a\0\x02\x04\0\x14[method]message.dat\
+a\x01\x0e\x01@\x01\x04self\x0a\0s\x04\0\x1f[method]message.idempotency-key\x01\x0f\
+\x01@\x01\x04self\x0a\0y\x04\0\x17[method]message.attempt\x01\x10\x01@\x01\x04se\
+lf\x0a\0w\x04\0\x16[method]message.now-ms\x01\x11\x04\0\x14[method]message.seed\x01\
+\x11\x03\0\x1bhapax:processor/types@0.1.0\x05\x06\x04\0?hapax:processor/processo\
+r-with-all-of-its-exports-removed@0.1.0\x04\0\x0b/\x01\0)processor-with-all-of-i\
+ts-exports-removed\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-compon\
+ent\x070.254.2\x10wit-bindgen-rust\x060.60.0";
 #[inline(never)]
 #[doc(hidden)]
 pub fn __link_custom_section_describing_imports() {

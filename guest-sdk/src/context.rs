@@ -1,9 +1,9 @@
 //! What a processor may do while it handles one message. Holds no effect itself: each goes straight to the host.
 
 use crate::host::{Backend, Host as _};
-use crate::{Level, Message, Outgoing, Rng, State};
+use crate::{Events, Level, Message, Outgoing, Rng, State};
 
-/// The one door to state, outbox, log and configuration, for the time of one message.
+/// The one door to state, event streams, outbox, log and configuration, for the time of one message.
 pub struct Context {
     backend: Backend,
     now_ms: u64,
@@ -23,6 +23,11 @@ impl Context {
     /// The processor's own state. Reads see this message's writes.
     pub fn state(&self) -> State<'_> {
         State { backend: &self.backend }
+    }
+
+    /// The processor's own event streams. Reads see this message's appends.
+    pub fn events(&self) -> Events<'_> {
+        Events { backend: &self.backend }
     }
 
     /// Sends `message` once this one has committed, under an id that is the same however often it is sent.

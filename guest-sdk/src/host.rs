@@ -1,12 +1,12 @@
 //! The seam between `Context` and what stands behind it: the host's imports in a component, the test kit elsewhere.
 //! Only one of the two is ever compiled in.
 
-use crate::Outgoing;
+use crate::{Event, NewEvent, Outgoing};
 
-#[cfg(not(target_arch = "wasm32"))]
-pub(crate) use crate::testing::World as Backend;
 #[cfg(target_arch = "wasm32")]
 pub(crate) use crate::wasm::Imports as Backend;
+#[cfg(not(target_arch = "wasm32"))]
+pub(crate) use crate::world::World as Backend;
 
 /// How grave a line of the log is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,6 +33,10 @@ pub(crate) trait Host {
     fn delete(&self, key: &str);
     fn compare_and_set(&self, key: &str, expected: Option<&[u8]>, value: Option<&[u8]>) -> bool;
     fn scan(&self, start: &str, end: Option<&str>, limit: u32) -> Vec<Entry>;
+    /// The new version, or the actual one where that is not the expected one.
+    fn append(&self, stream: &str, expected: Option<u64>, events: &[NewEvent]) -> Result<u64, u64>;
+    fn events(&self, stream: &str, after: u64, limit: u32) -> Vec<Event>;
+    fn version(&self, stream: &str) -> u64;
     fn send(&self, message: Outgoing);
     fn log(&self, level: Level, text: &str);
     fn config(&self, key: &str) -> Option<String>;

@@ -46,7 +46,9 @@
 
 #[cfg(any(target_arch = "wasm32", test))]
 mod arena;
+mod batch;
 mod context;
+mod events;
 mod failure;
 mod handler;
 mod host;
@@ -58,16 +60,24 @@ mod state;
 
 #[cfg(target_arch = "wasm32")]
 #[doc(hidden)]
+#[rustfmt::skip] // As its generator writes it.
+pub mod batch_bindings;
+#[cfg(target_arch = "wasm32")]
+#[doc(hidden)]
 pub mod bindings;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
 #[cfg(target_arch = "wasm32")]
 mod wasm;
+#[cfg(not(target_arch = "wasm32"))]
+mod world;
 
+pub use batch::{Answers, Batch, BatchHandler};
 pub use context::Context;
+pub use events::{Conflict, Event, Events, NewEvent, Read};
 pub use failure::Failure;
 pub use handler::Handler;
-pub use hapax_sdk_macros::processor;
+pub use hapax_sdk_macros::{batch_processor, processor};
 pub use host::Level;
 pub use message::{FromMessage, Json, Message};
 pub use outcome::Outcome;
@@ -78,11 +88,16 @@ pub use state::{Scan, State};
 /// For the code that `#[processor]` writes. Not part of the API.
 #[doc(hidden)]
 pub mod __private {
+    pub use crate::batch::call_batch;
+    #[cfg(target_arch = "wasm32")]
+    pub use crate::batch_bindings::export_batch_processor;
+    #[cfg(target_arch = "wasm32")]
+    pub use crate::batch_bindings::exports::hapax::processor::batch_handler::Guest as BatchGuest;
     #[cfg(target_arch = "wasm32")]
     pub use crate::bindings::export_processor;
     #[cfg(target_arch = "wasm32")]
     pub use crate::bindings::exports::hapax::processor::handler::{Failure, Guest, Message, Outcome};
     pub use crate::handler::call;
     #[cfg(target_arch = "wasm32")]
-    pub use crate::wasm::run;
+    pub use crate::wasm::{run, run_batch};
 }

@@ -3,15 +3,15 @@
 //! It keeps the promise that matters to a processor: what a message did is there if it succeeded, and gone if not.
 //! It does not skip duplicates, has no limits and tries nothing again: those are the host's.
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
-
 use serde::Serialize;
 
-use crate::host::{Entry, Host};
-use crate::{Context, Failure, Handler, Level, Message, Outcome, Outgoing};
+use crate::batch::Item;
+use crate::host::Host as _;
+use crate::world::World;
+use crate::{Answers, Batch, BatchHandler, Context, Event, Failure, Handler, Level, Message, Outcome, Outgoing};
 
-type Processor = dyn Fn(Message, &mut Context) -> Result<Outcome, Failure>;
+/// Runs messages, each in its own context; the contexts come back, with an answer each.
+type Processor = dyn Fn(Vec<(Message, World)>) -> Vec<(World, Result<Outcome, Failure>)>;
 
 /// A host in memory that runs one processor.
 pub struct Harness {
@@ -22,8 +22,24 @@ pub struct Harness {
 impl Harness {
     /// A host for `handler`, with empty state.
     pub fn new<M>(handler: impl Handler<M> + 'static) -> Self {
-        let handler = Box::new(move |message: Message, context: &mut Context| handler.handle(message, context));
-        Self { handler, world: World::default() }
+        let one = move |(message, world): (Message, World)| {
+            let mut context = Context::new(world, &message);
+            let result = handler.handle(message, &mut context);
+            (context.into_backend(), result)
+        };
+        Self { handler: Box::new(move |items| items.into_iter().map(&one).collect()), world: World::default() }
+    }
+
+    /// A host for a batch processor, with empty state.
+    pub fn batches(handler: impl BatchHandler + 'static) -> Self {
+        let all = move |items: Vec<(Message, World)>| {
+            let worlds: Vec<World> = items.iter().map(|(_, world)| world.clone()).collect();
+            let item = |(message, world): (Message, World)| Item { context: Context::new(world, &message), message };
+            let Answers(answers) = handler.handle(Batch { items: items.into_iter().map(item).collect() });
+            assert_eq!(answers.len(), worlds.len(), "a batch processor answers every message, and each once");
+            worlds.into_iter().zip(answers).collect()
+        };
+        Self { handler: Box::new(all), world: World::default() }
     }
 
     /// Starts with `text` under `key`.
@@ -36,26 +52,52 @@ impl Harness {
     /// Configures `key` as `value`.
     #[must_use]
     pub fn config(mut self, key: &str, value: &str) -> Self {
-        self.world.config.insert(key.to_owned(), value.to_owned());
+        self.world.configure(key, value);
         self
     }
 
     /// Runs the processor. What it did stays if it succeeds; only its log stays if it fails.
     pub fn deliver(&mut self, message: impl Into<Message>) -> Result<Outcome, Failure> {
-        let message = message.into();
-        let mut context = Context::new(self.world.clone(), &message);
-        let result = (self.handler)(message, &mut context);
-        let after = context.into_backend();
-        match &result {
-            Ok(_) => self.world = after,
-            Err(_) => self.world.logs = after.logs,
-        }
+        let (after, result) = (self.handler)(vec![(message.into(), self.world.separate())]).remove(0);
+        self.settle(&after, &result);
         result
+    }
+
+    /// Runs all messages in one call of a batch processor. Each succeeds or fails by itself; one that has read what an
+    /// earlier one of the call has changed is run again, alone, as the host does it.
+    pub fn deliver_all<M: Into<Message>>(
+        &mut self,
+        messages: impl IntoIterator<Item = M>,
+    ) -> Vec<Result<Outcome, Failure>> {
+        let messages: Vec<Message> = messages.into_iter().map(Into::into).collect();
+        let items = messages.iter().map(|message| (message.clone(), self.world.separate())).collect();
+        let mut results = Vec::with_capacity(messages.len());
+        for ((after, result), message) in (self.handler)(items).into_iter().zip(messages) {
+            results.push(if after.stands(&self.world) {
+                self.settle(&after, &result);
+                result
+            } else {
+                self.deliver(message)
+            });
+        }
+        results
+    }
+
+    fn settle(&mut self, after: &World, result: &Result<Outcome, Failure>) {
+        match result {
+            Ok(_) => self.world.take_over(after),
+            Err(_) => self.world.take_logs(after),
+        }
+    }
+
+    /// The events of `stream`, oldest first.
+    pub fn events(&self, stream: &str) -> Vec<Event> {
+        self.world.events(stream, 0, u32::MAX)
     }
 
     /// What was sent, in order.
     pub fn sent(&self) -> Vec<Outgoing> {
-        self.world.sent.borrow().clone()
+        self.world.sent()
     }
 
     /// The text under `key`. Panics if it is no text.
@@ -76,7 +118,7 @@ impl Harness {
 
     /// What was logged, in order.
     pub fn logs(&self) -> Vec<(Level, String)> {
-        self.world.logs.borrow().clone()
+        self.world.logs()
     }
 
     /// The same world, with another processor in it.
@@ -172,58 +214,6 @@ impl MessageBuilder {
 impl From<MessageBuilder> for Message {
     fn from(builder: MessageBuilder) -> Self {
         builder.0
-    }
-}
-
-/// What the processor can see and change. Each delivery gets a copy, which takes the original's place if it succeeds.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct World {
-    state: RefCell<BTreeMap<String, Vec<u8>>>,
-    sent: RefCell<Vec<Outgoing>>,
-    logs: RefCell<Vec<(Level, String)>>,
-    config: BTreeMap<String, String>,
-}
-
-impl Host for World {
-    fn get(&self, key: &str) -> Option<Vec<u8>> {
-        self.state.borrow().get(key).cloned()
-    }
-
-    fn set(&self, key: &str, value: &[u8]) {
-        self.state.borrow_mut().insert(key.to_owned(), value.to_owned());
-    }
-
-    fn delete(&self, key: &str) {
-        self.state.borrow_mut().remove(key);
-    }
-
-    fn compare_and_set(&self, key: &str, expected: Option<&[u8]>, value: Option<&[u8]>) -> bool {
-        if self.get(key).as_deref() != expected {
-            return false;
-        }
-        match value {
-            Some(value) => self.set(key, value),
-            None => self.delete(key),
-        }
-        true
-    }
-
-    fn scan(&self, start: &str, end: Option<&str>, limit: u32) -> Vec<Entry> {
-        let state = self.state.borrow();
-        let inside = state.range(start.to_owned()..).take_while(|(key, _)| end.is_none_or(|end| key.as_str() < end));
-        inside.take(limit as usize).map(|(key, value)| (key.clone(), value.clone())).collect()
-    }
-
-    fn send(&self, message: Outgoing) {
-        self.sent.borrow_mut().push(message);
-    }
-
-    fn log(&self, level: Level, text: &str) {
-        self.logs.borrow_mut().push((level, text.to_owned()));
-    }
-
-    fn config(&self, key: &str) -> Option<String> {
-        self.config.get(key).cloned()
     }
 }
 

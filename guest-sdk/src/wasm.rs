@@ -2,42 +2,96 @@
 //! Not compiled for tests.
 
 use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::bindings::exports::hapax::processor::handler;
-use crate::bindings::hapax::processor::{config, log, outbox, state, types};
+use crate::batch::Item;
+use crate::batch_bindings::hapax::processor::batch;
+use crate::bindings::hapax::processor::{config, events, log, outbox, state, types};
 use crate::host::{Entry, Host};
-use crate::{Context, Failure, Level, Message, Outcome, Outgoing};
+use crate::{Answers, Batch, Context, Event, Failure, Level, Message, NewEvent, Outcome, Outgoing};
 
 /// The host, as the component imports it. What a processor does not use is not imported.
-pub(crate) struct Imports;
+#[derive(Clone, Copy)]
+pub(crate) struct Imports {
+    /// In a batch: which message the effects belong to, and how the host is told. Told by a pointer, so that a component
+    /// without batches does not import what selects one.
+    item: Option<(u32, fn(u32))>,
+}
+
+impl Imports {
+    fn select(self) {
+        if let Some((index, select)) = self.item {
+            select(index);
+        }
+    }
+}
+
+/// Nothing is selected.
+const NOTHING: u32 = u32::MAX;
+/// What the host was told last.
+static SELECTED: AtomicU32 = AtomicU32::new(NOTHING);
+
+fn select(index: u32) {
+    if SELECTED.swap(index, Ordering::Relaxed) != index {
+        batch::select(index);
+    }
+}
 
 impl Host for Imports {
     fn get(&self, key: &str) -> Option<Vec<u8>> {
+        self.select();
         state::get(key)
     }
 
     fn set(&self, key: &str, value: &[u8]) {
+        self.select();
         state::set(key, value);
     }
 
     fn delete(&self, key: &str) {
+        self.select();
         state::delete(key);
     }
 
     fn compare_and_set(&self, key: &str, expected: Option<&[u8]>, value: Option<&[u8]>) -> bool {
+        self.select();
         state::compare_and_set(key, expected, value)
     }
 
     fn scan(&self, start: &str, end: Option<&str>, limit: u32) -> Vec<Entry> {
+        self.select();
         state::scan(start, end, limit)
     }
 
+    fn append(&self, stream: &str, expected: Option<u64>, events: &[NewEvent]) -> Result<u64, u64> {
+        self.select();
+        let event = |event: &NewEvent| events::NewEvent { type_: event.kind.clone(), data: event.data.clone() };
+        let events: Vec<_> = events.iter().map(event).collect();
+        events::append(stream, expected, &events).map_err(|conflict| conflict.actual_version)
+    }
+
+    fn events(&self, stream: &str, after: u64, limit: u32) -> Vec<Event> {
+        self.select();
+        let event = |event| {
+            let events::Event { id, version, type_: kind, data } = event;
+            Event { id, version, kind, data }
+        };
+        events::read(stream, after, limit).into_iter().map(event).collect()
+    }
+
+    fn version(&self, stream: &str) -> u64 {
+        self.select();
+        events::version(stream)
+    }
+
     fn send(&self, message: Outgoing) {
+        self.select();
         let Outgoing { kind: type_, subject, content_type, data, extensions } = message;
         outbox::send(&outbox::Outgoing { type_, subject, content_type, data, extensions });
     }
 
     fn log(&self, level: Level, text: &str) {
+        self.select();
         let level = match level {
             Level::Trace => log::Level::Trace,
             Level::Debug => log::Level::Debug,
@@ -57,32 +111,50 @@ impl Host for Imports {
 pub fn run(
     message: &types::Message,
     processor: fn(Message, &mut Context) -> Result<Outcome, Failure>,
-) -> Result<handler::Outcome, handler::Failure> {
+) -> Result<types::Outcome, types::Failure> {
     panics_to_the_log();
-    let message = Message {
+    let message = read(message);
+    let mut context = Context::new(Imports { item: None }, &message);
+    told(processor(message, &mut context))
+}
+
+/// The same for an export that takes many messages.
+pub fn run_batch(
+    messages: &[types::Message],
+    processor: fn(Batch) -> Answers,
+) -> Vec<Result<types::Outcome, types::Failure>> {
+    panics_to_the_log();
+    SELECTED.store(NOTHING, Ordering::Relaxed);
+    let item = |(index, message): (usize, &types::Message)| {
+        let message = read(message);
+        let context = Context::new(Imports { item: Some((index as u32, select)) }, &message);
+        Item { message, context }
+    };
+    let batch = Batch { items: messages.iter().enumerate().map(item).collect() };
+    processor(batch).0.into_iter().map(told).collect()
+}
+
+fn read(message: &types::Message) -> Message {
+    Message {
         attributes: message.attributes(),
         data: message.data(),
         idempotency_key: message.idempotency_key(),
         attempt: message.attempt(),
         now_ms: message.now_ms(),
         seed: message.seed(),
-    };
-    let mut context = Context::new(Imports, &message);
-    match processor(message, &mut context) {
-        Ok(Outcome { content_type, data }) => Ok(handler::Outcome { content_type, data }),
-        Err(failure) => Err(told(failure)),
     }
 }
 
-fn told(failure: Failure) -> handler::Failure {
-    match failure {
+fn told(result: Result<Outcome, Failure>) -> Result<types::Outcome, types::Failure> {
+    let Outcome { content_type, data } = result.map_err(|failure| match failure {
         Failure::Retry { reason, after } => {
             let after_ms = after.map(|delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
-            handler::Failure::Retry(types::RetryLater { reason, after_ms })
+            types::Failure::Retry(types::RetryLater { reason, after_ms })
         }
-        Failure::Reject(reason) => handler::Failure::Reject(reason),
-        Failure::Invalid(reason) => handler::Failure::Invalid(reason),
-    }
+        Failure::Reject(reason) => types::Failure::Reject(reason),
+        Failure::Invalid(reason) => types::Failure::Invalid(reason),
+    })?;
+    Ok(types::Outcome { content_type, data })
 }
 
 /// A panic ends as a trap, which carries no text; without WASI there is no standard error either.

@@ -136,7 +136,7 @@ fn components_that_do_not_fit_are_refused_in_words() {
     let wrong = guest("wrong-world").display().to_string();
     refused(&folder.run_component(&wrong, &input, &[]), 4, &["hapax:processor/handler"]);
     let future = guest("future").display().to_string();
-    refused(&folder.run_component(&future, &input, &[]), 4, &["events", "not supported yet"]);
+    refused(&folder.run_component(&future, &input, &[]), 4, &["saga", "not supported yet"]);
     let text = folder.file("text.wasm", "no wasm");
     refused(&folder.run_component(&text, &input, &[]), 4, &["text.wasm", "this is not WASM"]);
     refused(&folder.run_component("/nowhere.wasm", &input, &[]), 4, &["/nowhere.wasm"]);

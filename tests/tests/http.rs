@@ -159,7 +159,7 @@ fn what_cannot_be_taken_is_told_in_words() {
         ("orders", vec![STRUCTURED], r#"{"source":"/s","type":"t"}"#.to_owned(), 400, "\"field\":\"id\""),
         ("orders", vec![JSON], "{}".to_owned(), 400, "\"field\":\"id\""),
         ("orders", vec![JSON, "ce-id: 1", "ce-source: /s"], "{}".to_owned(), 400, "\"field\":\"type\""),
-        ("orders", vec!["content-type: application/cloudevents-batch+json"], "[]".to_owned(), 415, "not supported yet"),
+        ("orders", vec!["content-type: application/cloudevents-batch+json"], "[]".to_owned(), 415, "NAME/batch"),
         ("orders", vec![STRUCTURED], "x".repeat(10 << 20), 413, "1048576"),
         ("nobody", vec![STRUCTURED], order("o-1", 1), 404, "odd, orders"),
     ] {

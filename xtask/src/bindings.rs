@@ -1,26 +1,35 @@
 //! `cargo xtask bindings`: bindings from WIT, checked in so that guests need not compile a WIT parser.
-//! Takes of the contract the one world that this host runs.
+//! Takes of the contract the worlds that this host runs.
 
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use wit_bindgen_core::wit_parser::Resolve;
 use wit_bindgen_core::{Files, WorldGenerator as _};
-use wit_bindgen_rust::Opts;
+use wit_bindgen_rust::{Opts, WithOption};
 
 /// What is generated from what.
-const ALL: [Bindings; 2] = [
+const ALL: [Bindings; 3] = [
     Bindings {
         wit: "wit/processor.wit",
         world: "processor",
         path: "guest-sdk/src/bindings.rs",
         module: "::hapax_sdk::bindings",
+        shared: None,
+    },
+    Bindings {
+        wit: "wit/processor.wit",
+        world: "batch-processor",
+        path: "guest-sdk/src/batch_bindings.rs",
+        module: "::hapax_sdk::batch_bindings",
+        shared: Some("crate::bindings::hapax::processor"),
     },
     Bindings {
         wit: "tests/fixtures/wrong-world/world.wit",
         world: "wrong",
         path: "tests/fixtures/wrong-world/src/bindings.rs",
         module: "crate::bindings",
+        shared: None,
     },
 ];
 
@@ -30,7 +39,12 @@ struct Bindings {
     path: &'static str,
     /// Where the macro that exports a component finds them.
     module: &'static str,
+    /// Where the bindings stand already of what is imported by more than one world.
+    shared: Option<&'static str>,
 }
+
+/// Imports of every world of the contract.
+const SHARED: [&str; 7] = ["types", "state", "events", "outbox", "saga", "log", "config"];
 
 const HEADER: &str = "\
 //! A world in WIT, as Rust. Made by `cargo xtask bindings`: holds nothing written by hand.
@@ -64,11 +78,16 @@ impl Bindings {
         let text = std::fs::read_to_string(root.join(self.wit)).context(self.wit)?;
         let package = resolve.push_source(self.wit, &text)?;
         let world = resolve.select_world(&[package], Some(self.world))?;
+        let shared = self.shared.iter().flat_map(|module| SHARED.map(|name| (name, module)));
+        let with = shared.map(|(name, module)| {
+            (format!("hapax:processor/{name}@0.1.0"), WithOption::Path(format!("{module}::{name}")))
+        });
         let options = Opts {
+            with: with.collect(),
             format: true,
             generate_all: true,
             pub_export_macro: true,
-            export_macro_name: Some(format!("export_{}", self.world)),
+            export_macro_name: Some(format!("export_{}", self.world.replace('-', "_"))),
             default_bindings_module: Some(self.module.to_owned()),
             runtime_path: Some("wit_bindgen::rt".to_owned()),
             ..Opts::default()

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use hapax_core::options::{ATTEMPTS_MAX, MismatchPolicy, Ordering};
 use hapax_core::{BreakerPolicy, Options};
-use hapax_engine::{InstanceMode, ProcessorLimits, ReuseLimits};
+use hapax_engine::{Batching, InstanceMode, ProcessorLimits, ReuseLimits};
 use hapax_store::StoreOptions;
+use hapax_transport::HttpLimits;
 use serde::Deserialize;
 
 use crate::breaker::BreakerSetting;
@@ -27,6 +28,12 @@ pub(crate) struct Config {
     /// Bytes of one message at most.
     #[serde(default = "default_max_message_bytes")]
     pub(crate) max_message_bytes: usize,
+    /// Bytes of one batch at most.
+    #[serde(default = "default_max_batch_bytes")]
+    pub(crate) max_batch_bytes: usize,
+    /// Messages of one batch at most.
+    #[serde(default = "default_max_batch_items")]
+    pub(crate) max_batch_items: usize,
     /// Where the outbox is sent; without it, messages stay in the outbox.
     pub(crate) outbox: Option<Outbox>,
     /// When the destination of the outbox is left alone for a while.
@@ -98,6 +105,8 @@ pub(crate) struct Processor {
     deadline_ms: Option<u64>,
     memory_bytes: Option<usize>,
     instance: Option<InstanceName>,
+    batch_max: Option<usize>,
+    batch_wait_ms: Option<u64>,
     ordering: Option<OrderingName>,
     mismatch: Option<MismatchName>,
 }
@@ -144,6 +153,14 @@ impl std::fmt::Display for Outbox {
             Self::Url(url) => url.fmt(f),
         }
     }
+}
+
+fn default_max_batch_bytes() -> usize {
+    HttpLimits::default().max_batch_bytes
+}
+
+fn default_max_batch_items() -> usize {
+    HttpLimits::default().max_batch_items
 }
 
 impl Config {
@@ -199,6 +216,8 @@ impl Processor {
             deadline_ms: None,
             memory_bytes: None,
             instance: None,
+            batch_max: None,
+            batch_wait_ms: None,
             ordering: None,
             mismatch: None,
         }
@@ -257,6 +276,28 @@ impl Processor {
         match self.instance {
             None | Some(InstanceName::Fresh) => InstanceMode::Fresh,
             Some(InstanceName::Reuse) => InstanceMode::Reuse(ReuseLimits::default()),
+        }
+    }
+
+    /// How many messages go in one call of a component that takes batches.
+    pub(crate) fn batching(&self) -> Batching {
+        let default = Batching::default();
+        Batching {
+            messages_max: self.batch_max.unwrap_or(default.messages_max),
+            wait: self.batch_wait_ms.map_or(default.wait, Duration::from_millis),
+        }
+    }
+
+    /// Whether what is set about batches fits the component; the error is a sentence for the file's author.
+    pub(crate) fn check_batching(&self, takes_batches: bool) -> Result<(), String> {
+        let set = [("batch_max", self.batch_max.is_some()), ("batch_wait_ms", self.batch_wait_ms.is_some())];
+        match set.into_iter().find(|(_, set)| *set) {
+            Some((name, _)) if !takes_batches => Err(format!(
+                "{name} is set, but its component handles one message a call: it exports `handler` and not \
+                 `batch-handler`. Leave {name} out"
+            )),
+            _ if self.batch_max == Some(0) => Err("batch_max is 0: a call has one message at least".to_owned()),
+            _ => Ok(()),
         }
     }
 

@@ -133,8 +133,13 @@ pub(crate) fn load(engine: &Engine, name: &str, processor: &Processor) -> anyhow
         config: processor.config.clone(),
         limits: processor.limits(),
         instance: processor.instance(),
+        batching: processor.batching(),
     };
-    engine.load(&bytes, options).with_context(|| format!("the component {} is refused", path.display()))
+    let loaded = engine.load(&bytes, options);
+    let loaded = loaded.with_context(|| format!("the component {} is refused", path.display()))?;
+    let fits = processor.check_batching(loaded.takes_batches());
+    fits.map_err(|error| Failed::usage(format!("processors.{name}: {error}")))?;
+    Ok(loaded)
 }
 
 fn publisher(to: Outbox) -> anyhow::Result<Box<dyn Publisher>> {

@@ -7,6 +7,7 @@ mod check;
 mod config;
 mod dlq;
 mod doctor;
+mod events;
 mod exit;
 mod host;
 mod ops;
@@ -64,6 +65,8 @@ enum Command {
     /// Look at a processor's state.
     #[command(subcommand)]
     State(state::Command),
+    /// Look at a processor's event streams.
+    Events(events::Args),
     /// Examine a store that nobody has open, and mend a damaged journal if told to.
     Doctor(doctor::Args),
     /// Give the space of what was forgotten back to the disk. The store must not be open.
@@ -96,6 +99,7 @@ fn run(command: Command, json: bool) -> anyhow::Result<ExitCode> {
         Command::Audit(args) => audit::command(args, json),
         Command::Records(command) => records::command(command, json),
         Command::State(command) => state::command(command, json),
+        Command::Events(args) => events::command(args, json),
         Command::Doctor(args) => doctor::command(&args, json),
         Command::Compact(args) => doctor::compact(&args, json),
         Command::Build(args) => build::command(&args, json),

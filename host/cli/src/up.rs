@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use hapax_core::run::{Observer, Report};
+use hapax_core::storage::StoreError;
 use hapax_core::{Breaker, Ending, Handling, IdempotentConsumer, Message, Stored};
 use hapax_transport::{Answer, HttpLimits, Ingress, StatusSource, operator_router, router, status_router};
 use serde_json::{Value, json};
@@ -70,7 +71,11 @@ async fn up(config: Config, json: bool) -> anyhow::Result<ExitCode> {
     announce(&listener, config.processors.keys(), json)?;
     let operations = host.operations(desks.values().map(|desk| desk.consumer.clone()), stop.clone());
     let door = Arc::new(Door { desks, host, outbox_breaker, stop, under_way: watch::Sender::new(0) });
-    let limits = HttpLimits { max_message_bytes: config.max_message_bytes };
+    let limits = HttpLimits {
+        max_message_bytes: config.max_message_bytes,
+        max_batch_bytes: config.max_batch_bytes,
+        max_batch_items: config.max_batch_items,
+    };
     let routes = router(door.clone(), limits).merge(status_router(door.clone())).merge(operator_router(operations));
     let serving = axum::serve(listener, routes).with_graceful_shutdown(door.clone().drained());
     tokio::select! {
@@ -135,6 +140,15 @@ struct Desk {
 }
 
 impl Door {
+    /// The desk of a processor, if it takes messages.
+    fn desk(&self, processor: &str) -> Result<&Desk, Answer> {
+        match self.desks.get(processor) {
+            None => Err(Answer::UnknownProcessor { known: self.desks.keys().cloned().collect() }),
+            Some(_) if *self.stop.borrow() => Err(Answer::Unavailable { reason: STOPPING.to_owned() }),
+            Some(desk) => Ok(desk),
+        }
+    }
+
     /// Completes when a signal has come and every message that was taken has ended. Until then the door answers, so
     /// that who asks learns that the host is stopping.
     async fn drained(self: Arc<Self>) {
@@ -168,21 +182,26 @@ impl Ingress for Door {
     fn deliver(&self, processor: &str, message: Message) -> BoxFuture<'static, Answer> {
         // Counted before it is asked whether the host stops: who counts to zero after the signal has missed nobody.
         let under_way = UnderWay::begin(&self.under_way);
-        let refused = match self.desks.get(processor) {
-            None => Answer::UnknownProcessor { known: self.desks.keys().cloned().collect() },
-            Some(_) if *self.stop.borrow() => Answer::Unavailable { reason: STOPPING.to_owned() },
-            Some(desk) => {
-                let (consumer, handling) = (desk.consumer.clone(), desk.handling);
-                return Box::pin(async move {
-                    let _under_way = under_way;
-                    match consumer.handle(message, handling).await {
-                        Ok(ending) => answer(ending),
-                        Err(error) => Answer::Unavailable { reason: error.to_string() },
-                    }
-                });
-            }
+        let (consumer, handling) = match self.desk(processor) {
+            Ok(desk) => (desk.consumer.clone(), desk.handling),
+            Err(refused) => return Box::pin(std::future::ready(refused)),
         };
-        Box::pin(std::future::ready(refused))
+        Box::pin(async move {
+            let _under_way = under_way;
+            answer(consumer.handle(message, handling).await)
+        })
+    }
+
+    fn deliver_batch(&self, processor: &str, messages: Vec<Message>) -> BoxFuture<'static, Vec<Answer>> {
+        let under_way = UnderWay::begin(&self.under_way);
+        let (consumer, handling) = match self.desk(processor) {
+            Ok(desk) => (desk.consumer.clone(), desk.handling),
+            Err(refused) => return Box::pin(std::future::ready(vec![refused; messages.len()])),
+        };
+        Box::pin(async move {
+            let _under_way = under_way;
+            consumer.handle_all(messages, handling).await.into_iter().map(answer).collect()
+        })
     }
 
     fn headers(&self, processor: &str) -> &[String] {
@@ -209,7 +228,11 @@ impl StatusSource for Door {
     }
 }
 
-fn answer(ending: Ending) -> Answer {
+fn answer(ended: Result<Ending, StoreError>) -> Answer {
+    let ending = match ended {
+        Ok(ending) => ending,
+        Err(error) => return Answer::Unavailable { reason: error.to_string() },
+    };
     match ending {
         Ending::Completed { output } => Answer::Completed { output },
         Ending::Duplicate(Stored::Completed(output)) => Answer::Replayed { output },

@@ -490,7 +490,7 @@ impl Inner {
         };
         let noted = Noted::begin(&self.notes, &message.identity.own);
         fault::point_of("running", &message.message.id);
-        let mut context = Context::new(self.view.clone(), self.effect_limits.clone());
+        let mut context = Context::new(self.view.clone(), self.effect_limits.clone()).of(&message.identity.own);
         let result = self.parts.processor.process(&invocation, &mut context).await;
         drop(noted);
         let (reads, effects) = context.finish();

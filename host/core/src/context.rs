@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+use crate::key::RecordKey;
 use crate::storage::StoreError;
 
 /// Names one write of one state key; 0 means "the key is absent". Opaque beyond equality.
@@ -61,13 +62,25 @@ pub struct EffectLimits {
     pub effect_bytes: usize,
     /// Outgoing messages.
     pub outgoing: usize,
-    /// Entries one scan returns.
+    /// Entries one scan returns, and events one read does.
     pub scan_entries: usize,
+    /// Bytes of an event stream's name.
+    pub stream_name_bytes: usize,
+    /// Events one append adds.
+    pub append_events: usize,
 }
 
 impl Default for EffectLimits {
     fn default() -> Self {
-        Self { state_keys: 10_000, key_bytes: 1024, effect_bytes: 16 << 20, outgoing: 1_000, scan_entries: 10_000 }
+        Self {
+            state_keys: 10_000,
+            key_bytes: 1024,
+            effect_bytes: 16 << 20,
+            outgoing: 1_000,
+            scan_entries: 10_000,
+            stream_name_bytes: 256,
+            append_events: 1_000,
+        }
     }
 }
 
@@ -80,6 +93,9 @@ pub enum ContextError {
     /// The key is one of the host's own, and would be again: reject the message.
     #[error("a state key must not begin with U+10FFFF: those are the host's own")]
     Reserved,
+    /// What is to be appended is no event, and would be none again: reject the message.
+    #[error("{0}")]
+    NoEvent(&'static str),
     /// The run is over one of its limits, and would be again: reject the message.
     #[error("{what} is over its limit of {limit}")]
     Limit {
@@ -128,16 +144,39 @@ pub struct Context {
     reads: ReadSet,
     effects: Effects,
     effect_bytes: usize,
+    /// The message's own key, which ids of events are derived from.
+    own: Option<RecordKey>,
+    /// Events appended so far.
+    pub(crate) appended: usize,
 }
 
 impl Context {
     /// A context over `view`, with nothing read or written.
     pub fn new(view: Arc<dyn StateView>, limits: Arc<EffectLimits>) -> Self {
-        Self { view, limits, reads: ReadSet::default(), effects: Effects::default(), effect_bytes: 0 }
+        let (reads, effects) = (ReadSet::default(), Effects::default());
+        Self { view, limits, reads, effects, effect_bytes: 0, own: None, appended: 0 }
+    }
+
+    /// The same for the message whose own key is `own`.
+    #[must_use]
+    pub fn of(self, own: &RecordKey) -> Self {
+        Self { own: Some(own.clone()), ..self }
+    }
+
+    /// A context of the same message in which nothing was read or written yet.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        Self { own: self.own.clone(), ..Self::new(self.view.clone(), self.limits.clone()) }
     }
 
     /// The value under `key`, as this run left it.
     pub async fn get(&mut self, key: &str) -> Result<Option<Bytes>, ContextError> {
+        not_reserved(key)?;
+        self.get_any(key).await
+    }
+
+    /// As [`Self::get`], the host's own keys too.
+    pub(crate) async fn get_any(&mut self, key: &str) -> Result<Option<Bytes>, ContextError> {
         if let Some(written) = self.effects.writes.get(key) {
             return Ok(written.clone());
         }
@@ -150,12 +189,14 @@ impl Context {
 
     /// Writes `value` under `key`.
     pub fn set(&mut self, key: &str, value: impl Into<Bytes>) -> Result<(), ContextError> {
-        self.write(key, Some(value.into()))
+        not_reserved(key)?;
+        self.write_any(key, Some(value.into()))
     }
 
     /// Removes `key`.
     pub fn delete(&mut self, key: &str) -> Result<(), ContextError> {
-        self.write(key, None)
+        not_reserved(key)?;
+        self.write_any(key, None)
     }
 
     /// Writes `value` (`None` deletes) if the key holds `expected`; answers whether it did.
@@ -167,7 +208,7 @@ impl Context {
     ) -> Result<bool, ContextError> {
         let holds = self.get(key).await?.as_deref() == expected;
         if holds {
-            self.write(key, value)?;
+            self.write_any(key, value)?;
         }
         Ok(holds)
     }
@@ -179,26 +220,33 @@ impl Context {
         end: Option<&str>,
         limit: usize,
     ) -> Result<Vec<(String, Bytes)>, ContextError> {
-        self.check("entries of a scan", limit, self.limits.scan_entries)?;
         // The host's own keys come after all others.
-        let end = Some(end.map_or(FIRST_RESERVED, |end| end.min(FIRST_RESERVED)));
+        self.scan_any(start, end.map_or(FIRST_RESERVED, |end| end.min(FIRST_RESERVED)), limit).await
+    }
+
+    /// As [`Self::scan`], the host's own keys too.
+    pub(crate) async fn scan_any(
+        &mut self,
+        start: &str,
+        end: &str,
+        limit: usize,
+    ) -> Result<Vec<(String, Bytes)>, ContextError> {
+        self.check("entries of a scan", limit, self.limits.scan_entries)?;
         // Own deletes may hide entries of the view: ask for that many more.
         let own = || {
-            self.effects.writes.range::<str, _>((
-                std::ops::Bound::Included(start),
-                end.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded),
-            ))
+            let range = (std::ops::Bound::Included(start), std::ops::Bound::Excluded(end));
+            self.effects.writes.range::<str, _>(range)
         };
-        if limit == 0 || end.is_some_and(|end| end <= start) {
+        if limit == 0 || end <= start {
             return Ok(Vec::new());
         }
         let asked = limit.saturating_add(own().filter(|(_, value)| value.is_none()).count());
-        let below = self.view.scan(start, end, asked).await?;
+        let below = self.view.scan(start, Some(end), asked).await?;
         let seen = below.iter().map(|(key, version, _)| (key.clone(), *version)).collect();
         let below = below.into_iter().map(|(key, _, value)| (key, value));
         // Mostly the run wrote nothing in the range: the view's order stands.
         let entries = if own().next().is_none() { below.collect() } else { merged(below, own(), limit) };
-        self.reads.ranges.push(RangeRead { start: start.into(), end: end.map(Into::into), limit: asked, seen });
+        self.reads.ranges.push(RangeRead { start: start.into(), end: Some(end.into()), limit: asked, seen });
         Ok(entries)
     }
 
@@ -215,7 +263,18 @@ impl Context {
         (self.reads, self.effects)
     }
 
-    fn write(&mut self, key: &str, value: Option<Bytes>) -> Result<(), ContextError> {
+    /// The message's own key.
+    pub(crate) fn own(&self) -> Option<&RecordKey> {
+        self.own.as_ref()
+    }
+
+    /// What the run may do at most.
+    pub(crate) fn limits(&self) -> &EffectLimits {
+        &self.limits
+    }
+
+    /// Writes under any key, the host's own too.
+    pub(crate) fn write_any(&mut self, key: &str, value: Option<Bytes>) -> Result<(), ContextError> {
         self.check_key(key)?;
         self.count_bytes(key.len() + value.as_ref().map_or(0, Bytes::len))?;
         self.effects.writes.insert(key.to_owned(), value);
@@ -225,9 +284,6 @@ impl Context {
     fn check_key(&self, key: &str) -> Result<(), ContextError> {
         let keys = self.reads.keys.len() + self.effects.writes.len();
         self.check("state keys touched", keys + 1, self.limits.state_keys)?;
-        if key.starts_with(RESERVED) {
-            return Err(ContextError::Reserved);
-        }
         self.check("bytes of a state key", key.len(), self.limits.key_bytes)
     }
 
@@ -236,9 +292,13 @@ impl Context {
         self.check("bytes of effects", self.effect_bytes, self.limits.effect_bytes)
     }
 
-    fn check(&self, what: &'static str, count: usize, limit: usize) -> Result<(), ContextError> {
+    pub(crate) fn check(&self, what: &'static str, count: usize, limit: usize) -> Result<(), ContextError> {
         if count > limit { Err(ContextError::Limit { what, limit }) } else { Ok(()) }
     }
+}
+
+fn not_reserved(key: &str) -> Result<(), ContextError> {
+    if key.starts_with(RESERVED) { Err(ContextError::Reserved) } else { Ok(()) }
 }
 
 /// The first `limit` entries in key order, where what was written stands in for what is below it.

@@ -49,6 +49,15 @@ pub enum Ending {
 }
 
 impl Ending {
+    /// Whether the delivery is done with: if not, it is to come again.
+    pub fn is_settled(&self) -> bool {
+        match self {
+            Self::Completed { .. } | Self::Duplicate(_) | Self::Mismatch | Self::Stale => true,
+            Self::Parked { .. } | Self::DeadLettered { .. } => true,
+            Self::Retry { .. } | Self::InFlight { .. } | Self::Paused { .. } => false,
+        }
+    }
+
     /// The outcome's name, as the command line, the API and the metrics print it.
     pub fn name(&self) -> &'static str {
         match self {

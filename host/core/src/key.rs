@@ -82,6 +82,11 @@ impl RecordKey {
         self.hash(b"outbox", position as u64).to_hex()[..32].to_owned()
     }
 
+    /// Stable id of the `position`-th event that this record's message appends: `hash(record key, position)`, 16 bytes.
+    pub fn event_id(&self, position: usize) -> [u8; 16] {
+        *self.hash(b"event", position as u64).as_bytes().first_chunk().expect("a hash has 32 bytes")
+    }
+
     /// Names the record in a store and in every table of the host: 128 bits of a cryptographic hash of the whole key,
     /// computed once.
     pub fn digest(&self) -> u128 {

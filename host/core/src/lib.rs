@@ -3,6 +3,7 @@
 
 pub mod admission;
 mod answer;
+mod batch;
 pub mod breaker;
 pub mod clock;
 pub mod committer;
@@ -10,6 +11,7 @@ mod conclude;
 pub mod consumer;
 pub mod context;
 pub mod ending;
+pub mod events;
 pub mod fault;
 pub mod feed;
 pub mod guard;

@@ -8,3 +8,22 @@ wasmtime::component::bindgen!({
     exports: { default: async },
     with: { "hapax:processor/types.message": crate::host::message::MessageRef },
 });
+
+/// The world of batches; what both worlds import is the same.
+pub mod batches {
+    wasmtime::component::bindgen!({
+        path: "../../wit",
+        world: "hapax:processor/batch-processor",
+        imports: { default: trappable },
+        exports: { default: async },
+        with: {
+            "hapax:processor/types": super::hapax::processor::types,
+            "hapax:processor/state": super::hapax::processor::state,
+            "hapax:processor/events": super::hapax::processor::events,
+            "hapax:processor/outbox": super::hapax::processor::outbox,
+            "hapax:processor/saga": super::hapax::processor::saga,
+            "hapax:processor/log": super::hapax::processor::log,
+            "hapax:processor/config": super::hapax::processor::config,
+        },
+    });
+}

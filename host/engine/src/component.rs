@@ -8,14 +8,16 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use hapax_core::context::EffectLimits;
 use hapax_core::{Context, Failure, Invocation, MessageProcessor, Output};
+use tokio::sync::SemaphorePermit;
 
-use crate::bindings::ProcessorPre;
+use crate::batch::Gathering;
 use crate::bindings::hapax::processor::types;
 use crate::engine::Inner;
 use crate::explain;
+use crate::host::items::Items;
 use crate::host::log::cut;
 use crate::host::{HostState, Shared};
-use crate::instance::{Instance, Run};
+use crate::instance::{Answer, Instance, Pre, Run, one};
 use crate::limits::InstanceMode;
 
 /// Texts in a guest's failure are cut here.
@@ -24,12 +26,14 @@ const REASON_BYTES: usize = 4 << 10;
 /// A loaded component. Made by [`crate::Engine::load`].
 pub struct WasmProcessor {
     pub(crate) engine: Arc<Inner>,
-    pub(crate) pre: ProcessorPre<HostState>,
+    pub(crate) pre: Pre,
     pub(crate) digest: String,
     pub(crate) shared: Arc<Shared>,
     pub(crate) effect_limits: Arc<EffectLimits>,
     pub(crate) wasi: bool,
     pub(crate) mode: InstanceMode,
+    /// Where its messages meet, if it takes many in one call.
+    pub(crate) gathering: Option<Gathering>,
     /// Tells its kept instances from those of others.
     pub(crate) id: u64,
     /// Slots of the pool an instance takes.
@@ -57,32 +61,27 @@ impl WasmProcessor {
         self.from_cache
     }
 
+    /// Whether it takes many messages in one call.
+    pub fn takes_batches(&self) -> bool {
+        self.gathering.is_some()
+    }
+
     /// The limits to make its contexts with.
     pub fn effect_limits(&self) -> &Arc<EffectLimits> {
         &self.effect_limits
     }
 
     async fn run(&self, invocation: &Invocation, context: &mut Context) -> Result<Output, Failure> {
-        // Held until the instance is gone or kept; waiting here is the back-pressure.
-        let _slots = self.engine.permits.acquire_many(self.permits).await.expect("the engine never closes its permits");
-        let mut run = Run::new(self.instance(invocation), context);
+        if let Some(gathering) = &self.gathering {
+            return self.run_in_batch(gathering, invocation, context).await;
+        }
+        let _slots = self.slots().await;
+        let mut run = Run::new(self.instance(one(invocation)), context);
         let instance = run.instance();
-        let answer = if self.wasi {
-            // The epoch stops code; a guest that sleeps in WASI's poll runs none.
-            tokio::time::timeout(self.shared.limits.deadline, instance.call(self)).await
-        } else {
-            Ok(instance.call(self).await)
-        };
-        let (result, in_order) = match answer {
-            Ok(Ok(Ok(outcome))) => self.output(outcome).map_or_else(|over| (Err(over), false), |out| (Ok(out), true)),
-            // What has not passed yet may be the instance's own fault.
-            Ok(Ok(Err(failure))) => {
-                let failure = refusal(failure);
-                let in_order = !matches!(failure, Failure::Retry { .. });
-                (Err(failure), in_order)
-            }
-            Ok(Err(error)) => (Err(explain::failure(&error, instance.state())), false),
-            Err(_elapsed) => (Err(explain::deadline(&self.shared.limits)), false),
+        let answer = self.within_deadline(instance.call(self)).await;
+        let (result, in_order) = match self.unless_it_failed(answer, instance.state()) {
+            Ok(answer) => self.judged(answer),
+            Err(failure) => (Err(failure), false),
         };
         let instance = run.end();
         if in_order {
@@ -91,23 +90,66 @@ impl WasmProcessor {
         result
     }
 
+    /// Room for an instance, held until it is gone or kept; waiting here is the back-pressure.
+    pub(crate) async fn slots(&self) -> SemaphorePermit<'_> {
+        self.engine.permits.acquire_many(self.permits).await.expect("the engine never closes its permits")
+    }
+
+    /// What a call answers; `None` if its time was over first.
+    pub(crate) async fn within_deadline<T>(
+        &self,
+        call: impl Future<Output = wasmtime::Result<T>>,
+    ) -> Option<wasmtime::Result<T>> {
+        if self.wasi {
+            // The epoch stops code; a guest that sleeps in WASI's poll runs none.
+            tokio::time::timeout(self.shared.limits.deadline, call).await.ok()
+        } else {
+            Some(call.await)
+        }
+    }
+
+    /// What a call answered, or why it failed.
+    pub(crate) fn unless_it_failed<T>(
+        &self,
+        answer: Option<wasmtime::Result<T>>,
+        state: &HostState,
+    ) -> Result<T, Failure> {
+        match answer {
+            Some(answer) => answer.map_err(|error| explain::failure(&error, state)),
+            None => Err(explain::deadline(&self.shared.limits)),
+        }
+    }
+
+    /// What an answer means for its message, and whether the instance that gave it may live on.
+    pub(crate) fn judged(&self, answer: Answer) -> (Result<Output, Failure>, bool) {
+        match answer {
+            Ok(outcome) => self.output(outcome).map_or_else(|over| (Err(over), false), |output| (Ok(output), true)),
+            Err(failure) => {
+                let failure = refusal(failure);
+                // What has not passed yet may be the instance's own fault.
+                let in_order = !matches!(failure, Failure::Retry { .. });
+                (Err(failure), in_order)
+            }
+        }
+    }
+
     /// One that was kept, else a new one.
-    fn instance(&self, invocation: &Invocation) -> Box<Instance> {
+    pub(crate) fn instance(&self, items: Items) -> Box<Instance> {
         let kept = match self.mode {
             InstanceMode::Fresh => None,
             InstanceMode::Reuse(_) => self.engine.kept.take(self.id),
         };
         match kept {
             Some(mut instance) => {
-                instance.begin(invocation);
+                instance.begin(items);
                 instance
             }
-            None => Box::new(Instance::new(self, invocation)),
+            None => Box::new(Instance::new(self, items)),
         }
     }
 
     /// Keeps an instance that may live on, while the permit for its slots is still held.
-    fn keep(&self, mut instance: Box<Instance>) {
+    pub(crate) fn keep(&self, mut instance: Box<Instance>) {
         if let InstanceMode::Reuse(limits) = self.mode
             && instance.end(&limits)
         {

@@ -12,14 +12,9 @@ use crate::signature::{Depth, same_types, signature};
 const NAMESPACE: &str = "hapax";
 const PACKAGE: &str = "processor";
 /// Imports that work, as they are granted to every processor. `types` is the message itself.
-const GRANTED: [&str; 5] = ["types", "state", "outbox", "log", "config"];
+const GRANTED: [&str; 7] = ["types", "state", "events", "outbox", "batch", "log", "config"];
 /// Parts of the contract that do not work yet, and when they will.
-const PLANNED: [(&str, &str); 4] = [
-    ("events", "part 3, event streams"),
-    ("batch-handler", "part 3, batches"),
-    ("saga", "part 4, compensation"),
-    ("compensation", "part 4, compensation"),
-];
+const PLANNED: [(&str, &str); 2] = [("saga", "part 4, compensation"), ("compensation", "part 4, compensation")];
 /// What WASI 0.2 offers here. Linked, but without files, sockets, environment or arguments behind it.
 const WASI: [(&str, &[&str]); 6] = [
     ("io", &["error", "poll", "streams"]),
@@ -61,6 +56,8 @@ static CONTRACT: LazyLock<Resolve> = LazyLock::new(|| {
 pub(crate) struct Needs {
     /// It imports something of WASI.
     pub(crate) wasi: bool,
+    /// It handles many messages in one call.
+    pub(crate) batches: bool,
 }
 
 /// Checks `bytes` from the outside in: file, component, exports, imports.
@@ -71,8 +68,8 @@ pub(crate) fn check(bytes: &[u8]) -> Result<Needs, LoadError> {
         return Err(LoadError::Malformed("it holds a WIT package and no code".into()));
     };
     let guest = Guest::of(&resolve, world)?;
-    check_exports(&guest)?;
-    check_imports(&guest)
+    let batches = check_exports(&guest)?;
+    Ok(Needs { wasi: check_imports(&guest)?, batches })
 }
 
 fn check_preamble(bytes: &[u8]) -> Result<(), LoadError> {
@@ -138,20 +135,18 @@ impl<'a> Guest<'a> {
     }
 }
 
-fn check_exports(guest: &Guest<'_>) -> Result<(), LoadError> {
+/// Whether it handles batches: who can, does.
+fn check_exports(guest: &Guest<'_>) -> Result<bool, LoadError> {
     let ours = || guest.exports.iter().filter(|interface| guest.is_ours(interface));
     for interface in ours() {
         check_version(guest, interface)?;
     }
-    let handler = ours().find(|interface| name(interface) == "handler");
     for interface in ours() {
-        // Who can handle one message at a time does not need the other way.
-        if handler.is_none() || name(interface) != "batch-handler" {
-            check_planned(guest, interface, "exports")?;
-        }
+        check_planned(guest, interface, "exports")?;
     }
-    let handler = handler.ok_or_else(|| no_handler(guest))?;
-    let (host_id, host) = host_interface("handler").expect("the contract has a handler");
+    let exported = |wanted| ours().find(|interface| name(interface) == wanted);
+    let handler = exported("batch-handler").or_else(|| exported("handler")).ok_or_else(|| no_handler(guest))?;
+    let (host_id, host) = host_interface(name(handler)).expect("the contract has both handlers");
     for (function_name, function) in &host.functions {
         let missing = || LoadError::MissingFunction {
             interface: host_id.clone(),
@@ -160,23 +155,24 @@ fn check_exports(guest: &Guest<'_>) -> Result<(), LoadError> {
         let exported = handler.functions.get(function_name).ok_or_else(missing)?;
         check_types(guest, &host_id, exported, function)?;
     }
-    Ok(())
+    Ok(name(handler) == "batch-handler")
 }
 
-fn check_imports(guest: &Guest<'_>) -> Result<Needs, LoadError> {
-    let mut needs = Needs { wasi: false };
+/// Whether it needs WASI.
+fn check_imports(guest: &Guest<'_>) -> Result<bool, LoadError> {
+    let mut wasi = false;
     for interface in &guest.imports {
         if guest.is_ours(interface) {
             check_version(guest, interface)?;
             check_planned(guest, interface, "imports")?;
             check_import(guest, interface)?;
         } else if is_granted_wasi(guest, interface) {
-            needs.wasi = true;
+            wasi = true;
         } else {
             return Err(no_such_import(format!("`{}`", guest.id(interface))));
         }
     }
-    Ok(needs)
+    Ok(wasi)
 }
 
 fn check_import(guest: &Guest<'_>, interface: &Interface) -> Result<(), LoadError> {

@@ -22,7 +22,9 @@ pub(crate) fn failure(error: &Error, state: &HostState) -> Failure {
     let limits = &state.shared.limits;
     if let Some(error) = error.downcast_ref::<ContextError>() {
         return match error {
-            ContextError::Limit { .. } | ContextError::Reserved => Failure::Reject(error.to_string()),
+            ContextError::Limit { .. } | ContextError::Reserved | ContextError::NoEvent(_) => {
+                Failure::Reject(error.to_string())
+            }
             ContextError::Store(_) => Failure::retry(error.to_string()),
         };
     }

@@ -4,27 +4,46 @@
 use hapax_core::{Context, Invocation};
 use wasmtime::{Store, UpdateDeadline};
 
-use crate::bindings::Processor;
+use crate::bindings::batches::{BatchProcessor, BatchProcessorPre};
 use crate::bindings::hapax::processor::types;
+use crate::bindings::{Processor, ProcessorPre};
 use crate::component::WasmProcessor;
-use crate::host::{HostState, message};
+use crate::host::items::{Item, Items};
+use crate::host::{HostState, empty_context, message};
 use crate::limits::ReuseLimits;
+
+/// What a guest answers to one message.
+pub(crate) type Answer = Result<types::Outcome, types::Failure>;
+
+/// A component that is linked, by what it exports.
+pub(crate) enum Pre {
+    /// It handles one message a call.
+    One(ProcessorPre<HostState>),
+    /// It handles many.
+    Batch(BatchProcessorPre<HostState>),
+}
+
+/// An instance's exports.
+enum Guest {
+    One(Processor),
+    Batch(BatchProcessor),
+}
 
 /// One instance. Whoever holds it holds it alone: no two messages meet in one.
 pub(crate) struct Instance {
     store: Store<HostState>,
     /// `None` until the first call.
-    processor: Option<Processor>,
-    /// Messages it has answered.
-    messages: u32,
+    guest: Option<Guest>,
+    /// Calls it has answered.
+    calls: u32,
     /// Bytes of memory it had when it was made.
     born_bytes: usize,
 }
 
 impl Instance {
-    /// A store without an instance in it yet: that is made within the first message's deadline.
-    pub(crate) fn new(of: &WasmProcessor, invocation: &Invocation) -> Self {
-        let mut store = Store::new(&of.engine.wasmtime, HostState::new(&of.shared, of.wasi, invocation));
+    /// A store without an instance in it yet: that is made within the first call's deadline.
+    pub(crate) fn new(of: &WasmProcessor, items: Items) -> Self {
+        let mut store = Store::new(&of.engine.wasmtime, HostState::new(&of.shared, of.wasi, items));
         store.limiter(|state| &mut state.memory);
         store.set_hostcall_fuel(of.shared.limits.hostcall_bytes);
         // At each tick a guest that still computes lets others have the thread, until its time is over.
@@ -32,40 +51,63 @@ impl Instance {
             Ok(if store.data().is_over() { UpdateDeadline::Interrupt } else { UpdateDeadline::Yield(1) })
         });
         store.set_epoch_deadline(1);
-        Self { store, processor: None, messages: 0, born_bytes: 0 }
+        Self { store, guest: None, calls: 0, born_bytes: 0 }
     }
 
-    /// Makes a kept instance's host side that of another message. What the guest keeps in its memory stays.
-    pub(crate) fn begin(&mut self, invocation: &Invocation) {
-        self.store.data_mut().begin(invocation);
+    /// Makes a kept instance's host side that of another call. What the guest keeps in its memory stays.
+    pub(crate) fn begin(&mut self, items: Items) {
+        self.store.data_mut().begin(items);
         self.store.set_epoch_deadline(1);
     }
 
-    pub(crate) async fn call(
-        &mut self,
-        of: &WasmProcessor,
-    ) -> wasmtime::Result<Result<types::Outcome, types::Failure>> {
-        let processor = match &self.processor {
-            Some(processor) => processor,
-            None => {
-                let made = of.pre.instantiate_async(&mut self.store).await?;
-                self.born_bytes = self.store.data().memory.used_bytes();
-                self.processor.insert(made)
-            }
-        };
-        processor.hapax_processor_handler().call_handle(&mut self.store, message::borrow()).await
+    /// Has the guest handle its one message.
+    pub(crate) async fn call(&mut self, of: &WasmProcessor) -> wasmtime::Result<Answer> {
+        self.instantiate(of).await?;
+        let Some(Guest::One(guest)) = &self.guest else { return Err(wasmtime::format_err!("it takes batches only")) };
+        guest.hapax_processor_handler().call_handle(&mut self.store, message::borrow()).await
+    }
+
+    /// Has the guest handle its `count` messages.
+    pub(crate) async fn call_batch(&mut self, of: &WasmProcessor, count: usize) -> wasmtime::Result<Vec<Answer>> {
+        self.instantiate(of).await?;
+        let Some(Guest::Batch(guest)) = &self.guest else { return Err(wasmtime::format_err!("it takes no batches")) };
+        let messages = message::give(self.store.data_mut(), count as u32);
+        guest.hapax_processor_batch_handler().call_handle_batch(&mut self.store, &messages).await
+    }
+
+    async fn instantiate(&mut self, of: &WasmProcessor) -> wasmtime::Result<()> {
+        if self.guest.is_none() {
+            self.guest = Some(match &of.pre {
+                Pre::One(pre) => Guest::One(pre.instantiate_async(&mut self.store).await?),
+                Pre::Batch(pre) => Guest::Batch(pre.instantiate_async(&mut self.store).await?),
+            });
+            self.born_bytes = self.store.data().memory.used_bytes();
+        }
+        Ok(())
+    }
+
+    /// The messages of a call that is over.
+    pub(crate) fn take_items(&mut self) -> Vec<Item> {
+        self.store.data_mut().take_items()
+    }
+
+    fn swap_context(&mut self, context: &mut Context) {
+        // A context is lent only to an instance that has one message.
+        if let Items::One(item) = &mut self.store.data_mut().items {
+            std::mem::swap(&mut item.context, context);
+        }
     }
 
     pub(crate) fn state(&self) -> &HostState {
         self.store.data()
     }
 
-    /// Ends a message that was answered. Whether the instance may answer another.
+    /// Ends a call that was answered. Whether the instance may answer another.
     pub(crate) fn end(&mut self, limits: &ReuseLimits) -> bool {
-        self.messages = self.messages.saturating_add(1);
+        self.calls = self.calls.saturating_add(1);
         let state = self.store.data_mut();
         let grown = state.memory.used_bytes().saturating_sub(self.born_bytes);
-        self.messages < limits.messages && grown <= limits.growth_bytes && state.end()
+        self.calls < limits.messages && grown <= limits.growth_bytes && state.end()
     }
 }
 
@@ -77,9 +119,14 @@ pub(crate) struct Run<'a> {
     context: &'a mut Context,
 }
 
+/// A message for an instance, whose context is lent once the instance is there.
+pub(crate) fn one(invocation: &Invocation) -> Items {
+    Items::One(Item { invocation: invocation.clone(), context: empty_context() })
+}
+
 impl<'a> Run<'a> {
     pub(crate) fn new(mut instance: Box<Instance>, context: &'a mut Context) -> Self {
-        std::mem::swap(&mut instance.store.data_mut().context, context);
+        instance.swap_context(context);
         Self { instance: Some(instance), context }
     }
 
@@ -95,7 +142,7 @@ impl<'a> Run<'a> {
 
     fn give_back(&mut self) {
         if let Some(instance) = &mut self.instance {
-            std::mem::swap(&mut instance.store.data_mut().context, self.context);
+            instance.swap_context(self.context);
         }
     }
 }

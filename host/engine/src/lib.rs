@@ -4,6 +4,7 @@
 //! [`Engine::load`] finds out everything that can be wrong with a component, so that [`WasmProcessor`] is left with
 //! what only a run can show: a trap, a deadline, a limit.
 
+mod batch;
 mod bindings;
 mod cache;
 mod component;
@@ -23,5 +24,5 @@ mod wasi;
 pub use component::WasmProcessor;
 pub use engine::{Engine, EngineConfig};
 pub use error::{EngineError, LoadError};
-pub use limits::{InstanceMode, ProcessorLimits, ReuseLimits};
+pub use limits::{Batching, InstanceMode, ProcessorLimits, ReuseLimits};
 pub use load::LoadOptions;

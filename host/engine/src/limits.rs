@@ -11,7 +11,7 @@ use wasmtime::ResourceLimiter;
 pub struct ProcessorLimits {
     /// Linear memory of an instance, all its memories together.
     pub memory_bytes: usize,
-    /// Wall-clock time of one run, from the moment it has an instance.
+    /// Wall-clock time of one run, from the moment it has an instance. A call with many messages has no more.
     pub deadline: Duration,
     /// Elements of one table.
     pub table_elements: usize,
@@ -37,6 +37,21 @@ impl Default for ProcessorLimits {
             result_bytes: 1 << 20,
             effects: EffectLimits::default(),
         }
+    }
+}
+
+/// How many messages go in one call of a component that takes batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batching {
+    /// Messages of one call, at most.
+    pub messages_max: usize,
+    /// How long a message waits for others to come along, at most. It waits as well while there is no room for an instance.
+    pub wait: Duration,
+}
+
+impl Default for Batching {
+    fn default() -> Self {
+        Self { messages_max: 64, wait: Duration::from_millis(2) }
     }
 }
 

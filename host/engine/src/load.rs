@@ -6,13 +6,16 @@ use std::sync::Arc;
 
 use wasmtime::component::{Component, HasSelf, Linker};
 
+use crate::batch::Gathering;
+use crate::bindings::batches::BatchProcessorPre;
 use crate::bindings::{ProcessorPre, hapax::processor as wit};
 use crate::component::WasmProcessor;
 use crate::contract::{self, Needs};
 use crate::engine::{Engine, TABLES_PER_SLOT};
 use crate::error::LoadError;
-use crate::host::{HostState, Shared, message, state};
-use crate::limits::{InstanceMode, ProcessorLimits, human_bytes};
+use crate::host::{HostState, Shared, events, items, message, state};
+use crate::instance::Pre;
+use crate::limits::{Batching, InstanceMode, ProcessorLimits, human_bytes};
 use crate::wasi;
 
 /// wasmtime counts a memory's first size in pages.
@@ -29,6 +32,8 @@ pub struct LoadOptions {
     pub limits: ProcessorLimits,
     /// How long an instance lives.
     pub instance: InstanceMode,
+    /// How many messages go in one call, where the component takes batches.
+    pub batching: Batching,
 }
 
 impl Engine {
@@ -41,7 +46,7 @@ impl Engine {
         let pre = self.link(&component, needs)?;
         // Done at the first instance otherwise, which would be a message's.
         component.initialize_copy_on_write_image().map_err(|error| LoadError::Compile(format!("{error:#}")))?;
-        let LoadOptions { name, config, limits, instance } = options;
+        let LoadOptions { name, config, limits, instance, batching } = options;
         Ok(WasmProcessor {
             engine: Arc::clone(&self.inner),
             pre,
@@ -50,6 +55,7 @@ impl Engine {
             shared: Arc::new(Shared { name, config, limits, ticks: self.inner.ticker.ticks() }),
             wasi: needs.wasi,
             mode: instance,
+            gathering: needs.batches.then(|| Gathering::new(batching)),
             id: self.inner.next_id(),
             permits,
             from_cache,
@@ -92,14 +98,18 @@ impl Engine {
         Ok(permits)
     }
 
-    fn link(&self, component: &Component, needs: Needs) -> Result<ProcessorPre<HostState>, LoadError> {
-        let link = || -> wasmtime::Result<ProcessorPre<HostState>> {
+    fn link(&self, component: &Component, needs: Needs) -> Result<Pre, LoadError> {
+        let link = || -> wasmtime::Result<Pre> {
             let mut linker = Linker::new(&self.inner.wasmtime);
             add_imports(&mut linker)?;
             if needs.wasi {
                 wasi::add_imports(&mut linker)?;
             }
-            ProcessorPre::new(linker.instantiate_pre(component)?)
+            let pre = linker.instantiate_pre(component)?;
+            Ok(match needs.batches {
+                true => Pre::Batch(BatchProcessorPre::new(pre)?),
+                false => Pre::One(ProcessorPre::new(pre)?),
+            })
         };
         link().map_err(|error| LoadError::Link(format!("{error:#}")))
     }
@@ -109,6 +119,8 @@ impl Engine {
 fn add_imports(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
     message::add_to_linker(linker)?;
     state::add_to_linker(linker)?;
+    events::add_to_linker(linker)?;
+    items::add_to_linker(linker)?;
     wit::outbox::add_to_linker::<_, HasSelf<HostState>>(linker, |state| state)?;
     wit::log::add_to_linker::<_, HasSelf<HostState>>(linker, |state| state)?;
     wit::config::add_to_linker::<_, HasSelf<HostState>>(linker, |state| state)

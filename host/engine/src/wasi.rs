@@ -48,8 +48,9 @@ pub(crate) struct Wasi {
 }
 
 impl Wasi {
-    pub(crate) fn new(shared: &Arc<Shared>, invocation: &Invocation) -> Self {
-        let budget = Arc::new(Mutex::new(LogBudget::new(shared.limits.log_bytes)));
+    /// For a call with `messages` messages that begins with the clock and the randomness of `invocation`.
+    pub(crate) fn new(shared: &Arc<Shared>, invocation: &Invocation, messages: usize) -> Self {
+        let budget = Arc::new(Mutex::new(LogBudget::new(shared.limits.log_bytes.saturating_mul(messages))));
         let output = |level| Output {
             lines: Arc::new(Mutex::new(Lines {
                 level,
@@ -65,13 +66,18 @@ impl Wasi {
         Self { ctx: seeded(invocation, &stdout, &stderr), table, stdout, stderr, budget }
     }
 
-    /// Another message's clock, randomness and log. Standard output and error stay open: a language runtime opens them
-    /// once; what is written to them from here on is this message's.
-    pub(crate) fn begin(&mut self, invocation: &Invocation) {
-        let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
-        *budget = budget.renewed();
-        drop(budget);
+    /// Another call's clock, randomness and log. Standard output and error stay open: a language runtime opens them once;
+    /// what is written to them from here on is this call's.
+    pub(crate) fn begin(&mut self, shared: &Shared, invocation: &Invocation, messages: usize) {
+        let budget = LogBudget::new(shared.limits.log_bytes.saturating_mul(messages));
+        *self.budget.lock().unwrap_or_else(PoisonError::into_inner) = budget;
+        self.turn_to(invocation);
+    }
+
+    /// The clock, the randomness and the log of another message of the call.
+    pub(crate) fn turn_to(&mut self, invocation: &Invocation) {
         for output in [&self.stdout, &self.stderr] {
+            output.lines().end();
             output.lines().message_id.clone_from(&invocation.message.id);
         }
         self.ctx = seeded(invocation, &self.stdout, &self.stderr);

@@ -50,7 +50,8 @@ fn a_core_module() {
 #[test]
 fn every_import_that_works() {
     let world = "import hapax:processor/state@0.1.0; import hapax:processor/outbox@0.1.0;
-        import hapax:processor/log@0.1.0; import hapax:processor/config@0.1.0; export hapax:processor/handler@0.1.0;";
+        import hapax:processor/log@0.1.0; import hapax:processor/config@0.1.0;
+        import hapax:processor/events@0.1.0; import hapax:processor/batch@0.1.0; export hapax:processor/handler@0.1.0;";
     load(&dummy(world)).expect("all of them are granted");
 }
 
@@ -125,9 +126,7 @@ fn unknown_imports() {
 #[test]
 fn not_supported_yet() {
     let cases = [
-        ("import hapax:processor/events@0.1.0; export hapax:processor/handler@0.1.0;", "imports", "events", "part 3"),
         ("import hapax:processor/saga@0.1.0; export hapax:processor/handler@0.1.0;", "imports", "saga", "part 4"),
-        ("export hapax:processor/batch-handler@0.1.0;", "exports", "batch-handler", "part 3"),
         (
             "export hapax:processor/handler@0.1.0; export hapax:processor/compensation@0.1.0;",
             "exports",
@@ -139,8 +138,23 @@ fn not_supported_yet() {
         let id = format!("{uses} `hapax:processor/{interface}@0.1.0`");
         refused(&dummy(world), "contract-not-supported", &[&id, "not supported yet by this host", plan]);
     }
-    let both = "export hapax:processor/handler@0.1.0; export hapax:processor/batch-handler@0.1.0;";
-    load(&dummy(both)).expect("who can handle one message does not need batches");
+}
+
+#[test]
+fn the_exports_say_whether_it_takes_batches() {
+    let exports = |names: &[&str]| {
+        let world: String = names.iter().map(|name| format!("export hapax:processor/{name}@0.1.0;")).collect();
+        load(&dummy(&world)).expect("it loads").takes_batches()
+    };
+    assert!(!exports(&["handler"]));
+    assert!(exports(&["batch-handler"]));
+    assert!(exports(&["handler", "batch-handler"]));
+    let other = contract_with("-> list<result<outcome, failure>>", "-> list<outcome>");
+    refused(
+        &dummy_of(&other, "export hapax:processor/batch-handler@0.1.0;"),
+        "contract-types",
+        &["function `handle-batch`", "list<result<outcome, failure>>"],
+    );
 }
 
 #[test]

@@ -97,6 +97,28 @@ async fn compare_and_set_writes_only_over_what_it_expects() {
     }
 }
 
+/// The stream `s` as the events that `ran` has appended make it.
+fn kept(ran: &Ran) -> MemoryState {
+    MemoryState(ran.effects.writes.iter().map(|(key, value)| (key.clone(), value.clone().unwrap())).collect())
+}
+
+#[tokio::test]
+async fn a_stream_takes_events_at_the_version_that_is_expected() {
+    let on = async |state: MemoryState, kind: &str, data: &str| {
+        let mut message = invocation(kind, data);
+        message.message = Arc::new(Message { subject: Some("s".into()), ..(*message.message).clone() });
+        run_on(&fixtures(), &message, Arc::new(state), EffectLimits::default()).await
+    };
+    let first = on(MemoryState::default(), "append", r#"[0, ["opened", "used"]]"#).await;
+    assert_eq!(first.text(), "2");
+    assert_eq!(on(kept(&first), "append", r#"[1, ["lost"]]"#).await.text(), "[2]", "the actual version");
+    let read = on(kept(&first), "stream", "{}").await.text();
+    assert!(read.starts_with("[2,[[1,\"") && read.ends_with("\"used\",\"used\"]]]"), "{read}");
+    assert_eq!(on(kept(&first), "append", r#"[null, ["closed"]]"#).await.text(), "3");
+    let refused = on(MemoryState::default(), "append", r#"[null, [""]]"#).await;
+    assert_eq!(refused.reject(), "an event has no type");
+}
+
 #[tokio::test]
 async fn the_clock_is_the_messages() {
     let processor = fixtures();
@@ -118,7 +140,7 @@ async fn a_flood_of_log_lines_is_cut() {
 
 #[tokio::test]
 async fn the_plugins_load_and_refuse_what_is_not_theirs() {
-    for name in ["order-intake", "account-ledger"] {
+    for name in ["order-intake", "account-ledger", "event-counter"] {
         let processor = load(&built(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
         let ran = run(&processor, &invocation("x", "not json")).await;
         assert!(matches!(ran.result, Err(Failure::Invalid(_) | Failure::Reject(_))), "{name}: {:?}", ran.result);
@@ -132,13 +154,25 @@ fn components_that_do_not_fit() {
     assert!(error.to_string().contains("handle"), "the function is not named: {error}");
     let error = load_error(&built("future"));
     assert_eq!(error.code(), "contract-not-supported", "{error}");
-    assert!(error.to_string().contains("hapax:processor/events@0.1.0"), "{error}");
+    assert!(error.to_string().contains("hapax:processor/saga@0.1.0"), "{error}");
 }
 
 #[tokio::test]
 async fn every_call_that_is_measured_works() {
     let processor = fixtures();
-    for call in ["get-hit", "get-miss", "set", "delete", "compare-and-set", "scan-10", "send", "log", "config"] {
+    for call in [
+        "get-hit",
+        "get-miss",
+        "set",
+        "delete",
+        "compare-and-set",
+        "scan-10",
+        "send",
+        "append",
+        "stream",
+        "log",
+        "config",
+    ] {
         let ran = survive(&processor, &format!("repeat/{call}")).await;
         assert!(matches!(ran.result, Err(Failure::Invalid(_))), "`{{}}` is no number: {:?}", ran.result);
         assert_eq!(run(&processor, &invocation(&format!("repeat/{call}"), "3")).await.output(), b"");

@@ -115,7 +115,9 @@ impl RedbStore {
     /// Up to `limit` state entries whose keys begin with `prefix`, in key order.
     pub fn state_of(&self, scope: &Scope, prefix: &str, limit: usize) -> Result<Vec<StateRow>, StoreError> {
         let entries = read::scan(&self.core, &crate::layout::scope_prefix(scope), prefix, None, limit)?;
-        let rows = entries.into_iter().take_while(|(key, ..)| key.starts_with(prefix));
+        // The host's own keys come last.
+        let shown = |key: &str| key.starts_with(prefix) && !key.starts_with(hapax_core::context::RESERVED);
+        let rows = entries.into_iter().take_while(|(key, ..)| shown(key));
         Ok(rows.map(|(key, _, value)| StateRow { key, value }).collect())
     }
 

@@ -12,7 +12,7 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use bytes::{Bytes, BytesMut};
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use hapax_core::Message;
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt as _;
@@ -20,6 +20,7 @@ use http_body_util::BodyExt as _;
 use crate::binary;
 use crate::cloudevents::{self, InvalidMessage};
 use crate::http_answer::{Answer, invalid, problem, respond};
+use crate::http_batch;
 
 /// Longest wait for a whole body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -36,6 +37,12 @@ pub trait Ingress: Send + Sync + 'static {
         &[]
     }
 
+    /// Brings each message of a batch to its ending; one answer a message, in their order. Accepts them in that order.
+    fn deliver_batch(&self, processor: &str, messages: Vec<Message>) -> BoxFuture<'static, Vec<Answer>> {
+        let deliveries: Vec<_> = messages.into_iter().map(|message| self.deliver(processor, message)).collect();
+        Box::pin(join_all(deliveries))
+    }
+
     /// Whether messages are taken; if not, why. Asked by `GET /readyz`.
     fn ready(&self) -> Result<(), String> {
         Ok(())
@@ -47,25 +54,30 @@ pub trait Ingress: Send + Sync + 'static {
 pub struct HttpLimits {
     /// Bytes of one body, at most.
     pub max_message_bytes: usize,
+    /// Bytes of one batch, at most. Each of its messages keeps to `max_message_bytes` too.
+    pub max_batch_bytes: usize,
+    /// Messages of one batch, at most.
+    pub max_batch_items: usize,
 }
 
 impl Default for HttpLimits {
     fn default() -> Self {
-        Self { max_message_bytes: 1 << 20 }
+        Self { max_message_bytes: 1 << 20, max_batch_bytes: 16 << 20, max_batch_items: 1_000 }
     }
 }
 
 #[derive(Clone)]
-struct Door {
-    ingress: Arc<dyn Ingress>,
-    limits: HttpLimits,
+pub(crate) struct Door {
+    pub(crate) ingress: Arc<dyn Ingress>,
+    pub(crate) limits: HttpLimits,
 }
 
-/// The routes: `POST /v1/processors/{name}/messages`, `GET /healthz` (the process lives) and `GET /readyz` (it takes
+/// The routes: `POST /v1/processors/{name}/messages` and `.../batch`, `GET /healthz` (the process lives) and `GET /readyz` (it takes
 /// messages).
 pub fn router(ingress: Arc<dyn Ingress>, limits: HttpLimits) -> Router {
     Router::new()
         .route("/v1/processors/{name}/messages", post(receive))
+        .route("/v1/processors/{name}/batch", post(http_batch::receive))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .fallback(nowhere)
@@ -87,7 +99,7 @@ async fn nowhere() -> Response {
 }
 
 async fn no_such_method() -> Response {
-    let detail = "POST /v1/processors/NAME/messages; GET /healthz and /readyz";
+    let detail = "POST /v1/processors/NAME/messages or .../batch; GET /healthz and /readyz";
     problem(StatusCode::METHOD_NOT_ALLOWED, "method", detail)
 }
 
@@ -109,14 +121,7 @@ async fn receive(
     // A task of its own: a client that goes away must not abandon a message half way.
     match tokio::spawn(door.ingress.deliver(&name, message)).await {
         Ok(answer) => respond(&name, answer),
-        Err(error) => {
-            tracing::error!("delivering a message to {name} failed: {error}");
-            problem(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "internal",
-                "the host failed; see its log. Sending again is safe",
-            )
-        }
+        Err(error) => failed(&name, &error),
     }
 }
 
@@ -126,10 +131,19 @@ fn wanted(headers: &HeaderMap, names: &[String]) -> BTreeMap<String, String> {
     names.iter().filter_map(value).collect()
 }
 
+/// The answer to a delivery that the host broke off.
+pub(crate) fn failed(processor: &str, error: &tokio::task::JoinError) -> Response {
+    tracing::error!("delivering to {processor} failed: {error}");
+    let detail = "the host failed; see its log. Sending again is safe";
+    problem(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
+}
+
 /// Why a request is no message.
 pub(crate) enum Refused {
     Invalid(InvalidMessage),
     MediaType(String),
+    /// It is no batch: status, code, what is wrong.
+    Batch(StatusCode, &'static str, String),
     Slow,
     BrokenOff(axum::Error),
 }
@@ -145,6 +159,7 @@ impl Refused {
         match self {
             Self::Invalid(error) => invalid(&error),
             Self::MediaType(detail) => problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media-type", &detail),
+            Self::Batch(status, code, detail) => problem(status, code, &detail),
             Self::Slow => {
                 let detail = format!("the body did not arrive in {} s; send it again", BODY_TIMEOUT.as_secs());
                 problem(StatusCode::REQUEST_TIMEOUT, "slow", &detail)
@@ -197,7 +212,7 @@ fn message(headers: &HeaderMap, body: Bytes) -> Result<Message, Refused> {
             Ok(message)
         }
         "application/cloudevents-batch+json" => Err(Refused::MediaType(
-            "application/cloudevents-batch+json is not supported yet; send each event in a request of its own".into(),
+            "application/cloudevents-batch+json is many messages: send it to /v1/processors/NAME/batch".into(),
         )),
         other if other.starts_with("application/cloudevents") => Err(Refused::MediaType(format!(
             "{other} is not supported; send application/cloudevents+json, or binary mode (`ce-` headers)"

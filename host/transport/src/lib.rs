@@ -3,6 +3,7 @@
 pub mod binary;
 pub mod cloudevents;
 mod http_answer;
+mod http_batch;
 mod http_operator;
 mod http_server;
 mod http_status;

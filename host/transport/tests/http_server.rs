@@ -107,7 +107,8 @@ impl Server {
         let fake = Arc::new(Fake { delivered: sender, gate: gate.clone() });
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let app = router(fake, HttpLimits { max_message_bytes: LIMIT });
+        let app =
+            router(fake, HttpLimits { max_message_bytes: LIMIT, max_batch_bytes: 4 * LIMIT, max_batch_items: 20 });
         tokio::spawn(async move { axum::serve(listener, app).await });
         Self { address, delivered, gate }
     }
@@ -213,7 +214,7 @@ async fn bad_input_is_told_what_is_wrong() {
         (BINARY[..3].to_vec(), "{}", 400, Some("type"), "`ce-type`"),
         (with("ce-time", "noon"), "{}", 400, Some("time"), "RFC 3339"),
         (with("ce-specversion", "0.3"), "{}", 400, Some("specversion"), "twice"),
-        (vec![batch], "[]", 415, None, "not supported yet"),
+        (vec![batch], "[]", 415, None, "/v1/processors/NAME/batch"),
         (vec![("content-type", "application/cloudevents+xml")], "<e/>", 415, None, "application/cloudevents+json"),
     ] {
         let reply = server.post(&headers, body).await;
@@ -282,4 +283,84 @@ async fn health_is_not_readiness() {
     assert_eq!((health.status, &*health.body), (200, &b"ok\n"[..]));
     let ready = server.send(Method::GET, "/readyz", &[], "").await;
     assert_eq!((ready.status, ready.problem()), (503, ("unavailable".into(), "the store is closed".into())));
+}
+
+const BATCH: (&str, &str) = ("content-type", "application/cloudevents-batch+json");
+const BATCH_PATH: &str = "/v1/processors/echo/batch";
+
+/// An event whose type says what the fake answers.
+fn event(id: &str, kind: &str) -> Value {
+    serde_json::json!({ "id": id, "source": "/s", "type": kind, "datacontenttype": "text/plain", "data": "said" })
+}
+
+#[tokio::test]
+async fn a_batch_is_answered_item_by_item() {
+    let server = Server::start().await;
+    let kinds = [
+        "completed",
+        "replayed",
+        "empty",
+        "failed",
+        "failed-before",
+        "mismatch",
+        "stale",
+        "in-flight",
+        "retry",
+        "closed",
+    ];
+    let mut events: Vec<Value> = kinds.iter().map(|kind| event(kind, kind)).collect();
+    events.push(serde_json::json!({ "id": "no-source", "type": "t" }));
+    events.push(serde_json::json!({ "source": "/s" }));
+    events.push(serde_json::json!({ "id": "big", "source": "/s", "type": "t", "data": "x".repeat(LIMIT) }));
+    let reply = server.send(Method::POST, BATCH_PATH, &[BATCH], Value::from(events).to_string()).await;
+    assert_eq!((reply.status, reply.header("content-type")), (200, Some("application/json")));
+    let body: Value = serde_json::from_slice(&reply.body).expect("JSON");
+    let failures = body["batchItemFailures"].as_array().expect("failures");
+    let failures: Vec<_> = failures.iter().map(|failure| failure["itemIdentifier"].as_str().expect("an id")).collect();
+    assert_eq!(failures, ["in-flight", "retry", "closed", "no-source", "#11", "big"]);
+    let results = body["results"].as_array().expect("results");
+    let outcomes: Vec<_> = results.iter().map(|result| result["outcome"].as_str().expect("an outcome")).collect();
+    let expected = [
+        "completed",
+        "duplicate",
+        "completed",
+        "dead-lettered",
+        "duplicate",
+        "mismatch",
+        "stale",
+        "in-flight",
+        "retry",
+        "unavailable",
+        "invalid",
+        "invalid",
+        "invalid",
+    ];
+    assert_eq!(outcomes, expected);
+    assert_eq!((&results[0]["result"], &results[3]["error"]), (&"said".into(), &"no such order".into()));
+    assert_eq!((&results[4]["error"], &results[8]["retry_after_ms"]), (&"no such order".into(), &1_001.into()));
+    assert!(results[12]["error"].as_str().expect("an error").contains("limit of 1000"), "{}", results[12]);
+}
+
+#[tokio::test]
+async fn a_batch_that_cannot_be_taken_as_one_is_refused_as_one() {
+    let server = Server::start().await;
+    let one = |kind: &str| Value::from(vec![event("i", kind)]).to_string();
+    for (path, headers, body, status, code, words) in [
+        (BATCH_PATH, vec![STRUCTURED], one("t"), 415, "media-type", "application/cloudevents-batch+json"),
+        (BATCH_PATH, vec![BATCH, ("idempotency-key", "k")], one("t"), 400, "invalid", "names one message"),
+        (BATCH_PATH, vec![BATCH], "{}".into(), 400, "invalid", "no JSON array"),
+        (BATCH_PATH, vec![BATCH], "[1,".into(), 400, "invalid", "no JSON array"),
+        (BATCH_PATH, vec![BATCH], format!("[{}1]", "1,".repeat(20)), 413, "too-many", "21 messages"),
+        (BATCH_PATH, vec![BATCH], " ".repeat(4 * LIMIT + 1), 413, "too-large", "max_batch_bytes"),
+        (BATCH_PATH, vec![BATCH], one("closed"), 503, "unavailable", "the disk is full"),
+        (BATCH_PATH, vec![BATCH], one("panic"), 500, "internal", "Sending again is safe"),
+        ("/v1/processors/nobody/batch", vec![BATCH], one("t"), 404, "unknown-processor", "echo, other"),
+    ] {
+        let reply = server.send(Method::POST, path, &headers, body).await;
+        let (is, detail) = reply.problem();
+        assert_eq!((reply.status, &*is), (status, code), "{detail}");
+        assert!(detail.contains(words), "{detail}");
+    }
+    let reply = server.send(Method::POST, BATCH_PATH, &[BATCH], "[]").await;
+    assert_eq!(reply.body, r#"{"batchItemFailures":[],"results":[]}"#);
 }

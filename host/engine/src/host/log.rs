@@ -28,11 +28,6 @@ impl LogBudget {
         Self { limit_bytes, left_bytes: limit_bytes, over: false }
     }
 
-    /// The same, for another message.
-    pub(crate) fn renewed(&self) -> Self {
-        Self::new(self.limit_bytes)
-    }
-
     /// Takes `bytes` off the budget.
     pub(crate) fn take(&mut self, bytes: usize) -> Granted {
         if self.over {
@@ -79,10 +74,8 @@ impl GuestLog {
 impl Host for HostState {
     fn write(&mut self, level: Level, text: String) -> wasmtime::Result<()> {
         match self.log.budget.take(text.len()) {
-            Granted::Yes => emit(level, &self.shared.name, &self.invocation.message.id, &text),
-            Granted::Notice => {
-                emit(Level::Warn, &self.shared.name, &self.invocation.message.id, &self.log.budget.notice());
-            }
+            Granted::Yes => emit(level, &self.shared.name, self.message_id(), &text),
+            Granted::Notice => emit(Level::Warn, &self.shared.name, self.message_id(), &self.log.budget.notice()),
             Granted::No => {}
         }
         if level == Level::Error {

@@ -24,7 +24,7 @@ pub(crate) enum NotSendable {
 impl Host for HostState {
     fn send(&mut self, message: outbox::Outgoing) -> wasmtime::Result<()> {
         let outgoing = checked(message).map_err(Error::new)?;
-        self.context.send(outgoing).map_err(Error::new)
+        self.context()?.send(outgoing).map_err(Error::new)
     }
 }
 

@@ -15,23 +15,23 @@ type Exchange = (String, Option<Bytes>, Option<Bytes>);
 pub(crate) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
     let mut state = linker.instance("hapax:processor/state@0.1.0")?;
     state.func_wrap_async("get", |mut store: Store<'_>, (key,): (String,)| {
-        Box::new(async move { Ok((store.data_mut().context.get(&key).await.map_err(Error::new)?,)) })
+        Box::new(async move { Ok((store.data_mut().context()?.get(&key).await.map_err(Error::new)?,)) })
     })?;
     state.func_wrap("set", |mut store: Store<'_>, (key, value): (String, Bytes)| {
-        store.data_mut().context.set(&key, value).map_err(Error::new)
+        store.data_mut().context()?.set(&key, value).map_err(Error::new)
     })?;
     state.func_wrap("delete", |mut store: Store<'_>, (key,): (String,)| {
-        store.data_mut().context.delete(&key).map_err(Error::new)
+        store.data_mut().context()?.delete(&key).map_err(Error::new)
     })?;
     state.func_wrap_async("compare-and-set", |mut store: Store<'_>, (key, expected, value): Exchange| {
         Box::new(async move {
-            let context = &mut store.data_mut().context;
+            let context = store.data_mut().context()?;
             Ok((context.compare_and_set(&key, expected.as_deref(), value).await.map_err(Error::new)?,))
         })
     })?;
     state.func_wrap_async("scan", |mut store: Store<'_>, (start, end, limit): Range| {
         Box::new(async move {
-            let context = &mut store.data_mut().context;
+            let context = store.data_mut().context()?;
             Ok((context.scan(&start, end.as_deref(), limit as usize).await.map_err(Error::new)?,))
         })
     })

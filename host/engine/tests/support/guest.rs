@@ -103,6 +103,36 @@ pub fn processor_with(world_imports: &str, imports: &str, body: &str) -> Vec<u8>
     encode(module, &resolve, world)
 }
 
+/// A batch processor that answers the one message of a call with how many calls its instance has answered; `body` is run
+/// before that, with the message's handle in `$message`, and `$drop_message` to give it back.
+pub fn batch_processor(body: &str) -> Vec<u8> {
+    let (resolve, world) = resolve(CONTRACT, "include hapax:processor/batch-processor@0.1.0;");
+    let text = format!(
+        r#"(module
+            (import "hapax:processor/types@0.1.0" "[resource-drop]message" (func $drop_message (param i32)))
+            (memory (export "memory") 2)
+            (global $calls (mut i32) (i32.const 0))
+            (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 8192))
+            (func (export "hapax:processor/batch-handler@0.1.0#handle-batch") (param $list i32) (param i32) (result i32)
+                (local $message i32)
+                (local.set $message (i32.load (local.get $list)))
+                {body}
+                (global.set $calls (i32.add (global.get $calls) (i32.const 1)))
+                ;; The answer's text at 4096, the answer at 1024, the list of answers at 2048.
+                (i32.store8 (i32.const 4096) (i32.add (i32.const 48) (global.get $calls)))
+                (i32.store8 (i32.const 1024) (i32.const 0))
+                (i32.store8 (i32.const 1032) (i32.const 0))
+                (i32.store (i32.const 1044) (i32.const 4096))
+                (i32.store (i32.const 1048) (i32.const 1))
+                (i32.store (i32.const 2048) (i32.const 1024))
+                (i32.store (i32.const 2052) (i32.const 1))
+                (i32.const 2048))
+        )"#
+    );
+    let module = wat::parse_str(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    encode(module, &resolve, world)
+}
+
 fn resolve(contract: &str, world: &str) -> (Resolve, wit_parser::WorldId) {
     let mut resolve = Resolve::new();
     for (name, text) in WASI {

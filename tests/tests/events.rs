@@ -1,0 +1,140 @@
+//! Event streams through the whole pipeline: an append is there once its message has committed, under the same id at every run,
+//! and no two messages append at one version.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use futures_util::future::{BoxFuture, join_all};
+use hapax_core::context::{ContextError, StateView};
+use hapax_core::events::{self, Event, NewEvent};
+use hapax_core::storage::IdempotencyStorage as _;
+use hapax_core::{
+    Context, Ending, Failure, Handling, Invocation, MessageProcessor, NativeProcessor, Output, Scope, Stored,
+};
+use hapax_store::RedbStore;
+use hapax_tests::backend::LossyDisk;
+use hapax_tests::bench::{Bench, message, quick};
+use hapax_tests::mutation::turns_red;
+use hapax_tests::process::{guest, hapax};
+
+fn failed(error: ContextError) -> Failure {
+    Failure::retry(error.to_string())
+}
+
+/// Appends the message's id to stream `all` at the version that it has read, and answers the new one. Messages of type
+/// `reject` fail after that.
+fn appender() -> Arc<dyn MessageProcessor> {
+    fn append<'a>(run: &'a Invocation, context: &'a mut Context) -> BoxFuture<'a, Result<Output, Failure>> {
+        Box::pin(async move {
+            let version = context.stream_version("all").await.map_err(failed)?;
+            // Lets others append in between.
+            tokio::task::yield_now().await;
+            let event = NewEvent { kind: "happened".into(), data: run.message.id.clone().into() };
+            let appended = context.append("all", Some(version), vec![event]).await.map_err(failed)?;
+            let version = appended.map_err(|conflict| Failure::Reject(format!("{conflict:?}")))?;
+            match run.message.kind.as_str() {
+                "reject" => Err(Failure::Reject("on purpose".into())),
+                _ => Ok(Output { content_type: None, data: version.to_string().into() }),
+            }
+        })
+    }
+    Arc::new(NativeProcessor::new(append))
+}
+
+fn view(store: &RedbStore) -> Arc<dyn StateView> {
+    store.view(&Scope::of("p"))
+}
+
+async fn stream(store: &RedbStore) -> Vec<Event> {
+    events::read(&*view(store), "all", 0, 10_000).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_append_by_somebody_else_meanwhile_runs_the_message_again() {
+    const MESSAGES: usize = 60;
+    let store = Arc::new(LossyDisk::new().open().unwrap());
+    let bench = Bench::new("p", store.clone(), appender(), quick()).await;
+    let handled = (0..MESSAGES).map(|number| {
+        let consumer = bench.consumer.clone();
+        tokio::spawn(async move {
+            consumer.handle(message(&format!("m-{number}"), "{}"), Handling::default()).await.unwrap()
+        })
+    });
+    let endings = join_all(handled).await.into_iter().map(|ending| match ending.unwrap() {
+        Ending::Completed { output } => String::from_utf8(output.data.to_vec()).unwrap().parse::<usize>().unwrap(),
+        other => panic!("{other:?}"),
+    });
+    let answered: BTreeSet<usize> = endings.collect();
+    assert_eq!(answered, (1..=MESSAGES).collect(), "each message appended at a version of its own");
+    let events = stream(&store).await;
+    let versions: Vec<u64> = events.iter().map(|event| event.version).collect();
+    assert_eq!(versions, (1..=MESSAGES as u64).collect::<Vec<_>>());
+    let said: BTreeSet<_> = events.iter().map(|event| event.data.clone()).collect();
+    let ids: BTreeSet<_> = events.iter().map(|event| event.id.clone()).collect();
+    assert_eq!((said.len(), ids.len()), (MESSAGES, MESSAGES));
+    assert_eq!(events::streams(&*view(&store), None, 9).await.unwrap(), [("all".to_owned(), MESSAGES as u64)]);
+}
+
+#[test]
+fn mutation_a_stream_version_that_is_not_checked_is_found() {
+    turns_red("an_append_by_somebody_else_meanwhile_runs_the_message_again", "stream-version-unchecked");
+}
+
+#[tokio::test]
+async fn an_event_is_there_once_under_the_same_id_whoever_runs_its_message() {
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let disk = LossyDisk::new();
+        let store = Arc::new(disk.open().unwrap());
+        let bench = Bench::new("p", store.clone(), appender(), quick()).await;
+        assert!(matches!(bench.handle(message("m-1", "{}")).await, Ending::Completed { .. }));
+        assert!(matches!(bench.handle(message("m-1", "{}")).await, Ending::Duplicate(Stored::Completed(_))));
+        let events = stream(&store).await;
+        assert_eq!(events.len(), 1, "a duplicate appends nothing");
+        ids.push(events[0].id.clone());
+        drop((bench, store));
+        assert_eq!(stream(&disk.open().unwrap()).await, events, "it outlives the host");
+    }
+    assert_eq!(ids[0], ids[1]);
+}
+
+#[tokio::test]
+async fn a_message_that_fails_appends_nothing() {
+    let store = Arc::new(LossyDisk::new().open().unwrap());
+    let bench = Bench::new("p", store.clone(), appender(), quick()).await;
+    let mut rejected = message("m-1", "{}");
+    rejected.kind = "reject".into();
+    assert!(matches!(bench.handle(rejected).await, Ending::DeadLettered { .. }));
+    assert_eq!(stream(&store).await, []);
+    assert_eq!(bench.handle(message("m-2", "{}")).await.name(), "completed");
+    assert_eq!(stream(&store).await.len(), 1);
+}
+
+#[test]
+fn the_command_line_lists_streams_and_their_events() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/../plugins/event-counter/sample.jsonl");
+    let run = hapax()
+        .args(["run", "--processor", "accounts", "--concurrency", "1", "--input", sample, "--component"])
+        .arg(guest("event-counter"))
+        .arg("--store")
+        .arg(&store)
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{run:?}");
+    let ask = |arguments: &[&str]| hapax().args(arguments).arg("--store").arg(&store).output().unwrap();
+    let lines = |arguments: &[&str]| String::from_utf8(ask(arguments).stdout).unwrap();
+    let listed = lines(&["events", "--json", "--processor", "accounts"]);
+    assert_eq!(listed, "{\"stream\":\"account/alice\",\"version\":2}\n{\"stream\":\"account/bob\",\"version\":2}\n");
+    let events = lines(&["events", "--processor", "accounts", "account/alice", "--after", "1"]);
+    let fields: Vec<_> = events.trim_end().split('\t').collect();
+    assert_eq!([fields[0], fields[2], fields[3]], ["2", "withdrawn", r#"{"amount_cents":-1200}"#]);
+    assert_eq!(lines(&["events", "--processor", "accounts", "account/alice", "--limit", "1"]).lines().count(), 1);
+    assert_eq!(lines(&["state", "list", "accounts"]), "", "where events stand is the host's own");
+    let nothing = ask(&["events", "--processor", "accounts", "account/carol"]);
+    let words = String::from_utf8_lossy(&nothing.stderr).into_owned();
+    assert_eq!(nothing.status.code(), Some(9), "{words}");
+    assert!(words.contains("has no event stream account/carol; `hapax events --processor accounts`"), "{words}");
+}
