@@ -155,6 +155,10 @@ impl Left {
             for row in table.iter().unwrap() {
                 let (key, value) = row.unwrap();
                 let key = String::from_utf8(key.value().to_vec()).unwrap();
+                // What the host keeps for itself.
+                if key.starts_with('\u{10ffff}') {
+                    continue;
+                }
                 state.insert(key, std::str::from_utf8(&value.value()[8..]).unwrap().parse().unwrap());
             }
         }

@@ -21,7 +21,7 @@ use hapax_tests::backend::LossyDisk;
 use hapax_tests::bench::{Bench, message};
 use hapax_tests::mutation::turns_red;
 use hapax_tests::source::{ListSource, Seen};
-use hapax_tests::stepped::{SteppedClock, eventually};
+use hapax_tests::stepped::{SteppedClock, eventually, let_others_run};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
@@ -170,6 +170,7 @@ async fn open_it_pulls_and_runs_nothing_and_no_attempt_is_lost() {
     assert!(pulled <= PULLED_MAX, "{pulled} were pulled");
     assert!(matches!(ward.state(), BreakerState::Open { .. }));
     ward.clock.advance(OPEN_MS - 1);
+    let_others_run().await;
     assert_eq!((ward.patient.runs(), seen.pulled()), (4, pulled));
 
     // One probe, which fails: that message has failed, and nobody else.
@@ -260,16 +261,28 @@ async fn half_open_no_more_run_at_once_than_may_probe() {
     assert_eq!(ward.state(), BreakerState::Closed);
 }
 
+#[test]
+fn mutation_half_open_lets_all_through_is_found() {
+    turns_red("half_open_no_more_run_at_once_than_may_probe", "half-open-lets-all-through");
+}
+
 #[tokio::test]
 async fn what_a_processor_refuses_is_an_answer() {
     let ward = Ward::new(options()).await;
     for number in 0..50 {
         let kind = if number % 2 == 0 { "reject" } else { "invalid" };
         let refused = Message { kind: kind.into(), ..message(&format!("{number}"), "{}") };
-        assert!(matches!(ward.bench.handle(refused).await, Ending::DeadLettered { .. }));
+        let handling = Handling { retry_here: false, ..Handling::default() };
+        let ending = ward.bench.consumer.handle(refused, handling).await.unwrap();
+        assert!(matches!(ending, Ending::DeadLettered { .. }), "{ending:?}");
     }
     let breaker = ward.bench.consumer.status().breaker.unwrap();
     assert_eq!((breaker.state, breaker.failed), (BreakerState::Closed, 0));
+}
+
+#[test]
+fn mutation_what_is_refused_counts_as_a_failure_is_found() {
+    turns_red("what_a_processor_refuses_is_an_answer", "breaker-counts-what-is-refused");
 }
 
 #[tokio::test]
@@ -335,6 +348,36 @@ fn mutation_the_breaker_is_forgotten_at_the_restart_is_found() {
     turns_red("a_host_that_is_started_again_does_not_begin_with_what_was_given_up", "breaker-not-stored");
 }
 
+/// On many threads, under the machine's clock: nobody sleeps for ever, whatever opens and closes meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn once_it_goes_well_again_everything_drains() {
+    const MESSAGES: usize = 1_000;
+    let clock = SteppedClock::at(0);
+    let patient = Patient::new(&clock);
+    let breaker = Some(BreakerPolicy { open_ms: 1, probes: 3, ..policy() });
+    let options =
+        Options { attempts_max: u32::MAX, backoff_base_ms: 1, backoff_max_ms: 2, breaker, ..Options::default() };
+    let bench = Bench::new("p", Arc::new(MemoryStore::default()), patient.clone(), options).await;
+    patient.set_down(true);
+    let seen = Seen::default();
+    let mut source = ListSource::new(numbered(MESSAGES, 50), &seen);
+    let (consumer, observer) = (bench.consumer.clone(), Arc::new(seen.clone()));
+    let (_stop, stopped) = watch::channel(false);
+    let running =
+        tokio::spawn(async move { hapax_core::run::run(&consumer, &mut source, observer, 64, stopped).await });
+    let opened = || bench.consumer.status().breaker.unwrap().opened;
+    for times in 1..=5 {
+        eventually("it has opened, and again", || opened() >= times * 5).await;
+        patient.set_down(false);
+        eventually("some have ended", || seen.endings() >= times as usize * 20).await;
+        patient.set_down(true);
+    }
+    patient.set_down(false);
+    running.await.unwrap().unwrap();
+    assert_eq!(seen.ended("completed").len(), MESSAGES);
+    assert_eq!(bench.consumer.status().runs_under_way, 0);
+}
+
 /// A destination that is there or not.
 struct Destination {
     there: Arc<AtomicBool>,
@@ -389,6 +432,7 @@ async fn a_destination_that_fails_is_left_alone_and_gets_everything_in_order() {
     let BreakerState::Open { until_ms } = breaker.status().state else { panic!("{:?}", breaker.status()) };
     assert_eq!(until_ms, clock.now_ms() + OPEN_MS);
     clock.advance(OPEN_MS - 1);
+    let_others_run().await;
     assert_eq!((tries.load(Ordering::SeqCst), clock.asleep()), (4, 1));
     clock.advance(1);
     eventually("one probe", || tries.load(Ordering::SeqCst) == 5 && clock.asleep() == 1).await;
@@ -402,6 +446,11 @@ async fn a_destination_that_fails_is_left_alone_and_gets_everything_in_order() {
     let expected: Vec<_> = (0..MESSAGES).map(|number| number.to_string()).collect();
     assert_eq!(*received.lock(), expected);
     assert_eq!(breaker.status().state, BreakerState::Closed);
+}
+
+#[test]
+fn mutation_the_outbox_is_sent_though_it_is_open_is_found() {
+    turns_red("a_destination_that_fails_is_left_alone_and_gets_everything_in_order", "relay-ignores-breaker");
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use hapax_store::MemoryStore;
 use hapax_tests::bench::{Bench, message};
 use hapax_tests::mutation::turns_red;
 use hapax_tests::source::{ListSource, Seen};
-use hapax_tests::stepped::{SteppedClock, eventually};
+use hapax_tests::stepped::{SteppedClock, eventually, let_others_run};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -94,6 +94,7 @@ async fn more_messages_wait_for_their_retry_than_may_run_and_fresh_ones_go_throu
     })
     .await;
     desk.clock.advance(LATER_MS - 1);
+    let_others_run().await;
     assert_eq!((desk.seen.endings(), desk.clock.asleep()), (3 + FRESH, WAITING), "not before its time");
     desk.clock.advance(1);
     running.await.unwrap();
@@ -142,6 +143,8 @@ async fn once_as_many_wait_as_may_be_taken_the_source_waits_too() {
     messages.push(of("fresh", "other", Some("other")));
     let running = desk.run(messages, TAKEN_MAX);
     eventually("the first waits", || desk.clock.asleep() == 1 && desk.seen.pulled() == TAKEN_MAX).await;
+    let_others_run().await;
+    assert_eq!(desk.seen.pulled(), TAKEN_MAX);
     assert_eq!(desk.seen.endings(), 0);
     desk.clock.advance(LATER_MS);
     running.await.unwrap();
