@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use futures_util::future::BoxFuture;
 use hapax_core::context::{Effects, Outgoing};
 use hapax_core::metrics::Counters;
+use hapax_core::operator::{By, Operator};
 use hapax_core::relay::Relay;
-use hapax_core::storage::{Commit, IdempotencyStorage as _, Outbox as _};
+use hapax_core::storage::{Commit, IdempotencyStorage as _, Inspect as _, Outbox as _, Standing};
 use hapax_core::transport::{Publisher, TransportError};
 use hapax_core::{
     Breaker, BreakerParts, BreakerPolicy, BreakerState, Clock as _, Committer, Context, Ending, Failure, Handling,
@@ -346,6 +347,46 @@ async fn a_host_that_is_started_again_does_not_begin_with_what_was_given_up() {
 #[test]
 fn mutation_the_breaker_is_forgotten_at_the_restart_is_found() {
     turns_red("a_host_that_is_started_again_does_not_begin_with_what_was_given_up", "breaker-not-stored");
+}
+
+#[tokio::test]
+async fn what_is_redriven_waits_for_it_and_is_no_dead_letter_again() {
+    let ward = Ward::new(options()).await;
+    ward.open().await;
+    let operator = Operator::new(
+        ward.store.clone(),
+        ward.bench.committer.clone(),
+        Arc::new(ward.clock.clone()),
+        [ward.bench.consumer.clone()],
+    );
+    let (stop, stopped) = watch::channel(false);
+    let seen = Seen::default();
+    let kept =
+        hapax_core::keeper::run(ward.bench.consumer.clone(), ward.store.clone(), Arc::new(seen.clone()), stopped);
+    let kept = tokio::spawn(kept);
+    let (key, _) = ward.store.letters(Some("p"), None, 1).await.unwrap().remove(0);
+    let by = By { actor: "somebody".into(), reason: "it may work now".into() };
+    operator.redrive(&key, &by).await.unwrap();
+    eventually("it waits for the breaker", || ward.clock.asleep() == 1).await;
+    let_others_run().await;
+    assert_eq!((ward.patient.runs(), seen.endings()), (4, 0));
+    ward.patient.set_down(false);
+    ward.clock.advance(OPEN_MS);
+    eventually("it has ended", || seen.endings() == 1).await;
+    assert_eq!(seen.ended("completed").len(), 1);
+    assert_eq!(ward.store.letters(Some("p"), None, 9).await.unwrap().len(), 3, "it is kept no longer");
+
+    // One that waits when the host stops stays redriven, and does not hold up the stop.
+    ward.patient.set_down(true);
+    assert!(matches!(ward.put_off("fails-as-a-probe").await, Ending::DeadLettered { .. }));
+    let (key, _) = ward.store.letters(Some("p"), None, 1).await.unwrap().remove(0);
+    operator.redrive(&key, &by).await.unwrap();
+    eventually("it waits for the breaker", || ward.clock.asleep() == 1).await;
+    ward.bench.consumer.stop();
+    stop.send_replace(true);
+    kept.await.unwrap().unwrap();
+    let letters = ward.store.dead_letters(&key.record).await.unwrap();
+    assert_eq!(letters[0].standing, Standing::Redriven);
 }
 
 /// On many threads, under the machine's clock: nobody sleeps for ever, whatever opens and closes meanwhile.
