@@ -450,12 +450,14 @@ async fn a_destination_that_fails_is_left_alone_and_gets_everything_in_order() {
         clock: Arc::new(clock.clone()),
         metrics: Arc::new(Counters::default()),
     }));
-    for number in 0..MESSAGES {
+    let written = (0..MESSAGES).map(|number| {
         let key = RecordKey::new(Scope::of("p"), "/s".into(), number.to_string().into());
         let outgoing = Outgoing { data: number.to_string().into(), ..Outgoing::default() };
         let effects = Effects { outgoing: vec![outgoing], ..Effects::default() };
-        drop(committer.submit(Commit { effects, ..Commit::of(&key) }));
-    }
+        committer.submit(Commit { effects, ..Commit::of(&key) })
+    });
+    // They are written in their order: with the last, all are.
+    written.last().unwrap().durable().await.unwrap();
     let (there, tries, received) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default(), Arc::default());
     let destination = Destination { there: there.clone(), tries: tries.clone(), received: Arc::clone(&received) };
     let relay = Relay::new(store.clone(), committer.clone(), Box::new(destination), Arc::new(clock.clone()));
