@@ -450,14 +450,16 @@ async fn a_destination_that_fails_is_left_alone_and_gets_everything_in_order() {
         clock: Arc::new(clock.clone()),
         metrics: Arc::new(Counters::default()),
     }));
-    let written = (0..MESSAGES).map(|number| {
-        let key = RecordKey::new(Scope::of("p"), "/s".into(), number.to_string().into());
-        let outgoing = Outgoing { data: number.to_string().into(), ..Outgoing::default() };
-        let effects = Effects { outgoing: vec![outgoing], ..Effects::default() };
-        committer.submit(Commit { effects, ..Commit::of(&key) })
-    });
+    let written: Vec<_> = (0..MESSAGES)
+        .map(|number| {
+            let key = RecordKey::new(Scope::of("p"), "/s".into(), number.to_string().into());
+            let outgoing = Outgoing { data: number.to_string().into(), ..Outgoing::default() };
+            let effects = Effects { outgoing: vec![outgoing], ..Effects::default() };
+            committer.submit(Commit { effects, ..Commit::of(&key) })
+        })
+        .collect();
     // They are written in their order: with the last, all are.
-    written.last().unwrap().durable().await.unwrap();
+    written.into_iter().next_back().unwrap().durable().await.unwrap();
     let (there, tries, received) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default(), Arc::default());
     let destination = Destination { there: there.clone(), tries: tries.clone(), received: Arc::clone(&received) };
     let relay = Relay::new(store.clone(), committer.clone(), Box::new(destination), Arc::new(clock.clone()));
