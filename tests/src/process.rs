@@ -169,7 +169,7 @@ impl Left {
             for row in table.iter().unwrap() {
                 let (key, value) = row.unwrap();
                 let key = String::from_utf8(key.value().to_vec()).unwrap();
-                // The host's own: what operators did.
+                // What the host keeps for itself.
                 if key.starts_with('\u{10ffff}') {
                     continue;
                 }

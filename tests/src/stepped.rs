@@ -63,6 +63,13 @@ impl Clock for SteppedClock {
     }
 }
 
+/// Lets every task of this thread that can go on do so: what has not happened then waits for something.
+pub async fn let_others_run() {
+    for _ in 0..1_000 {
+        tokio::task::yield_now().await;
+    }
+}
+
 /// Waits until something that is under way has come about. Panics if it has not in half a minute.
 pub async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let since = std::time::Instant::now();

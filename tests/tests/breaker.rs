@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use futures_util::future::BoxFuture;
 use hapax_core::context::{Effects, Outgoing};
 use hapax_core::metrics::Counters;
+use hapax_core::operator::{By, Operator};
 use hapax_core::relay::Relay;
-use hapax_core::storage::{Commit, IdempotencyStorage as _, Outbox as _};
+use hapax_core::storage::{Commit, IdempotencyStorage as _, Inspect as _, Outbox as _, Standing};
 use hapax_core::transport::{Publisher, TransportError};
 use hapax_core::{
     Breaker, BreakerParts, BreakerPolicy, BreakerState, Clock as _, Committer, Context, Ending, Failure, Handling,
@@ -21,7 +22,7 @@ use hapax_tests::backend::LossyDisk;
 use hapax_tests::bench::{Bench, message};
 use hapax_tests::mutation::turns_red;
 use hapax_tests::source::{ListSource, Seen};
-use hapax_tests::stepped::{SteppedClock, eventually};
+use hapax_tests::stepped::{SteppedClock, eventually, let_others_run};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
@@ -170,6 +171,7 @@ async fn open_it_pulls_and_runs_nothing_and_no_attempt_is_lost() {
     assert!(pulled <= PULLED_MAX, "{pulled} were pulled");
     assert!(matches!(ward.state(), BreakerState::Open { .. }));
     ward.clock.advance(OPEN_MS - 1);
+    let_others_run().await;
     assert_eq!((ward.patient.runs(), seen.pulled()), (4, pulled));
 
     // One probe, which fails: that message has failed, and nobody else.
@@ -260,16 +262,28 @@ async fn half_open_no_more_run_at_once_than_may_probe() {
     assert_eq!(ward.state(), BreakerState::Closed);
 }
 
+#[test]
+fn mutation_half_open_lets_all_through_is_found() {
+    turns_red("half_open_no_more_run_at_once_than_may_probe", "half-open-lets-all-through");
+}
+
 #[tokio::test]
 async fn what_a_processor_refuses_is_an_answer() {
     let ward = Ward::new(options()).await;
     for number in 0..50 {
         let kind = if number % 2 == 0 { "reject" } else { "invalid" };
         let refused = Message { kind: kind.into(), ..message(&format!("{number}"), "{}") };
-        assert!(matches!(ward.bench.handle(refused).await, Ending::DeadLettered { .. }));
+        let handling = Handling { retry_here: false, ..Handling::default() };
+        let ending = ward.bench.consumer.handle(refused, handling).await.unwrap();
+        assert!(matches!(ending, Ending::DeadLettered { .. }), "{ending:?}");
     }
     let breaker = ward.bench.consumer.status().breaker.unwrap();
     assert_eq!((breaker.state, breaker.failed), (BreakerState::Closed, 0));
+}
+
+#[test]
+fn mutation_what_is_refused_counts_as_a_failure_is_found() {
+    turns_red("what_a_processor_refuses_is_an_answer", "breaker-counts-what-is-refused");
 }
 
 #[tokio::test]
@@ -335,6 +349,76 @@ fn mutation_the_breaker_is_forgotten_at_the_restart_is_found() {
     turns_red("a_host_that_is_started_again_does_not_begin_with_what_was_given_up", "breaker-not-stored");
 }
 
+#[tokio::test]
+async fn what_is_redriven_waits_for_it_and_is_no_dead_letter_again() {
+    let ward = Ward::new(options()).await;
+    ward.open().await;
+    let operator = Operator::new(
+        ward.store.clone(),
+        ward.bench.committer.clone(),
+        Arc::new(ward.clock.clone()),
+        [ward.bench.consumer.clone()],
+    );
+    let (stop, stopped) = watch::channel(false);
+    let seen = Seen::default();
+    let kept =
+        hapax_core::keeper::run(ward.bench.consumer.clone(), ward.store.clone(), Arc::new(seen.clone()), stopped);
+    let kept = tokio::spawn(kept);
+    let (key, _) = ward.store.letters(Some("p"), None, 1).await.unwrap().remove(0);
+    let by = By { actor: "somebody".into(), reason: "it may work now".into() };
+    operator.redrive(&key, &by).await.unwrap();
+    eventually("it waits for the breaker", || ward.clock.asleep() == 1).await;
+    let_others_run().await;
+    assert_eq!((ward.patient.runs(), seen.endings()), (4, 0));
+    ward.patient.set_down(false);
+    ward.clock.advance(OPEN_MS);
+    eventually("it has ended", || seen.endings() == 1).await;
+    assert_eq!(seen.ended("completed").len(), 1);
+    assert_eq!(ward.store.letters(Some("p"), None, 9).await.unwrap().len(), 3, "it is kept no longer");
+
+    // One that waits when the host stops stays redriven, and does not hold up the stop.
+    ward.patient.set_down(true);
+    assert!(matches!(ward.put_off("fails-as-a-probe").await, Ending::DeadLettered { .. }));
+    let (key, _) = ward.store.letters(Some("p"), None, 1).await.unwrap().remove(0);
+    operator.redrive(&key, &by).await.unwrap();
+    eventually("it waits for the breaker", || ward.clock.asleep() == 1).await;
+    ward.bench.consumer.stop();
+    stop.send_replace(true);
+    kept.await.unwrap().unwrap();
+    let letters = ward.store.dead_letters(&key.record).await.unwrap();
+    assert_eq!(letters[0].standing, Standing::Redriven);
+}
+
+/// On many threads, under the machine's clock: nobody sleeps for ever, whatever opens and closes meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn once_it_goes_well_again_everything_drains() {
+    const MESSAGES: usize = 1_000;
+    let clock = SteppedClock::at(0);
+    let patient = Patient::new(&clock);
+    let breaker = Some(BreakerPolicy { open_ms: 1, probes: 3, ..policy() });
+    let options =
+        Options { attempts_max: u32::MAX, backoff_base_ms: 1, backoff_max_ms: 2, breaker, ..Options::default() };
+    let bench = Bench::new("p", Arc::new(MemoryStore::default()), patient.clone(), options).await;
+    patient.set_down(true);
+    let seen = Seen::default();
+    let mut source = ListSource::new(numbered(MESSAGES, 50), &seen);
+    let (consumer, observer) = (bench.consumer.clone(), Arc::new(seen.clone()));
+    let (_stop, stopped) = watch::channel(false);
+    let running =
+        tokio::spawn(async move { hapax_core::run::run(&consumer, &mut source, observer, 64, stopped).await });
+    let opened = || bench.consumer.status().breaker.unwrap().opened;
+    for times in 1..=5 {
+        eventually("it has opened, and again", || opened() >= times * 5).await;
+        patient.set_down(false);
+        eventually("some have ended", || seen.endings() >= times as usize * 20).await;
+        patient.set_down(true);
+    }
+    patient.set_down(false);
+    running.await.unwrap().unwrap();
+    assert_eq!(seen.ended("completed").len(), MESSAGES);
+    assert_eq!(bench.consumer.status().runs_under_way, 0);
+}
+
 /// A destination that is there or not.
 struct Destination {
     there: Arc<AtomicBool>,
@@ -366,12 +450,16 @@ async fn a_destination_that_fails_is_left_alone_and_gets_everything_in_order() {
         clock: Arc::new(clock.clone()),
         metrics: Arc::new(Counters::default()),
     }));
-    for number in 0..MESSAGES {
-        let key = RecordKey::new(Scope::of("p"), "/s".into(), number.to_string().into());
-        let outgoing = Outgoing { data: number.to_string().into(), ..Outgoing::default() };
-        let effects = Effects { outgoing: vec![outgoing], ..Effects::default() };
-        drop(committer.submit(Commit { effects, ..Commit::of(&key) }));
-    }
+    let written: Vec<_> = (0..MESSAGES)
+        .map(|number| {
+            let key = RecordKey::new(Scope::of("p"), "/s".into(), number.to_string().into());
+            let outgoing = Outgoing { data: number.to_string().into(), ..Outgoing::default() };
+            let effects = Effects { outgoing: vec![outgoing], ..Effects::default() };
+            committer.submit(Commit { effects, ..Commit::of(&key) })
+        })
+        .collect();
+    // They are written in their order: with the last, all are.
+    written.into_iter().next_back().unwrap().durable().await.unwrap();
     let (there, tries, received) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default(), Arc::default());
     let destination = Destination { there: there.clone(), tries: tries.clone(), received: Arc::clone(&received) };
     let relay = Relay::new(store.clone(), committer.clone(), Box::new(destination), Arc::new(clock.clone()));
@@ -389,6 +477,7 @@ async fn a_destination_that_fails_is_left_alone_and_gets_everything_in_order() {
     let BreakerState::Open { until_ms } = breaker.status().state else { panic!("{:?}", breaker.status()) };
     assert_eq!(until_ms, clock.now_ms() + OPEN_MS);
     clock.advance(OPEN_MS - 1);
+    let_others_run().await;
     assert_eq!((tries.load(Ordering::SeqCst), clock.asleep()), (4, 1));
     clock.advance(1);
     eventually("one probe", || tries.load(Ordering::SeqCst) == 5 && clock.asleep() == 1).await;
@@ -402,6 +491,11 @@ async fn a_destination_that_fails_is_left_alone_and_gets_everything_in_order() {
     let expected: Vec<_> = (0..MESSAGES).map(|number| number.to_string()).collect();
     assert_eq!(*received.lock(), expected);
     assert_eq!(breaker.status().state, BreakerState::Closed);
+}
+
+#[test]
+fn mutation_the_outbox_is_sent_though_it_is_open_is_found() {
+    turns_red("a_destination_that_fails_is_left_alone_and_gets_everything_in_order", "relay-ignores-breaker");
 }
 
 #[tokio::test]

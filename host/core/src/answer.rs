@@ -8,7 +8,7 @@ use crate::fault;
 use crate::feed::EventKind;
 use crate::options::MismatchPolicy;
 use crate::record::Record;
-use crate::storage::{Commit, LetterChange, Standing, StoreError};
+use crate::storage::{Commit, Expected, LetterChange, Standing, StoreError};
 use crate::strategy::Identity;
 
 impl Inner {
@@ -97,7 +97,14 @@ impl Inner {
     pub(crate) async fn keep_no_longer(&self, message: &Accepted, ending: &Ending) -> Result<(), StoreError> {
         let over = matches!(ending, Ending::Duplicate(_) | Ending::Stale);
         if over && (message.kept || self.kept.holds(&message.identity)) {
+            // Who was answered by the cache may be late: an operator may have had the message redriven meanwhile.
+            let found = self.parts.storage.admit(&message.identity.record).await?;
+            let answer = decide(found.as_ref(), &message.identity, None, self.parts.clock.now_ms());
+            if !matches!(answer, Admission::Replay(_) | Admission::Stale) {
+                return Ok(());
+            }
             let commit = Commit {
+                expected: Expected::of(found.map(|record| record.epoch)),
                 letter: Some(LetterChange::Remove(message.identity.fingerprint)),
                 ..self.conclusion(message).commit()
             };

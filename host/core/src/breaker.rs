@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::fault;
+
 /// When a breaker opens, and when it closes again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BreakerPolicy {
@@ -171,6 +173,7 @@ impl Machine {
                 after_ms => Err(Refused { after_ms: Some(after_ms) }),
             },
             Phase::HalfOpen { under_way, succeeded } if under_way + succeeded < self.policy.probes => Ok(()),
+            Phase::HalfOpen { .. } if fault::mutated("half-open-lets-all-through") => Ok(()),
             Phase::HalfOpen { .. } => Err(Refused { after_ms: None }),
         }
     }

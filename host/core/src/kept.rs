@@ -269,28 +269,35 @@ impl Waiting {
         lane.first().is_some_and(|(_, first)| first == key)
     }
 
-    /// Up to `room` messages that may go now.
+    /// Up to `room` messages that may go now: of each record the first, while none of it is on its way. So nothing that is
+    /// behind another makes that one stale, whosever time is over.
     fn due(&self, now_ms: u64, room: usize) -> Vec<Due> {
-        let mut due: Vec<Due> = Vec::new();
-        let mut entities = HashSet::new();
+        let mut due = Vec::new();
+        let mut records = HashSet::new();
         let slots = self.order.iter().take_while(|(due_ms, ..)| *due_ms <= now_ms);
-        for (key, entry) in slots.filter_map(|(.., key)| self.entries.get_key_value(key.as_ref()?)) {
+        for record in slots.filter_map(|(.., key)| Some(&key.as_ref()?.record)) {
             if due.len() == room {
                 break;
             }
-            // Of those that wait for the same message, the first goes first, whosever time is over.
-            let (key, entry) = match entry.is_ready(now_ms) {
-                true => (key, entry),
-                false if !entities.insert(&key.record) => continue,
-                false => self.first_of(&key.record).unwrap_or((key, entry)),
-            };
-            // One that waits for its next attempt holds up those behind it, and is not taken before its time.
-            let (is_ready, is_parked) = (entry.is_ready(now_ms), entry.until_ms.is_some());
-            if !entry.running && (is_ready || is_parked) && due.iter().all(|due| due.key != *key) {
-                due.push(Due { key: key.clone(), timed_out: !is_ready });
+            if records.insert(record) {
+                due.extend(self.first_due(record, now_ms));
             }
         }
         due
+    }
+
+    fn first_due(&self, record: &RecordKey, now_ms: u64) -> Option<Due> {
+        if self.of(record).any(|(_, entry)| entry.running) {
+            return None;
+        }
+        let order = |entry: &Entry| (entry.position.clone(), entry.at_ms);
+        let (key, first) = self.of(record).min_by(|(_, one), (_, other)| order(one).cmp(&order(other)))?;
+        // One that waits for its next attempt holds up those behind it, and is not taken before its time.
+        let over = |entry: &Entry| entry.until_ms.is_some_and(|until_ms| until_ms <= now_ms);
+        let timed_out = || first.until_ms.is_some() && self.of(record).any(|(_, entry)| over(entry));
+        let is_ready = first.is_ready(now_ms);
+        let may_go = self.is_first(key, first) && (is_ready || timed_out());
+        may_go.then(|| Due { key: key.clone(), timed_out: !is_ready })
     }
 
     /// The messages that are kept under a record.
@@ -298,11 +305,6 @@ impl Waiting {
         let from = LetterKey { record: record.clone(), fingerprint: [0; 16] };
         let entries = self.entries.range((Bound::Included(from), Bound::Unbounded));
         entries.take_while(move |(key, _)| key.record == *record)
-    }
-
-    /// The earliest of them.
-    fn first_of<'a>(&'a self, record: &'a RecordKey) -> Option<(&'a LetterKey, &'a Entry)> {
-        self.of(record).min_by(|(_, one), (_, other)| one.position.cmp(&other.position))
     }
 }
 
@@ -374,8 +376,10 @@ mod tests {
         let kept = Kept::new(10);
         parked(&kept, &[(2, 100), (9, 100)]);
         kept.settled(&at("a", 5));
-        let keys: Vec<_> = due(&kept, 1).into_iter().map(|(key, _)| key).collect();
-        assert_eq!(keys, [at("a", 2).letter_key(), at("a", 9).letter_key()]);
+        assert_eq!(due(&kept, 1), [(at("a", 2).letter_key(), false)]);
+        assert_eq!(due(&kept, 1), [], "one of a record at a time");
+        kept.ended(&at("a", 2).letter_key(), None);
+        assert_eq!(due(&kept, 1), [(at("a", 9).letter_key(), false)]);
     }
 
     #[test]
@@ -440,7 +444,7 @@ mod tests {
         found(&kept, &lane[..2], Some("lane"));
         found(&kept, &redriven(&[("x", 9)]), None);
         let keys: Vec<_> = due(&kept, 1).into_iter().map(|(key, _)| key).collect();
-        assert_eq!(keys, [lane[1].0.clone(), redriven(&[("x", 9)])[0].0.clone()], "one in no lane waits for nobody");
+        assert_eq!(keys, [lane[1].0.clone(), redriven(&[("x", 9)])[0].0.clone()], "one in no lane waits for none");
         // One that was kept before another of the lane may be found after it.
         found(&kept, &lane[2..], Some("lane"));
         for key in [&lane[1].0, &lane[2].0, &lane[0].0] {

@@ -116,7 +116,11 @@ impl Inner {
 impl Run {
     /// How it went, for the circuit breaker. What a processor refuses is an answer; `None`: it was not called at all.
     pub(crate) fn went(&self, claim: &Claim) -> Option<Went> {
-        let failed = matches!(self.result, Err(Failure::Retry { .. }));
+        let failed = match &self.result {
+            Ok(_) => false,
+            Err(Failure::Retry { .. }) => true,
+            Err(Failure::Reject(_) | Failure::Invalid(_)) => fault::mutated("breaker-counts-what-is-refused"),
+        };
         (self.attempts > claim.attempts).then_some(if failed { Went::Badly } else { Went::Well })
     }
 }

@@ -1,0 +1,105 @@
+//! Dead letters that are redriven while the keeper is at work: each runs, however close the two come to each other.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use hapax_core::operator::{By, Operator};
+use hapax_core::storage::{IdempotencyStorage as _, Inspect as _, Standing};
+use hapax_core::{Context, Ending, Failure, Invocation, MessageProcessor, Options, Output, SystemClock, keeper};
+use hapax_store::RedbStore;
+use hapax_tests::backend::LossyDisk;
+use hapax_tests::bench::{Bench, message};
+use hapax_tests::mutation::turns_red;
+use hapax_tests::source::Seen;
+use hapax_tests::stepped::{eventually, let_others_run};
+use tokio::sync::watch;
+
+/// Rejects everything until it is mended.
+#[derive(Default)]
+struct Mendable(AtomicBool);
+
+impl MessageProcessor for Mendable {
+    fn process<'a>(&'a self, _: &'a Invocation, _: &'a mut Context) -> BoxFuture<'a, Result<Output, Failure>> {
+        let mended = self.0.load(Ordering::SeqCst);
+        let result = if mended { Ok(Output::default()) } else { Err(Failure::Reject("broken".into())) };
+        Box::pin(std::future::ready(result))
+    }
+
+    fn digest(&self) -> &str {
+        "mendable"
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_that_are_redriven_one_after_the_other_all_run() {
+    const LETTERS: usize = 400;
+    let store: Arc<RedbStore> = Arc::new(LossyDisk::new().open().unwrap());
+    let processor = Arc::new(Mendable::default());
+    let bench = Bench::new("p", store.clone(), processor.clone(), Options::default()).await;
+    for number in 0..LETTERS {
+        let ending = bench.handle(message(&format!("m-{number}"), "{}")).await;
+        assert!(matches!(ending, Ending::DeadLettered { .. }), "{ending:?}");
+    }
+    processor.0.store(true, Ordering::SeqCst);
+    let (stop, stopped) = watch::channel(false);
+    let seen = Seen::default();
+    let kept = keeper::run(bench.consumer.clone(), store.clone(), Arc::new(seen.clone()), stopped);
+    let kept = tokio::spawn(kept);
+    let clock = Arc::new(SystemClock);
+    let operator = Operator::new(store.clone(), bench.committer.clone(), clock, [bench.consumer.clone()]);
+    let by = By { actor: "somebody".into(), reason: "it is mended".into() };
+    // Each wakes the keeper, which looks at the store while the next one is written.
+    let letters = store.letters(Some("p"), None, LETTERS + 1).await.unwrap();
+    for (key, _) in &letters {
+        operator.redrive(key, &by).await.unwrap();
+    }
+    eventually("all have ended", || seen.endings() >= LETTERS).await;
+    stop.send_replace(true);
+    kept.await.unwrap().unwrap();
+    assert_eq!((letters.len(), seen.ended("completed").len()), (LETTERS, LETTERS));
+    assert_eq!(store.letters(Some("p"), None, 1).await.unwrap(), []);
+    for (key, _) in &letters {
+        assert!(store.is_processed(&key.record).await.unwrap(), "{key}");
+    }
+}
+
+/// What the keeper sees in the store before the operator's deed is over must not be answered by what the cache remembers.
+#[tokio::test]
+async fn a_letter_that_is_seen_while_it_is_redriven_runs() {
+    let store: Arc<RedbStore> = Arc::new(LossyDisk::new().open().unwrap());
+    let processor = Arc::new(Mendable::default());
+    let bench = Bench::new("p", store.clone(), processor.clone(), Options::default()).await;
+    assert!(matches!(bench.handle(message("m", "{}")).await, Ending::DeadLettered { .. }));
+    processor.0.store(true, Ordering::SeqCst);
+    let clock = Arc::new(SystemClock);
+    let operator = Operator::new(store.clone(), bench.committer.clone(), clock, [bench.consumer.clone()]);
+    let by = By { actor: "somebody".into(), reason: "it is mended".into() };
+    let (key, _) = store.letters(Some("p"), None, 1).await.unwrap().remove(0);
+    // It is written, and the operator has not heard of it yet.
+    let mut redrive = Box::pin(operator.redrive(&key, &by));
+    assert!(futures_util::poll!(&mut redrive).is_pending());
+    let redriven = || {
+        let letters = store.dead_letters(&key.record).now_or_never().unwrap().unwrap();
+        letters[0].standing == Standing::Redriven
+    };
+    eventually("it is written", redriven).await;
+
+    let (stop, stopped) = watch::channel(false);
+    let seen = Seen::default();
+    let kept = tokio::spawn(keeper::run(bench.consumer.clone(), store.clone(), Arc::new(seen.clone()), stopped));
+    let_others_run().await;
+    assert_eq!(seen.ended("duplicate"), [""; 0], "it is held off until the deed is done");
+    redrive.await.unwrap();
+    eventually("it has ended", || seen.endings() == 1).await;
+    assert_eq!(seen.ended("completed"), ["m"]);
+    stop.send_replace(true);
+    kept.await.unwrap().unwrap();
+}
+
+#[test]
+fn mutation_a_cache_that_outlives_a_redrive_is_found() {
+    turns_red("a_letter_that_is_seen_while_it_is_redriven_runs", "cache-outlives-redrive");
+}
