@@ -5,15 +5,16 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use tokio::sync::oneshot;
 
+use crate::fault;
 use crate::key::{Fingerprint, RecordKey};
 use crate::processor::Output;
 use crate::record::{Record, State};
 use crate::strategy::{Gaps, Identity, Position};
+use crate::sync::Mutex;
 
 /// What a record says about a message that arrives now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -172,6 +173,10 @@ pub(crate) struct Following(oneshot::Receiver<()>);
 impl InFlight {
     /// Leads, if nobody does; else follows.
     pub(crate) fn enter(&self, key: &RecordKey) -> Result<Leading, Following> {
+        if fault::mutated("in-flight-entered-in-two-steps") && !self.contains(key) {
+            self.table.lock().insert(key.clone(), Vec::new());
+            return Ok(Leading { table: self.clone(), key: key.clone() });
+        }
         match self.table.lock().entry(key.clone()) {
             Entry::Occupied(mut followers) => {
                 let (sender, ended) = oneshot::channel();

@@ -1,17 +1,17 @@
 //! The one writer: gives every commit its version, collects what is ready into a group, has the store write it, and tells
 //! each waiter what became of it. Owns a thread, since stores block. Looks into no message.
 
-use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
 
-use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::context::Version;
 use crate::fault;
 use crate::overlay::{self, Overlay};
 use crate::storage::{Commit, Group, IdempotencyStorage, OutboxPosition, StoreError, Verdict};
+use crate::sync::Mutex;
+use crate::sync::mpsc::{self, Receiver, Sender};
+use crate::sync::thread::{self, JoinHandle};
 
 /// Commits in one group, at most.
 const GROUP_COMMITS_MAX: usize = 4_096;
@@ -91,7 +91,7 @@ impl Committer {
         let (jobs, inbox) = mpsc::channel();
         let shared = Arc::new(Shared::default());
         let work = Worker { storage, inbox, shared: shared.clone() };
-        let thread = std::thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("hapax-committer".into())
             .spawn(move || work.run())
             .map_err(|error| StoreError::Io(error.to_string().into()))?;
@@ -128,6 +128,10 @@ impl Committer {
         let mut sequencer = self.sequencer.lock();
         commit.version = sequencer.next;
         sequencer.next += 1;
+        if fault::mutated("version-taken-before-the-turn") {
+            drop(sequencer);
+            sequencer = self.sequencer.lock();
+        }
         let (room, overlay) = in_turn
             .map(|(room, overlay, turn)| {
                 turn.show(commit.version, &commit.effects.writes);
@@ -222,6 +226,11 @@ impl Worker {
         match verdicts {
             Ok(verdicts) => {
                 fault::point("group-durable");
+                if fault::mutated("close-loses-a-verdict")
+                    && matches!(self.inbox.try_recv(), Err(mpsc::TryRecvError::Disconnected))
+                {
+                    return;
+                }
                 for (waiter, verdict) in waiting.into_iter().zip(verdicts) {
                     waiter.tell(verdict);
                 }
@@ -264,7 +273,7 @@ impl Worker {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "shuttle")))]
 mod tests {
     use std::collections::BTreeMap;
 

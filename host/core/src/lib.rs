@@ -24,9 +24,12 @@ pub mod record;
 pub mod relay;
 pub mod run;
 pub mod running;
+#[cfg(all(test, feature = "shuttle"))]
+mod shuttle_tests;
 pub mod storage;
 pub mod strategy;
 pub mod sweeper;
+mod sync;
 pub mod transport;
 
 pub use admission::Stored;
