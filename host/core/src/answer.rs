@@ -4,9 +4,11 @@
 use crate::admission::{Admission, decide};
 use crate::consumer::{Accepted, Admitted, Inner};
 use crate::ending::Ending;
+use crate::key::RecordKey;
 use crate::options::MismatchPolicy;
 use crate::record::Record;
-use crate::storage::{Commit, LetterChange, Standing, StoreError};
+use crate::storage::{Commit, DeadLetter, LetterChange, Standing, StoreError};
+use crate::strategy::Identity;
 
 impl Inner {
     /// What a message gets that must not run, by the record that says so (`None`: there is none); `None` if it may.
@@ -70,8 +72,27 @@ impl Inner {
         let now_ms = self.parts.clock.now_ms();
         Ok(match decide(found.as_ref(), &message.identity, Some(gaps), now_ms) {
             Admission::Gap { .. } => Some(Ending::Parked { awaits, until_ms }),
-            _ => None,
+            _ => {
+                // Another owner may have written it: what is remembered here would answer the same again.
+                self.cache.remove(key);
+                None
+            }
         })
+    }
+
+    /// Whether a parked message still waits for another one of its entity.
+    pub(crate) async fn waits(&self, record: &RecordKey, letter: &DeadLetter) -> Result<bool, StoreError> {
+        let gaps = self.parts.options.strategy.gaps().filter(|_| matches!(letter.standing, Standing::Parked { .. }));
+        let Some(gaps) = gaps else { return Ok(false) };
+        let found = self.parts.storage.admit(record).await?;
+        let identity = Identity {
+            record: record.clone(),
+            own: record.clone(),
+            fingerprint: letter.fingerprint,
+            position: letter.position.clone(),
+        };
+        let now_ms = self.parts.clock.now_ms();
+        Ok(matches!(decide(found.as_ref(), &identity, Some(gaps), now_ms), Admission::Gap { .. }))
     }
 
     /// A message that the store kept and that ended without a run is kept no longer.

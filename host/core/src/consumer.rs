@@ -14,7 +14,7 @@ use crate::context::{Context, Effects, ReadSet, StateView};
 use crate::ending::Ending;
 use crate::fault;
 use crate::keeper::Kept;
-use crate::key::{RecordKey, Scope};
+use crate::key::{Fingerprint, RecordKey, Scope};
 use crate::lanes::{Lanes, Place, Turn};
 use crate::message::Message;
 use crate::metrics::IdempotencyMetrics;
@@ -23,7 +23,10 @@ use crate::overlay::{self, Overlay};
 use crate::processor::{Failure, Invocation, MessageProcessor, Output};
 use crate::record::{self, Event, Record};
 use crate::running::{Noted, RunningNotes};
-use crate::storage::{Commit, DeadLetter, Expected, IdempotencyStorage, RecordChange, Standing, StoreError, Verdict};
+use crate::storage::{
+    Commit, DeadLetter, Expected, IdempotencyStorage, LetterChange, LetterKey, RecordChange, Standing, StoreError,
+    Verdict,
+};
 use crate::strategy::{Identity, NotIdentified};
 
 /// What a consumer is made of.
@@ -57,7 +60,7 @@ pub(crate) struct Inner {
     pub(crate) parts: Parts,
     lanes: Lanes,
     in_flight: InFlight,
-    cache: TerminalCache,
+    pub(crate) cache: TerminalCache,
     overlay: Arc<Overlay>,
     /// The state as runs see it: the overlay over the store.
     view: Arc<dyn StateView>,
@@ -217,6 +220,17 @@ impl IdempotentConsumer {
         Accepted { kept: true, past_gap, ..self.accept(letter.message, Handling::default()) }
     }
 
+    /// Whether a parked message still waits for another one of its entity.
+    pub(crate) async fn waits(&self, record: &RecordKey, letter: &DeadLetter) -> Result<bool, StoreError> {
+        self.inner.waits(record, letter).await
+    }
+
+    /// A message is no longer kept under the name `key`.
+    pub(crate) async fn keep_no_longer(&self, key: &LetterKey, fingerprint: Fingerprint) -> Result<(), StoreError> {
+        let commit = Commit { letter: Some(LetterChange::Remove(fingerprint)), ..Commit::of(&key.record) };
+        self.inner.parts.committer.submit(commit).durable().await.map(drop)
+    }
+
     /// A parked message's time is over, and nobody may run it: it becomes a dead letter.
     pub(crate) async fn give_up_parked(&self, letter: DeadLetter) -> Result<Ending, StoreError> {
         let error = format!("{} and its time was over", letter.error);
@@ -322,13 +336,17 @@ impl Inner {
                 self.notes.forget(&message.identity.own);
                 claim.deaths = 0;
             }
+            if retry {
+                // What is in there is the record of an earlier message.
+                self.cache.remove(&message.identity.record);
+            }
             match verdict {
                 Verdict::Committed if retry && message.handling.retry_here => claim.next_attempt(record),
                 Verdict::Committed => {
                     let key = &message.identity.record;
                     self.cache.insert(key.clone(), Arc::new(record));
                     if !retry && self.parts.options.strategy.gaps().is_some() {
-                        self.kept.settled(key);
+                        self.kept.settled(key, message.identity.position.as_ref());
                     }
                     return Ok(Some(ending));
                 }
@@ -348,7 +366,9 @@ impl Inner {
             None => None,
         };
         loop {
-            let cached = self.cache.get(&message.identity.record);
+            // A later message of its entity may be on its way: what is remembered is then of an earlier one.
+            let behind = message.identity.position.is_some() && self.in_flight.contains(&message.identity.record);
+            let cached = if behind { None } else { self.cache.get(&message.identity.record) };
             self.parts.metrics.cache(&self.parts.scope, cached.is_some());
             if let Some(record) = cached
                 && let Some(admitted) = self.answer(message, Some(&record)).await?

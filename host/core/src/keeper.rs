@@ -87,10 +87,14 @@ impl Kept {
         Ok(until_ms)
     }
 
-    /// A message of `record` has ended: the first of those that wait behind it may go.
-    pub(crate) fn settled(&self, record: &RecordKey) {
+    /// The message of `record` at `position` has ended: the first of those that wait behind it may go, and what it leaves
+    /// behind learns its fate.
+    pub(crate) fn settled(&self, record: &RecordKey, position: Option<&Position>) {
         let mut waiting = self.waiting.lock();
-        if let Some((_, entry)) = waiting.first_of(record) {
+        let next = waiting.of(record).filter_map(|(_, entry)| entry.position.clone());
+        let next = next.filter(|next| Some(next) > position).min();
+        let last = next.as_ref().or(position);
+        for (_, entry) in waiting.of(record).filter(|(_, entry)| entry.position.as_ref() <= last && !entry.running) {
             entry.parked = false;
             entry.due_ms = 0;
             self.changed.notify_one();
@@ -99,8 +103,7 @@ impl Kept {
 
     /// Whether the message is kept.
     pub(crate) fn holds(&self, identity: &Identity) -> bool {
-        let key = LetterKey { record: identity.record.clone(), fingerprint: identity.fingerprint.digest };
-        self.waiting.lock().entries.contains_key(&key)
+        self.waiting.lock().entries.contains_key(&identity.letter_key())
     }
 
     /// Has the store read again: an operator has redriven something.
@@ -113,12 +116,12 @@ impl Kept {
         std::mem::take(&mut self.waiting.lock().reload)
     }
 
-    /// Notes a message that was found in the store.
-    fn found(&self, key: LetterKey, letter: &DeadLetter) {
+    /// Notes a message that was found in the store. One that is parked runs at once if what it waits for has ended.
+    fn found(&self, key: LetterKey, letter: &DeadLetter, waits: bool) {
         let (due_ms, parked) = match letter.standing {
             Standing::Dead => return,
-            Standing::Redriven => (0, false),
-            Standing::Parked { until_ms, .. } => (until_ms, true),
+            Standing::Parked { until_ms, .. } if waits => (until_ms, true),
+            Standing::Redriven | Standing::Parked { .. } => (0, false),
         };
         let entry = Entry { position: letter.position.clone(), due_ms, parked, running: false };
         self.waiting.lock().entries.entry(key).or_insert(entry);
@@ -134,18 +137,21 @@ impl Kept {
             // Of those that wait for the same message, the first goes first, whosever time is over.
             let timed_out = waiting.entries.get(&key).is_some_and(|entry| entry.parked);
             let key = match waiting.first_of(&key.record) {
-                Some((first, _)) if timed_out => first,
+                Some(first) if timed_out => first,
                 _ => key,
             };
-            let Some(entry) = waiting.entries.get_mut(&key).filter(|entry| !entry.running) else { continue };
+            // What is put off holds up those behind it; it is not taken before its time.
+            let may_go = |entry: &&mut Entry| !entry.running && (entry.parked || entry.due_ms <= now_ms);
+            let Some(entry) = waiting.entries.get_mut(&key).filter(may_go) else { continue };
             if taken.len() == room {
                 break;
             }
             entry.running = true;
             taken.push(Due { key, timed_out });
         }
-        let later = waiting.entries.values().filter(|entry| !entry.running).map(|entry| entry.due_ms).min();
-        (taken, later)
+        // What is due and was not taken goes when another one ends.
+        let later = waiting.entries.values().filter(|entry| !entry.running && entry.due_ms > now_ms);
+        (taken, later.map(|entry| entry.due_ms).min())
     }
 
     /// A message that was on its way is kept no longer; or is to be tried again at `again_ms`.
@@ -156,6 +162,8 @@ impl Kept {
             Some(again_ms) => {
                 if let Some(entry) = waiting.entries.get_mut(key) {
                     entry.running = false;
+                    // It has run: it waits for its next attempt now, not for another message.
+                    entry.parked = false;
                     entry.due_ms = again_ms;
                 }
             }
@@ -165,14 +173,17 @@ impl Kept {
 }
 
 impl Waiting {
-    /// The earliest message that is kept under a record.
-    fn first_of(&mut self, record: &RecordKey) -> Option<(LetterKey, &mut Entry)> {
+    /// The messages that are kept under a record.
+    fn of<'a>(&'a mut self, record: &'a RecordKey) -> impl Iterator<Item = (&'a LetterKey, &'a mut Entry)> {
         let from = LetterKey { record: record.clone(), fingerprint: [0; 16] };
-        let of_record = self.entries.range_mut((Bound::Included(from), Bound::Unbounded));
-        of_record
-            .take_while(|(key, _)| key.record == *record)
-            .min_by(|(_, one), (_, other)| one.position.cmp(&other.position))
-            .map(|(key, entry)| (key.clone(), entry))
+        let from = self.entries.range_mut((Bound::Included(from), Bound::Unbounded));
+        from.take_while(move |(key, _)| key.record == *record)
+    }
+
+    /// The earliest of them.
+    fn first_of(&mut self, record: &RecordKey) -> Option<LetterKey> {
+        let first = self.of(record).min_by(|(_, one), (_, other)| one.position.cmp(&other.position));
+        first.map(|(key, _)| key.clone())
     }
 }
 
@@ -223,13 +234,32 @@ async fn load(consumer: &IdempotentConsumer, store: &dyn Inspect) -> Result<(), 
     loop {
         let page = store.letters(Some(&processor), after.as_ref(), PAGE).await?;
         for (key, letter) in &page {
-            consumer.kept().found(key.clone(), letter);
+            let waits = consumer.waits(&key.record, letter).await?;
+            consumer.kept().found(key.clone(), letter, waits);
         }
         match page.into_iter().last() {
             Some((key, _)) => after = Some(key),
             None => return Ok(()),
         }
     }
+}
+
+/// Runs a kept message. One that the strategy knows by another name now than when it was kept is kept under the old one no longer.
+async fn run_again(
+    consumer: &IdempotentConsumer,
+    key: &LetterKey,
+    letter: DeadLetter,
+    past_gap: bool,
+) -> Result<Ending, StoreError> {
+    let fingerprint = letter.fingerprint;
+    let accepted = consumer.accept_kept(letter, past_gap);
+    let renamed = accepted.identity.letter_key() != *key;
+    let ending = consumer.process(accepted).await?;
+    if renamed && !matches!(ending, Ending::Retry { .. } | Ending::InFlight { .. }) {
+        consumer.keep_no_longer(key, fingerprint).await?;
+        consumer.kept().ended(key, None);
+    }
+    Ok(ending)
 }
 
 async fn bring_to_its_end(
@@ -247,9 +277,11 @@ async fn bring_to_its_end(
     };
     let message = letter.message.clone();
     let policy = consumer.options().strategy.gaps().map(|gaps| gaps.then);
-    let ending = match (due.timed_out, policy) {
-        (true, Some(GapPolicy::DeadLetter)) => consumer.give_up_parked(letter).await?,
-        (past_gap, _) => consumer.process(consumer.accept_kept(letter, past_gap)).await?,
+    let given_up = due.timed_out && policy == Some(GapPolicy::DeadLetter);
+    let ending = if given_up && consumer.waits(&due.key.record, &letter).await? {
+        consumer.give_up_parked(letter).await?
+    } else {
+        run_again(&consumer, &due.key, letter, due.timed_out && !given_up).await?
     };
     match ending {
         Ending::Retry { after_ms, .. } | Ending::InFlight { after_ms } => {
@@ -300,7 +332,7 @@ mod tests {
         assert_eq!(kept.due(99, 9), (vec![], Some(100)));
         let (due, later) = kept.due(100, 9);
         assert_eq!(due, [Due { key: early.key(&record("a")), timed_out: true }]);
-        assert_eq!(later, Some(100));
+        assert_eq!(later, None, "the other one goes when this one has ended");
         kept.ended(&early.key(&record("a")), None);
         assert_eq!(kept.due(100, 9).0, [Due { key: late.key(&record("a")), timed_out: true }]);
     }
@@ -312,7 +344,7 @@ mod tests {
         kept.park(&record("a"), &second).expect("there is room");
         kept.park(&record("a"), &third).expect("there is room");
         kept.park(&record("b"), &second).expect("there is room");
-        kept.settled(&record("a"));
+        kept.settled(&record("a"), Some(&Position::Version(1)));
         assert_eq!(kept.due(1, 9).0, [Due { key: second.key(&record("a")), timed_out: false }]);
     }
 

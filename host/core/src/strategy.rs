@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::key::{Fingerprint, RecordKey, Scope};
 use crate::message::{Message, parse_rfc3339_ns};
+use crate::storage::LetterKey;
 
 /// How a processor recognises its messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -192,6 +193,11 @@ impl Strategy {
 }
 
 impl Identity {
+    /// What the store knows the message by, if it keeps it.
+    pub fn letter_key(&self) -> LetterKey {
+        LetterKey { record: self.record.clone(), fingerprint: self.fingerprint.digest }
+    }
+
     /// By strategy message id, with nothing set.
     pub(crate) fn by_message_id(scope: &Scope, message: &Message) -> Self {
         Self::of_its_own(RecordKey::by_message_id(scope, message), Fingerprint::of(message))
