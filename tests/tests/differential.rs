@@ -131,11 +131,17 @@ async fn left(store: &impl Store, now_ms: u64, endings: Vec<Ending>) -> Left {
     let sent = store.pending(None, 10_000).await.unwrap().into_iter().map(|row| row.message);
     Left {
         endings,
-        records: records.map(|(key, record)| (key, Record { epoch: 0, ..record })).collect(),
+        records: records.map(|(key, record)| (key, without_epochs(record))).collect(),
         letters,
         state: state.collect(),
         sent: sent.collect(),
     }
+}
+
+fn without_epochs(mut record: Record) -> Record {
+    record.epoch = 0;
+    record.history.iter_mut().for_each(|moment| moment.epoch = 0);
+    record
 }
 
 /// On redb, with everything small, so that there are several buckets, full ones and open ones.
