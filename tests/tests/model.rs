@@ -507,3 +507,12 @@ prop_state_machine! {
     #[test]
     fn by_content_hash_it_ends_as_the_reference(sequential 1..40 => Pipeline<ContentHash>);
 }
+
+hapax_tests::mutations! {
+    mutation_parked_forgotten_at_a_restart_is_found:
+        what_was_found_once_is_not_found_again is red with "parked-forgotten-at-a-restart";
+    mutation_nobody_is_woken_is_found: what_was_found_once_is_not_found_again is red with "nobody-is-woken";
+    mutation_open_counts_as_ended_is_found: by_message_id_it_ends_as_the_reference is red with "open-counts-as-ended";
+    mutation_gap_runs_is_found_by_the_model:
+        by_strict_version_it_ends_as_the_reference_where_gaps_are_given_up is red with "gap-runs";
+}

@@ -197,3 +197,9 @@ fn mutation_bucket_dropped_early_is_found() {
 fn mutation_bloom_half_built_is_found() {
     turns_red("records_are_found_again_after_a_restart", "bloom-half-built");
 }
+
+#[test]
+fn mutation_open_counts_as_ended_is_found() {
+    turns_red("memory_conforms", "open-counts-as-ended");
+    turns_red("redb_conforms", "open-counts-as-ended");
+}

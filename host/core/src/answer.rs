@@ -4,10 +4,11 @@
 use crate::admission::{Admission, decide};
 use crate::consumer::{Accepted, Admitted, Inner};
 use crate::ending::Ending;
+use crate::fault;
 use crate::key::RecordKey;
 use crate::options::MismatchPolicy;
 use crate::record::Record;
-use crate::storage::{Commit, DeadLetter, LetterChange, Standing, StoreError};
+use crate::storage::{Commit, DeadLetter, LetterChange, RecordChange, Standing, StoreError};
 use crate::strategy::Identity;
 
 impl Inner {
@@ -50,7 +51,9 @@ impl Inner {
     pub(crate) async fn keep(&self, message: &Accepted, standing: Standing, error: String) -> Result<(), StoreError> {
         let conclusion = self.conclusion(message);
         let letter = conclusion.keep(standing, error, 0);
-        let commit = Commit { letter: Some(LetterChange::Put(Box::new(letter))), ..conclusion.commit() };
+        let record =
+            if fault::mutated("record-goes-with-what-is-kept") { RecordChange::Remove } else { RecordChange::Keep };
+        let commit = Commit { record, letter: Some(LetterChange::Put(Box::new(letter))), ..conclusion.commit() };
         self.parts.committer.submit(commit).durable().await.map(drop)
     }
 

@@ -325,7 +325,7 @@ impl Inner {
             };
             drop(running);
             let retry = matches!(ending, Ending::Retry { .. });
-            if !retry {
+            if !retry || fault::mutated("turn-passed-at-a-retry") {
                 // The next of the lane may go: it sees these effects in the overlay.
                 claim.turn = None;
             }
@@ -408,7 +408,9 @@ impl Inner {
             _ => 0,
         };
         let deaths = self.notes.deaths(&message.identity.own);
-        let attempts = found.as_ref().map_or(0, |record| record.attempts) + deaths;
+        let found_attempts =
+            if fault::mutated("attempts-forgotten") { 0 } else { found.as_ref().map_or(0, |record| record.attempts) };
+        let attempts = found_attempts + deaths;
         Claim { _leading: leading, turn, found, epoch, attempts, deaths, not_before_ms, now_ms }
     }
 

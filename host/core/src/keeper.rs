@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::consumer::IdempotentConsumer;
 use crate::ending::Ending;
+use crate::fault;
 use crate::key::RecordKey;
 use crate::run::{Observer, Report};
 use crate::storage::{DeadLetter, Inspect, LetterKey, Standing, StoreError};
@@ -93,7 +94,7 @@ impl Kept {
         let mut waiting = self.waiting.lock();
         let next = waiting.of(record).filter_map(|(_, entry)| entry.position.clone());
         let next = next.filter(|next| Some(next) > position).min();
-        let last = next.as_ref().or(position);
+        let last = next.as_ref().filter(|_| !fault::mutated("nobody-is-woken")).or(position);
         for (_, entry) in waiting.of(record).filter(|(_, entry)| entry.position.as_ref() <= last && !entry.running) {
             entry.parked = false;
             entry.due_ms = 0;
@@ -120,6 +121,7 @@ impl Kept {
     fn found(&self, key: LetterKey, letter: &DeadLetter, waits: bool) {
         let (due_ms, parked) = match letter.standing {
             Standing::Dead => return,
+            Standing::Parked { .. } if fault::mutated("parked-forgotten-at-a-restart") => return,
             Standing::Parked { until_ms, .. } if waits => (until_ms, true),
             Standing::Redriven | Standing::Parked { .. } => (0, false),
         };
