@@ -20,7 +20,7 @@ pub fn turns_red(name: &str, mutation: &str) {
     assert!(text.contains("panicked at"), "{name} failed by no assertion with the mutation {mutation}:\n{text}");
 }
 
-/// Tests that run another test of their binary with a mutation: `name: test is red with "mutation";`.
+/// Tests that run another test of their binary with a mutation: `name: test is red with "gap-runs";`.
 #[macro_export]
 macro_rules! mutations {
     ($($name:ident: $test:ident is red with $mutation:literal;)*) => {$(
