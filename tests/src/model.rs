@@ -141,7 +141,6 @@ struct Entry {
     due_ms: u64,
     /// It is due when its time is over, not when the one before it has ended.
     parked: bool,
-    running: bool,
 }
 
 /// Everything that is left, and what was answered last.
@@ -475,7 +474,7 @@ impl Model {
         let versions =
             self.kept[owner].iter().filter(|(key, _)| of_record(key)).map(|(_, entry)| entry.input.version());
         let next = versions.filter(|version| *version > input.version()).min().unwrap_or(0);
-        for (_, entry) in self.kept[owner].iter_mut().filter(|(key, entry)| of_record(key) && !entry.running) {
+        for (_, entry) in self.kept[owner].iter_mut().filter(|(key, _)| of_record(key)) {
             if entry.input.version() <= input.version().max(next) {
                 (entry.parked, entry.due_ms) = (false, 0);
             }
@@ -485,11 +484,11 @@ impl Model {
     fn park(&mut self, owner: usize, input: Input, name: &Identity, awaits: u64) -> &'static str {
         let (key, later_ms) = (letter_key(name), self.now_ms + TIMEOUT_MS);
         let entry = self.kept[owner].entry(key.clone());
-        let entry = entry.or_insert(Entry { input, due_ms: later_ms, parked: true, running: false });
+        let entry = entry.or_insert(Entry { input, due_ms: later_ms, parked: true });
         if !entry.parked {
             entry.due_ms = later_ms;
         }
-        (entry.parked, entry.running) = (true, false);
+        entry.parked = true;
         let standing = Standing::Parked { awaits, until_ms: entry.due_ms };
         self.letters.insert(key, Letter { input, standing, attempts: 0 });
         "parked"
@@ -517,33 +516,22 @@ impl Model {
                 Standing::Parked { until_ms, .. } if waits => (until_ms, true),
                 Standing::Redriven | Standing::Parked { .. } => (0, false),
             };
-            self.kept[owner].entry(key.clone()).or_insert(Entry {
-                input: letter.input,
-                due_ms,
-                parked,
-                running: false,
-            });
+            self.kept[owner].entry(key.clone()).or_insert(Entry { input: letter.input, due_ms, parked });
         }
     }
 
-    /// What is due. Of what waits for the same message, the first goes first, whosever time is over.
+    /// What may go: of each record the first in order, whosever time is over. One that is put off holds up those behind it.
     fn take_due(&mut self, owner: usize) -> Vec<(LetterKey, bool)> {
-        let due = |entry: &Entry| entry.due_ms <= self.now_ms;
-        let keys: Vec<_> =
-            self.kept[owner].iter().filter(|(_, entry)| due(entry)).map(|(key, _)| key.clone()).collect();
-        let mut taken = Vec::new();
-        for key in keys {
-            let timed_out = self.kept[owner][&key].parked;
-            let of_record = self.kept[owner].iter().filter(|(other, _)| other.record == key.record);
-            let first = of_record.min_by_key(|(_, entry)| entry.input.version()).map(|(key, _)| key.clone());
-            let key = first.filter(|_| timed_out).unwrap_or(key);
-            let entry = self.kept[owner].get_mut(&key).unwrap();
-            let may_go = entry.parked || entry.due_ms <= self.now_ms;
-            if may_go && !std::mem::replace(&mut entry.running, true) {
-                taken.push((key, timed_out));
-            }
-        }
-        taken
+        let (now_ms, by) = (self.now_ms, self.by);
+        let records: BTreeSet<_> = self.kept[owner].keys().map(|key| key.record.clone()).collect();
+        let next_of = |record: &RecordKey| {
+            let of_record = || self.kept[owner].iter().filter(|(key, _)| key.record == *record);
+            let over = of_record().any(|(_, entry)| entry.parked && entry.due_ms <= now_ms);
+            let (key, first) = of_record().min_by_key(|(_, entry)| entry.input.position(by))?;
+            let goes = if first.parked { over } else { first.due_ms <= now_ms };
+            goes.then(|| (key.clone(), first.parked))
+        };
+        records.iter().filter_map(next_of).collect()
     }
 
     fn bring_to_its_end(&mut self, owner: usize, key: &LetterKey, timed_out: bool) {
@@ -566,13 +554,15 @@ impl Model {
                 let State::RetryDue(at_ms) = record.state else { panic!("a message that is to be retried is due") };
                 let again_ms = self.now_ms + (at_ms - self.now_ms).max(COME_AGAIN_MS);
                 let entry = self.kept[owner].get_mut(key).unwrap();
-                (entry.running, entry.parked, entry.due_ms) = (false, false, again_ms);
+                (entry.parked, entry.due_ms) = (false, again_ms);
             }
             "parked" => {}
             _ => drop(self.kept[owner].remove(key)),
         }
-        // Kept under its id, as one that was refused, and known by its entity now.
-        if !matches!(ending, "retry") && !self.is_refused(input) && letter_key(&input.identity(self.by)) != *key {
+        // Kept under its id, as one that was refused, and known by its entity now; or the other way round.
+        let refused = self.is_refused(input);
+        let now = if refused { input.identity_of_refused(self.by) } else { input.identity(self.by) };
+        if ending != "retry" && letter_key(&now) != *key {
             self.letters.remove(key);
         }
     }

@@ -71,7 +71,6 @@ impl Kept {
         };
         let key = letter.key(record);
         if let Some(entry) = waiting.entries.get_mut(&key) {
-            entry.running = false;
             let was_parked = std::mem::replace(&mut entry.parked, true);
             entry.due_ms = if was_parked { entry.due_ms.max(1) } else { until_ms };
             let due_ms = entry.due_ms;
@@ -95,7 +94,7 @@ impl Kept {
         let next = waiting.of(record).filter_map(|(_, entry)| entry.position.clone());
         let next = next.filter(|next| Some(next) > position).min();
         let last = next.as_ref().filter(|_| !fault::mutated("nobody-is-woken")).or(position);
-        for (_, entry) in waiting.of(record).filter(|(_, entry)| entry.position.as_ref() <= last && !entry.running) {
+        for (_, entry) in waiting.of(record).filter(|(_, entry)| entry.position.as_ref() <= last) {
             entry.parked = false;
             entry.due_ms = 0;
             self.changed.notify_one();
@@ -132,28 +131,30 @@ impl Kept {
     /// The messages that may run now, and when the next one may, in milliseconds since the Unix epoch.
     fn due(&self, now_ms: u64, room: usize) -> (Vec<Due>, Option<u64>) {
         let mut waiting = self.waiting.lock();
-        let due = |entry: &Entry| !entry.running && entry.due_ms <= now_ms;
-        let keys: Vec<_> = waiting.entries.iter().filter(|(_, entry)| due(entry)).map(|(key, _)| key.clone()).collect();
+        let due = waiting.entries.iter().filter(|(_, entry)| !entry.running && entry.due_ms <= now_ms);
+        let mut records: Vec<_> = due.map(|(key, _)| key.record.clone()).collect();
+        records.dedup();
         let mut taken: Vec<Due> = Vec::new();
-        for key in keys {
-            // Of those that wait for the same message, the first goes first, whosever time is over.
-            let timed_out = waiting.entries.get(&key).is_some_and(|entry| entry.parked);
-            let key = match waiting.first_of(&key.record) {
-                Some(first) if timed_out => first,
-                _ => key,
-            };
-            // What is put off holds up those behind it; it is not taken before its time.
-            let may_go = |entry: &&mut Entry| !entry.running && (entry.parked || entry.due_ms <= now_ms);
-            let Some(entry) = waiting.entries.get_mut(&key).filter(may_go) else { continue };
+        for record in records {
             if taken.len() == room {
                 break;
             }
-            entry.running = true;
-            taken.push(Due { key, timed_out });
+            if let Some((key, entry)) = waiting.next_of(&record, now_ms) {
+                entry.running = true;
+                taken.push(Due { key, timed_out: entry.parked });
+            }
         }
         // What is due and was not taken goes when another one ends.
         let later = waiting.entries.values().filter(|entry| !entry.running && entry.due_ms > now_ms);
         (taken, later.map(|entry| entry.due_ms).min())
+    }
+
+    /// A message that was on its way is parked again, for another one.
+    fn waits_again(&self, key: &LetterKey) {
+        if let Some(entry) = self.waiting.lock().entries.get_mut(key) {
+            entry.running = false;
+        }
+        self.changed.notify_one();
     }
 
     /// A message that was on its way is kept no longer; or is to be tried again at `again_ms`.
@@ -182,10 +183,19 @@ impl Waiting {
         from.take_while(move |(key, _)| key.record == *record)
     }
 
-    /// The earliest of them.
-    fn first_of(&mut self, record: &RecordKey) -> Option<LetterKey> {
+    /// The one of them that may go now: the first in order, whosever time is over, and one at a time. One that is put off holds up
+    /// those behind it.
+    fn next_of(&mut self, record: &RecordKey, now_ms: u64) -> Option<(LetterKey, &mut Entry)> {
+        let (mut on_its_way, mut over) = (false, false);
+        for (_, entry) in self.of(record) {
+            on_its_way |= entry.running;
+            over |= entry.parked && entry.due_ms <= now_ms;
+        }
         let first = self.of(record).min_by(|(_, one), (_, other)| one.position.cmp(&other.position));
-        first.map(|(key, _)| key.clone())
+        let (key, _) =
+            first.filter(|(_, first)| !on_its_way && if first.parked { over } else { first.due_ms <= now_ms })?;
+        let key = key.clone();
+        self.entries.get_mut(&key).map(|entry| (key, entry))
     }
 }
 
@@ -290,8 +300,7 @@ async fn bring_to_its_end(
             let again_ms = consumer.clock().now_ms().saturating_add(after_ms.max(COME_AGAIN_MS));
             consumer.kept().ended(&due.key, Some(again_ms));
         }
-        // It waits again, for another one.
-        Ending::Parked { .. } => {}
+        Ending::Parked { .. } => consumer.kept().waits_again(&due.key),
         ended => {
             observer.ended(Report::Ended { message: &message, ending: &ended });
             consumer.kept().ended(&due.key, None);
