@@ -360,6 +360,23 @@ mod tests {
     }
 
     #[test]
+    fn of_one_record_one_is_on_its_way_and_what_is_put_off_holds_up_those_behind_it() {
+        let kept = Kept::new(10);
+        let (second, third) = (letter(2, 100), letter(3, 100));
+        kept.park(&record("a"), &second).expect("there is room");
+        kept.park(&record("a"), &third).expect("there is room");
+        kept.park(&record("b"), &third).expect("there is room");
+        let due = |letter: &DeadLetter, of: &str, timed_out| Due { key: letter.key(&record(of)), timed_out };
+        assert_eq!(kept.due(100, 9).0, [due(&second, "a", true), due(&third, "b", true)]);
+        kept.ended(&second.key(&record("a")), Some(500));
+        assert_eq!(kept.due(499, 9), (vec![], Some(500)), "it is not run before its time, nor is the one behind it");
+        assert_eq!(kept.due(500, 9).0, [due(&second, "a", false)]);
+        kept.settled(&record("a"), second.position.as_ref());
+        kept.ended(&second.key(&record("a")), None);
+        assert_eq!(kept.due(500, 9).0, [due(&third, "a", false)]);
+    }
+
+    #[test]
     fn parking_again_does_not_prolong_the_wait_and_too_many_are_put_off() {
         let kept = Kept::new(1);
         assert_eq!(kept.park(&record("a"), &letter(2, 100)), Ok(100));
