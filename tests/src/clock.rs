@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use futures_util::future::{BoxFuture, ready};
+use futures_util::future::{BoxFuture, pending, ready};
 use hapax_core::clock::Clock;
 
 /// Simulated time; cloning shares it. For tests that run one message at a time.
@@ -35,5 +35,31 @@ impl Clock for SimulatedClock {
     fn sleep(&self, delay_ms: u64) -> BoxFuture<'static, ()> {
         self.advance(delay_ms);
         Box::pin(ready(()))
+    }
+}
+
+/// Time that stands still unless a test turns it: who sleeps sleeps for ever.
+#[derive(Debug, Clone)]
+pub struct StillClock(Arc<AtomicU64>);
+
+impl StillClock {
+    /// A clock that shows `now_ms`.
+    pub fn at(now_ms: u64) -> Self {
+        Self(Arc::new(AtomicU64::new(now_ms)))
+    }
+
+    /// Sets it.
+    pub fn set(&self, now_ms: u64) {
+        self.0.store(now_ms, Ordering::SeqCst);
+    }
+}
+
+impl Clock for StillClock {
+    fn now_ms(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    fn sleep(&self, _: u64) -> BoxFuture<'static, ()> {
+        Box::pin(pending())
     }
 }

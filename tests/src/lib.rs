@@ -6,6 +6,7 @@ pub mod backend;
 pub mod bench;
 pub mod clock;
 pub mod conformance;
+pub mod model;
 pub mod mutation;
 pub mod process;
 pub mod processors;

@@ -19,3 +19,14 @@ pub fn turns_red(name: &str, mutation: &str) {
     assert!(!green && text.contains("1 failed"), "{name} did not find the mutation {mutation}:\n{text}");
     assert!(text.contains("panicked at"), "{name} failed by no assertion with the mutation {mutation}:\n{text}");
 }
+
+/// Tests that run another test of their binary with a mutation: `name: test is red with "gap-runs";`.
+#[macro_export]
+macro_rules! mutations {
+    ($($name:ident: $test:ident is red with $mutation:literal;)*) => {$(
+        #[test]
+        fn $name() {
+            $crate::mutation::turns_red(stringify!($test), $mutation);
+        }
+    )*};
+}

@@ -249,3 +249,18 @@ async fn a_run_that_is_dropped_did_not_happen() {
     assert_eq!(counter.runs(), 2);
     assert_eq!(text(&*store, "p", "count").await, "1");
 }
+
+hapax_tests::mutations! {
+    mutation_record_expires_at_once_is_found:
+        duplicate_messages_are_processed_once is red with "record-expires-at-once";
+    mutation_replay_cut_short_is_found: duplicate_messages_are_processed_once is red with "replay-cut-short";
+    mutation_fingerprint_unchecked_is_found:
+        another_body_under_the_same_key_never_runs is red with "fingerprint-unchecked";
+    mutation_record_goes_with_what_is_kept_is_found:
+        another_body_under_the_same_key_never_runs is red with "record-goes-with-what-is-kept";
+    mutation_key_without_processor_is_found:
+        the_same_id_at_two_processors_runs_both is red with "key-without-processor";
+    mutation_failed_run_keeps_its_effects_is_found:
+        failures_end_as_they_should_and_leave_no_effects is red with "failed-run-keeps-its-effects";
+    mutation_turn_passed_at_a_retry_is_found: order_of_a_key_holds_through_retries is red with "turn-passed-at-a-retry";
+}

@@ -223,3 +223,9 @@ fn mutation_feed_not_applied_is_found() {
 fn mutation_feed_end_forgotten_is_found() {
     turns_red("a_full_feed_says_what_it_has_dropped_on_redb", "feed-end-forgotten");
 }
+
+#[test]
+fn mutation_open_counts_as_ended_is_found() {
+    turns_red("memory_conforms", "open-counts-as-ended");
+    turns_red("redb_conforms", "open-counts-as-ended");
+}

@@ -17,6 +17,9 @@ pub(crate) fn run(root: &Path, filter: &[String]) -> Result<()> {
     let mut doc = cargo(root);
     environment(doc.args(["test", "--quiet", "--workspace", "--doc", "--features", "hapax/faults"]));
     succeed(&mut doc)?;
+    if filter.is_empty() {
+        interleavings(root)?;
+    }
     let nextest = cargo(root).args(["nextest", "--version"]).output().is_ok_and(|output| output.status.success());
     let mut tests = cargo(root);
     if nextest {
@@ -27,6 +30,13 @@ pub(crate) fn run(root: &Path, filter: &[String]) -> Result<()> {
         tests.arg("--").args(filter);
     }
     environment(&mut tests);
+    succeed(&mut tests)
+}
+
+/// The tests under shuttle: over a core that is built for them alone.
+fn interleavings(root: &Path) -> Result<()> {
+    let mut tests = cargo(root);
+    tests.args(["test", "--quiet", "--package", "hapax-core", "--features", "shuttle", "--lib", "shuttle_tests::"]);
     succeed(&mut tests)
 }
 

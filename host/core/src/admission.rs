@@ -5,15 +5,16 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use tokio::sync::oneshot;
 
+use crate::fault;
 use crate::key::{Fingerprint, RecordKey};
 use crate::processor::Output;
 use crate::record::{Record, State};
 use crate::strategy::{Gaps, Identity, Position};
+use crate::sync::Mutex;
 
 /// What a record says about a message that arrives now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +62,7 @@ pub fn decide(record: Option<&Record>, identity: &Identity, gaps: Option<&Gaps>,
         (Some(record), Some(position)) if record.position.as_ref() < Some(position) => {
             later(record, position, gaps, now_ms)
         }
+        (Some(_), Some(_)) if fault::mutated("older-position-runs") => Admission::Fresh,
         // Earlier than the last, or the processor's strategy was another one when the record was made.
         (Some(_), _) => Admission::Stale,
     }
@@ -77,10 +79,14 @@ fn first(position: &Position, gaps: Option<&Gaps>) -> Admission {
 
 /// The message that the record is of.
 fn same(record: &Record, fingerprint: &Fingerprint, now_ms: u64) -> Admission {
-    if record.fingerprint != *fingerprint {
+    if record.fingerprint != *fingerprint && !fault::mutated("fingerprint-unchecked") {
         return Admission::Mismatch;
     }
     match &record.state {
+        State::Completed { output } if fault::mutated("replay-cut-short") => {
+            let data = output.data.slice(..output.data.len() / 2);
+            Admission::Replay(Stored::Completed(Output { data, ..output.clone() }))
+        }
         State::Completed { output } => Admission::Replay(Stored::Completed(output.clone())),
         State::DeadLettered { error } | State::Compensated { error } | State::CompensationFailed { error } => {
             Admission::Replay(Stored::Failed(error.clone()))
@@ -93,10 +99,10 @@ fn same(record: &Record, fingerprint: &Fingerprint, now_ms: u64) -> Admission {
 /// A message after the one that the record is of.
 fn later(record: &Record, position: &Position, gaps: Option<&Gaps>, now_ms: u64) -> Admission {
     if let (Some(_), Some(Position::Version(last)), Position::Version(version)) = (gaps, &record.position, position) {
-        if *version > last + 1 {
+        if *version > last + 1 && !fault::mutated("gap-runs") {
             return Admission::Gap { awaits: last + 1 };
         }
-        if matches!(record.state, State::RetryDue { .. }) {
+        if matches!(record.state, State::RetryDue { .. }) && !fault::mutated("gap-runs") {
             // The one before it has not ended.
             return Admission::Gap { awaits: *last };
         }
@@ -172,6 +178,10 @@ pub(crate) struct Following(oneshot::Receiver<()>);
 impl InFlight {
     /// Leads, if nobody does; else follows.
     pub(crate) fn enter(&self, key: &RecordKey) -> Result<Leading, Following> {
+        if fault::mutated("in-flight-entered-in-two-steps") && !self.contains(key) {
+            self.table.lock().insert(key.clone(), Vec::new());
+            return Ok(Leading { table: self.clone(), key: key.clone() });
+        }
         match self.table.lock().entry(key.clone()) {
             Entry::Occupied(mut followers) => {
                 let (sender, ended) = oneshot::channel();

@@ -8,7 +8,7 @@ use crate::fault;
 use crate::feed::EventKind;
 use crate::options::MismatchPolicy;
 use crate::record::Record;
-use crate::storage::{Commit, Expected, LetterChange, Standing, StoreError};
+use crate::storage::{Commit, Expected, LetterChange, RecordChange, Standing, StoreError};
 use crate::strategy::Identity;
 
 impl Inner {
@@ -65,7 +65,9 @@ impl Inner {
     pub(crate) async fn keep(&self, message: &Accepted, standing: Standing, error: String) -> Result<(), StoreError> {
         let conclusion = self.conclusion(message);
         let letter = conclusion.keep(standing, error, 0);
-        let mut commit = Commit { letter: Some(LetterChange::Put(Box::new(letter))), ..conclusion.commit() };
+        let record =
+            if fault::mutated("record-goes-with-what-is-kept") { RecordChange::Remove } else { RecordChange::Keep };
+        let mut commit = Commit { record, letter: Some(LetterChange::Put(Box::new(letter))), ..conclusion.commit() };
         self.stamp(&mut commit);
         self.parts.committer.submit(commit).durable().await.map(drop)
     }
@@ -83,7 +85,12 @@ impl Inner {
         let error = format!("waits for version {awaits}");
         self.keep(message, Standing::Parked { awaits, until_ms }, error).await?;
         // What it waits for may have ended while it was written down: whoever ended it has found it then, or is found here.
-        Ok(self.is_early(identity).await?.then_some(Ending::Parked { awaits, until_ms }))
+        if self.is_early(identity).await? {
+            return Ok(Some(Ending::Parked { awaits, until_ms }));
+        }
+        // Another owner may have written it: what is remembered here would answer the same again.
+        self.cache.remove(&identity.record);
+        Ok(None)
     }
 
     /// Whether a message must wait for another one, by the record as it is now.

@@ -2,12 +2,9 @@
 //! each waiter what became of it. Takes notes for the feed along, about once a second. Owns a thread, since stores block.
 //! Looks into no message.
 
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::context::Version;
@@ -17,6 +14,9 @@ use crate::key::RecordKey;
 use crate::overlay::{self, Overlay};
 use crate::replays::Replays;
 use crate::storage::{Commit, Group, IdempotencyStorage, OutboxPosition, StoreError, Verdict};
+use crate::sync::Mutex;
+use crate::sync::mpsc::{self, Receiver, Sender};
+use crate::sync::thread::{self, JoinHandle};
 
 /// Commits in one group, at most.
 const GROUP_COMMITS_MAX: usize = 4_096;
@@ -103,7 +103,7 @@ impl Committer {
         let (jobs, inbox) = mpsc::channel();
         let shared = Arc::new(Shared::default());
         let work = Worker { storage, inbox, shared: shared.clone(), notes_due: None };
-        let thread = std::thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("hapax-committer".into())
             .spawn(move || work.run())
             .map_err(|error| StoreError::Io(error.to_string().into()))?;
@@ -140,6 +140,10 @@ impl Committer {
         let mut sequencer = self.sequencer.lock();
         commit.version = sequencer.next;
         sequencer.next += 1;
+        if fault::mutated("version-taken-before-the-turn") {
+            drop(sequencer);
+            sequencer = self.sequencer.lock();
+        }
         let (room, overlay) = in_turn
             .map(|(room, overlay, turn)| {
                 turn.show(commit.version, &commit.effects.writes);
@@ -249,8 +253,8 @@ impl Worker {
         let Some(due) = self.notes_due else { return self.inbox.recv().map(Some) };
         match self.inbox.recv_timeout(due.saturating_duration_since(Instant::now())) {
             Ok(job) => Ok(Some(job)),
-            Err(RecvTimeoutError::Timeout) => Ok(None),
-            Err(RecvTimeoutError::Disconnected) => Err(mpsc::RecvError),
+            Err(mpsc::RecvTimeoutError::Timeout) => Ok(None),
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err(mpsc::RecvError),
         }
     }
 
@@ -266,6 +270,11 @@ impl Worker {
         match verdicts {
             Ok(verdicts) => {
                 fault::point("group-durable");
+                if fault::mutated("close-loses-a-verdict")
+                    && matches!(self.inbox.try_recv(), Err(mpsc::TryRecvError::Disconnected))
+                {
+                    return;
+                }
                 for (waiter, verdict) in waiting.into_iter().zip(verdicts) {
                     waiter.tell(verdict);
                 }
@@ -308,7 +317,7 @@ impl Worker {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "shuttle")))]
 mod tests {
     use std::collections::BTreeMap;
 

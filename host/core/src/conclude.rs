@@ -35,7 +35,11 @@ impl Conclusion<'_> {
             expected,
             record: RecordChange::Put(self.record(claim, run.attempts, event)),
             reads: run.reads,
-            effects: if completed { run.effects } else { Effects::default() },
+            effects: if completed || fault::mutated("failed-run-keeps-its-effects") {
+                run.effects
+            } else {
+                Effects::default()
+            },
             letter: self.letter(claim, &ending, run.attempts),
             ..self.commit()
         };
@@ -52,7 +56,9 @@ impl Conclusion<'_> {
     fn judge(&self, attempts: u32, result: Result<Output, Failure>) -> (Event, Ending) {
         match result {
             Ok(output) => (Event::Completed(output.clone()), Ending::Completed { output }),
-            Err(Failure::Retry { reason, after_ms }) if attempts < self.options.attempts_max => {
+            Err(Failure::Retry { reason, after_ms })
+                if attempts < self.options.attempts_max && !fault::mutated("failure-is-final") =>
+            {
                 let own = &self.message.identity.own;
                 let asked_ms = after_ms.map(|after_ms| after_ms.min(self.options.retry_after_max_ms));
                 let after_ms = asked_ms.unwrap_or_else(|| self.options.backoff_ms(own, attempts));
@@ -78,7 +84,7 @@ impl Conclusion<'_> {
         let moment = Moment {
             event,
             at_ms: self.now_ms,
-            epoch: claim.epoch.unwrap_or(0) + 1,
+            epoch: claim.epoch.unwrap_or(0) + u64::from(!fault::mutated("epoch-stands-still")),
             attempts,
             component: self.component.clone(),
             expires_ms: state.is_terminal().then(|| self.now_ms.saturating_add(life_ms)),

@@ -62,7 +62,7 @@ pub(crate) struct Inner {
     pub(crate) parts: Parts,
     lanes: Lanes,
     in_flight: InFlight,
-    cache: TerminalCache,
+    pub(crate) cache: TerminalCache,
     overlay: Arc<Overlay>,
     /// The state as runs see it: the overlay over the store.
     view: Arc<dyn StateView>,
@@ -257,7 +257,7 @@ impl IdempotentConsumer {
 
     /// Has messages run that an operator has redriven.
     pub(crate) fn redriven<'a>(&self, letters: impl IntoIterator<Item = &'a (LetterKey, DeadLetter)>) {
-        self.inner.kept.found(letters.into_iter().map(|(key, letter)| self.one_found(key, letter, false)));
+        self.inner.kept.redriven(letters.into_iter().map(|(key, letter)| self.one_found(key, letter, false)));
     }
 
     /// Has messages run that were found in the store: redriven ones at once, parked ones when their time has come.
@@ -360,7 +360,7 @@ impl Inner {
                 call.ended(went, ended_ms, 1);
             }
             let retry = matches!(ending, Ending::Retry { .. });
-            if !retry {
+            if !retry || fault::mutated("turn-passed-at-a-retry") {
                 // The next of the lane may go: it sees these effects in the overlay.
                 claim.turn = None;
             }
@@ -374,6 +374,10 @@ impl Inner {
                 // The record counts them from now on.
                 self.notes.forget(&message.identity.own);
                 claim.deaths = 0;
+            }
+            if retry {
+                // What is in there is the record of an earlier message.
+                self.cache.remove(&message.identity.record);
             }
             match verdict {
                 Verdict::Committed if retry && message.handling.retry_here => claim.next_attempt(record),
@@ -401,7 +405,9 @@ impl Inner {
             None => None,
         };
         loop {
-            let cached = self.cache.get(&message.identity.record);
+            // A later message of its entity may be on its way: what is remembered is then of an earlier one.
+            let behind = message.identity.position.is_some() && self.in_flight.contains(&message.identity.record);
+            let cached = if behind { None } else { self.cache.get(&message.identity.record) };
             self.parts.metrics.cache(&self.parts.scope, cached.is_some());
             if let Some(record) = cached
                 && let Some(admitted) = self.answer(message, Some(&record)).await?
@@ -441,7 +447,9 @@ impl Inner {
             _ => 0,
         };
         let deaths = self.notes.deaths(&message.identity.own);
-        let attempts = found.as_ref().map_or(0, |record| record.attempts) + deaths;
+        let found_attempts =
+            if fault::mutated("attempts-forgotten") { 0 } else { found.as_ref().map_or(0, |record| record.attempts) };
+        let attempts = found_attempts + deaths;
         Claim { _leading: leading, turn, found, epoch, attempts, deaths, not_before_ms, now_ms }
     }
 

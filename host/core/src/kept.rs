@@ -119,6 +119,7 @@ impl Kept {
         let mut waiting = self.waiting.lock();
         let behind = waiting.of(&message.record).filter_map(|(_, entry)| entry.position.as_ref());
         let next = behind.filter(|position| Some(*position) > message.position.as_ref()).min().cloned();
+        let next = next.filter(|_| !fault::mutated("nobody-is-woken"));
         let last = next.or_else(|| message.position.clone());
         let may_go = waiting.of(&message.record).filter(|(_, entry)| entry.position <= last);
         for key in may_go.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
@@ -137,7 +138,20 @@ impl Kept {
         self.waiting.lock().entries.len()
     }
 
-    /// Notes messages that the store keeps. One that is parked and not early any more may go at once: what it waited for ended
+    /// Notes messages that an operator has redriven: they run at once, and once more if they are on their way.
+    pub(crate) fn redriven<'a>(&self, letters: impl IntoIterator<Item = Found<'a>>) {
+        let mut waiting = self.waiting.lock();
+        for Found { key, letter, lane, .. } in letters {
+            self.last_ms.fetch_max(letter.at_ms, Relaxed);
+            match waiting.entries.get_mut(&key).filter(|entry| entry.running) {
+                Some(entry) => entry.again = true,
+                None => waiting.put(key, Entry::of(letter, Some(0), None, lane)),
+            }
+        }
+        self.changed.notify_one();
+    }
+
+    /// Notes messages that the store keeps and that are not known here yet. One that is parked and not early any more may go at once: what it waited for ended
     /// before anybody knew of it here.
     pub(crate) fn found<'a>(&self, found: impl IntoIterator<Item = Found<'a>>) {
         let mut waiting = self.waiting.lock();
@@ -145,13 +159,12 @@ impl Kept {
             self.last_ms.fetch_max(letter.at_ms, Relaxed);
             let entry = match letter.standing {
                 Standing::Dead => continue,
+                Standing::Parked { .. } if fault::mutated("parked-forgotten-at-a-restart") => continue,
                 Standing::Redriven => Entry::of(letter, Some(0), None, lane),
                 Standing::Parked { until_ms, .. } => Entry::of(letter, (!early).then_some(0), Some(until_ms), None),
             };
-            match waiting.entries.get_mut(&key) {
-                Some(there) if there.running => there.again = true,
-                Some(_) if entry.until_ms.is_some() => {}
-                _ => waiting.put(key, entry),
+            if !waiting.entries.contains_key(&key) {
+                waiting.put(key, entry);
             }
         }
         self.changed.notify_one();
@@ -290,14 +303,14 @@ impl Waiting {
         if self.of(record).any(|(_, entry)| entry.running) {
             return None;
         }
-        let order = |entry: &Entry| (entry.position.clone(), entry.at_ms);
-        let (key, first) = self.of(record).min_by(|(_, one), (_, other)| order(one).cmp(&order(other)))?;
+        // Of its lane, too, it must be the first.
+        let may_be_first = self.of(record).filter(|(key, entry)| self.is_first(key, entry));
+        let (key, first) = may_be_first.min_by(|(_, one), (_, other)| one.position.cmp(&other.position))?;
         // One that waits for its next attempt holds up those behind it, and is not taken before its time.
         let over = |entry: &Entry| entry.until_ms.is_some_and(|until_ms| until_ms <= now_ms);
         let timed_out = || first.until_ms.is_some() && self.of(record).any(|(_, entry)| over(entry));
         let is_ready = first.is_ready(now_ms);
-        let may_go = self.is_first(key, first) && (is_ready || timed_out());
-        may_go.then(|| Due { key: key.clone(), timed_out: !is_ready })
+        (is_ready || timed_out()).then(|| Due { key: key.clone(), timed_out: !is_ready })
     }
 
     /// The messages that are kept under a record.
@@ -429,12 +442,11 @@ mod tests {
     }
 
     fn found(kept: &Kept, letters: &[(LetterKey, DeadLetter)], lane: Option<&str>) {
-        kept.found(letters.iter().map(|(key, letter)| Found {
-            key: key.clone(),
-            letter,
-            lane: lane.map(str::to_owned),
-            early: false,
-        }));
+        kept.found(letters.iter().map(|(key, letter)| in_lane(key, letter, lane)));
+    }
+
+    fn in_lane<'a>(key: &LetterKey, letter: &'a DeadLetter, lane: Option<&str>) -> Found<'a> {
+        Found { key: key.clone(), letter, lane: lane.map(str::to_owned), early: false }
     }
 
     #[test]
@@ -458,9 +470,10 @@ mod tests {
     fn what_is_redriven_while_it_is_on_its_way_runs_again() {
         let kept = Kept::new(10);
         let one = redriven(&[("a", 1)]);
-        found(&kept, &one, Some("lane"));
+        let redrive = || kept.redriven(one.iter().map(|(key, letter)| in_lane(key, letter, Some("lane"))));
+        redrive();
         assert_eq!(due(&kept, 1).len(), 1);
-        found(&kept, &one, Some("lane"));
+        redrive();
         assert_eq!(due(&kept, 1), []);
         kept.ended(&one[0].0, None);
         assert_eq!(due(&kept, 1).len(), 1);

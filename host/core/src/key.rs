@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::fault;
 use crate::message::Message;
 use crate::strategy::{Fields, Position};
 
@@ -100,7 +101,8 @@ impl RecordKey {
 
 fn hash_of(scope: &Scope, source: &str, key: &str, purpose: &[u8], number: u64) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
-    for part in [purpose, scope.tenant.as_bytes(), scope.processor.as_bytes(), source.as_bytes(), key.as_bytes()] {
+    let processor = if fault::mutated("key-without-processor") { "" } else { &*scope.processor };
+    for part in [purpose, scope.tenant.as_bytes(), processor.as_bytes(), source.as_bytes(), key.as_bytes()] {
         hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
     }
     hasher.update(&number.to_le_bytes()).finalize()

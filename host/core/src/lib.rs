@@ -32,9 +32,12 @@ pub mod relay;
 mod replays;
 pub mod run;
 pub mod running;
+#[cfg(all(test, feature = "shuttle"))]
+mod shuttle_tests;
 pub mod storage;
 pub mod strategy;
 pub mod sweeper;
+mod sync;
 pub mod transport;
 
 pub use admission::Stored;

@@ -264,7 +264,9 @@ impl Operator {
             Standing::Dead => {}
         }
         let found = self.store.admit(&key.record).await?;
-        let record = match &found {
+        // Past its retention a record says nothing any more, whether or not it was swept already.
+        let live = found.as_ref().filter(|record| !record.has_expired(self.clock.now_ms()));
+        let record = match live {
             _ if fault::mutated("redrive-without-record") => RecordChange::Keep,
             Some(record) if record.fingerprint == letter.fingerprint => match &record.state {
                 State::DeadLettered { .. } => RecordChange::Put(self.redriven(record, &letter)),
@@ -273,7 +275,7 @@ impl Operator {
                     return Err(refused(key, &format!("cannot run again: its record is {state}; discard it")));
                 }
             },
-            Some(record) if letter.position.is_none() && !record.has_expired(self.clock.now_ms()) => {
+            Some(_) if letter.position.is_none() => {
                 return Err(refused(
                     key,
                     "has another body than the message that had its key first; send it under a key of its own, and discard it",

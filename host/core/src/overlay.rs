@@ -10,10 +10,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use parking_lot::{Mutex, MutexGuard};
 
 use crate::context::{Entry, RangeRead, ReadSet, StateView, Version};
+use crate::fault;
 use crate::storage::StoreError;
+use crate::sync::{Mutex, MutexGuard};
 
 /// The not yet durable writes of one processor.
 #[derive(Debug, Default)]
@@ -150,7 +151,8 @@ impl Inner {
     fn prune(&mut self) {
         let needed_after = self.running.keys().next().copied().unwrap_or(Version::MAX);
         while let Some(commit) = self.commits.front() {
-            if !commit.durable || commit.version > needed_after {
+            let needed = commit.version > needed_after && !fault::mutated("overlay-pruned-early");
+            if !commit.durable || needed {
                 return;
             }
             let commit = self.commits.pop_front().expect("there is a front");

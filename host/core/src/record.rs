@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::fault;
 use crate::key::Fingerprint;
 use crate::processor::Output;
 use crate::strategy::Position;
@@ -172,7 +173,8 @@ pub struct Illegal {
 impl Record {
     /// Whether its retention is over: a message under its key counts as new.
     pub fn has_expired(&self, now_ms: u64) -> bool {
-        self.state.is_terminal() && self.expires_ms.is_some_and(|expires_ms| expires_ms <= now_ms)
+        let over = |expires_ms| expires_ms <= now_ms || fault::mutated("record-expires-at-once");
+        self.state.is_terminal() && self.expires_ms.is_some_and(over)
     }
 }
 
@@ -192,7 +194,8 @@ impl State {
 
     /// Whether the message's life has ended: it may be cached, and it may expire.
     pub fn is_terminal(&self) -> bool {
-        matches!(self, Self::Completed { .. } | Self::DeadLettered { .. } | Self::Compensated { .. })
+        let open = matches!(self, Self::RetryDue { .. }) && fault::mutated("open-counts-as-ended");
+        open || matches!(self, Self::Completed { .. } | Self::DeadLettered { .. } | Self::Compensated { .. })
     }
 
     /// The error of a message that failed for good.

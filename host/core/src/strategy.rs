@@ -208,6 +208,11 @@ impl Strategy {
 }
 
 impl Identity {
+    /// What the store knows the message by, if it keeps it.
+    pub fn letter_key(&self) -> LetterKey {
+        LetterKey { record: self.record.clone(), fingerprint: self.fingerprint.digest }
+    }
+
     /// By strategy message id, with nothing set.
     pub(crate) fn by_message_id(scope: &Scope, message: &Message) -> Self {
         Self::of_its_own(RecordKey::by_message_id(scope, message), Fingerprint::of(message))
@@ -217,11 +222,6 @@ impl Identity {
     pub(crate) fn kept(key: &LetterKey, letter: &DeadLetter) -> Self {
         let (record, fingerprint, position) = (key.record.clone(), letter.fingerprint, letter.position.clone());
         Self { own: record.clone(), record, fingerprint, position }
-    }
-
-    /// What the store knows the message by, where it keeps it.
-    pub(crate) fn letter_key(&self) -> LetterKey {
-        LetterKey { record: self.record.clone(), fingerprint: self.fingerprint.digest }
     }
 
     fn of_its_own(key: RecordKey, fingerprint: Fingerprint) -> Self {

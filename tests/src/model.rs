@@ -1,0 +1,659 @@
+//! The reference: what one processor must end with, whatever arrives, in whatever order, and whatever dies. Plain, sequential,
+//! in memory; one function a rule. It borrows the names of things from the core (keys, fingerprints) and none of its decisions.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use hapax_core::storage::{LetterKey, Standing};
+use hapax_core::strategy::{Fields, GapPolicy, Gaps, Identity, Select, VersionOrder};
+use hapax_core::{Message, Options, RecordKey, Scope, Strategy};
+
+/// What the clock shows at first, in milliseconds since the Unix epoch.
+pub const START_MS: u64 = 1_700_000_000_000;
+/// Attempts before a message fails for good.
+pub const ATTEMPTS_MAX: u32 = 3;
+/// How long records are kept, in milliseconds.
+pub const RETENTION_MS: u64 = 5_400_000;
+/// How much longer the last position of an entity is, in milliseconds.
+pub const HORIZON_MS: u64 = 3_600_000;
+/// How long a message is parked, in milliseconds.
+pub const TIMEOUT_MS: u64 = 600_000;
+/// How far ahead of the clock a timestamp may be, in milliseconds.
+pub const SKEW_MS: u64 = 60_000;
+/// Least time before a kept message is tried again, in milliseconds.
+const COME_AGAIN_MS: u64 = 1_000;
+/// The version of an entity's first message.
+const FIRST: u64 = 1;
+/// Messages there are: six of each of two entities.
+pub const KEYS: u8 = 12;
+/// Consumers over the store.
+pub const OWNERS: usize = 2;
+
+/// The strategies that are told apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// Message id.
+    MessageId,
+    /// Version, any greater one.
+    Version,
+    /// Version, last + 1; what is missing is given up in the end.
+    StrictAccept,
+    /// Version, last + 1; what waits is given up in the end.
+    StrictDeadLetter,
+    /// Timestamp and id.
+    Timestamp,
+    /// Content, but for a field.
+    ContentHash,
+}
+
+/// One delivery: which message, and which of its two bodies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Input {
+    /// Which message; below [`KEYS`].
+    pub key: u8,
+    /// Which body.
+    pub other_body: bool,
+}
+
+/// Something happens to the processor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Transition {
+    /// A message is delivered to one of the owners.
+    Deliver(usize, Input),
+    /// Messages are delivered at once to the first owner, in this order.
+    Burst(Vec<Input>),
+    /// One message is delivered to all owners at once.
+    Race(Input),
+    /// The host dies, with its power, after so many operations of the disk; perhaps while a message is delivered, which is
+    /// then delivered again. `seed` picks what the disk keeps of what was not synced.
+    Crash {
+        /// The message.
+        during: Option<Input>,
+        /// Operations that still go well.
+        operations: u64,
+        /// What is left.
+        seed: u64,
+    },
+    /// The host stops and starts again.
+    Restart,
+    /// The clock goes on by so many milliseconds.
+    Jump(u64),
+    /// The clock is set back by an hour.
+    Back,
+    /// The store forgets what has expired.
+    Sweep,
+    /// An owner runs what the store keeps for it.
+    Keep(usize),
+    /// An operator redrives the n-th kept message, if it may be.
+    Redrive(usize),
+    /// An operator discards the n-th kept message.
+    Discard(usize),
+    /// An operator evicts the n-th record, if it may be.
+    Evict(usize),
+}
+
+/// What a message's processor does with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mood {
+    Fine,
+    Reject,
+    FailsOnce,
+    Fails,
+}
+
+/// What a record says, of its message and of its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Whose it is.
+    pub input: Input,
+    /// How far it got.
+    pub state: State,
+    /// Attempts made.
+    pub attempts: u32,
+    /// It counts until then, in milliseconds since the Unix epoch.
+    expires_ms: Option<u64>,
+}
+
+/// How far a message got.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// To the end, with this result.
+    Completed(String),
+    /// It failed for good.
+    DeadLettered,
+    /// It runs again at this time, in milliseconds since the Unix epoch.
+    RetryDue(u64),
+}
+
+/// A message that is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Letter {
+    input: Input,
+    /// What it waits for.
+    pub standing: Standing,
+    /// Attempts made.
+    pub attempts: u32,
+    /// When it was kept: tells the order of those that one owner has kept.
+    kept_ms: u64,
+}
+
+/// A kept message as an owner has it in mind.
+#[derive(Debug, Clone)]
+struct Entry {
+    input: Input,
+    /// It may be tried from then on; `None`: once the one before it has ended.
+    ready_ms: Option<u64>,
+    /// Its wait is over then, if it is parked.
+    until_ms: Option<u64>,
+    /// Of a redriven one, when it was kept: it waits for those of its entity that were redriven and kept before it.
+    redriven_ms: Option<u64>,
+}
+
+/// Everything that is left, and what was answered last.
+#[derive(Debug, Clone)]
+pub struct Model {
+    /// The strategy.
+    pub by: By,
+    /// Milliseconds since the Unix epoch.
+    pub now_ms: u64,
+    /// Records, also expired ones.
+    records: BTreeMap<RecordKey, Record>,
+    /// Kept messages.
+    pub letters: BTreeMap<LetterKey, Letter>,
+    /// The application's state.
+    pub state: BTreeMap<String, String>,
+    /// What was sent: ids and data.
+    pub sent: BTreeSet<(String, String)>,
+    /// What the last transition's deliveries were answered.
+    pub endings: Vec<&'static str>,
+    kept: [BTreeMap<LetterKey, Entry>; OWNERS],
+    /// When each owner has kept its last message.
+    last_ms: [u64; OWNERS],
+}
+
+/// What the records say about a message.
+enum Answer {
+    Run,
+    NotYet,
+    Duplicate,
+    Stale,
+    Mismatch,
+    Gap(u64),
+}
+
+impl By {
+    /// The options that a consumer with this strategy has.
+    pub fn options(self, cache_bytes: u64) -> Options {
+        Options {
+            strategy: self.strategy(),
+            attempts_max: ATTEMPTS_MAX,
+            retention_ms: RETENTION_MS,
+            redelivery_horizon_ms: HORIZON_MS,
+            ordering: hapax_core::options::Ordering::Subject,
+            cache_bytes,
+            ..Options::default()
+        }
+    }
+
+    fn strategy(self) -> Strategy {
+        let entity = Select::Attribute("subject".into());
+        let version =
+            |order| Strategy::Version { entity: entity.clone(), version: Select::Attribute("v".into()), order };
+        let strict = |then| version(VersionOrder::Strict(Gaps { first: FIRST, timeout_ms: TIMEOUT_MS, then }));
+        match self {
+            Self::MessageId => Strategy::default(),
+            Self::Version => version(VersionOrder::Monotonic),
+            Self::StrictAccept => strict(GapPolicy::Accept),
+            Self::StrictDeadLetter => strict(GapPolicy::DeadLetter),
+            Self::Timestamp => {
+                Strategy::Timestamp { entity, time: Select::Attribute("time".into()), max_future_skew_ms: SKEW_MS }
+            }
+            Self::ContentHash => Strategy::ContentHash { fields: Fields::Without(vec!["/noise".into()]) },
+        }
+    }
+
+    /// Whether an entity has one record, of its last message.
+    pub fn has_positions(self) -> bool {
+        !matches!(self, Self::MessageId | Self::ContentHash)
+    }
+
+    /// Whether there are gaps.
+    pub fn is_strict(self) -> bool {
+        matches!(self, Self::StrictAccept | Self::StrictDeadLetter)
+    }
+}
+
+impl Input {
+    fn entity(self) -> u8 {
+        self.key % 2
+    }
+
+    fn version(self) -> u64 {
+        u64::from(self.key / 2)
+    }
+
+    /// Two messages each share a time; the last is hours ahead at first.
+    fn time_ms(self) -> u64 {
+        START_MS + self.version() / 2 * 10_000 + if self.version() == 5 { 7_200_000 } else { 0 }
+    }
+
+    fn id(self, by: By) -> String {
+        let other = if self.other_body { "b" } else { "a" };
+        match by {
+            By::MessageId | By::Timestamp => format!("m{:02}", self.key),
+            _ => format!("m{:02}{other}", self.key),
+        }
+    }
+
+    /// Where it stands among those of its entity.
+    fn position(self, by: By) -> Option<(u64, String)> {
+        match by {
+            By::MessageId | By::ContentHash => None,
+            By::Timestamp => Some((self.time_ms(), self.id(by))),
+            _ => Some((self.version(), String::new())),
+        }
+    }
+
+    fn mood(self, by: By) -> Mood {
+        let other = u8::from(self.other_body && by != By::ContentHash);
+        match (self.key + other) % 8 {
+            2 => Mood::FailsOnce,
+            5 => Mood::Reject,
+            6 if self.key > 6 => Mood::Fails,
+            7 => Mood::Fails,
+            _ => Mood::Fine,
+        }
+    }
+
+    /// What the state and the results call it.
+    fn label(self, by: By) -> String {
+        let other = if self.other_body && by != By::ContentHash { "b" } else { "a" };
+        format!("{}{other}", self.key)
+    }
+
+    /// The message that is delivered.
+    pub fn message(self, by: By) -> Message {
+        let kind = match self.mood(by) {
+            Mood::Fine => "fine",
+            Mood::Reject => "reject",
+            Mood::FailsOnce => "fails-once",
+            Mood::Fails => "fails",
+        };
+        let data = format!(r#"{{"label":"{}","noise":{}}}"#, self.label(by), self.other_body);
+        let mut message = Message::new(self.id(by), "/test", kind).with_data("application/json", data);
+        message.subject = Some(format!("e{}", self.entity()));
+        message.time = Some(self.time_ms().to_string());
+        message.extensions.insert("v".into(), self.version().to_string());
+        message
+    }
+
+    /// Its names.
+    pub fn identity(self, by: By) -> Identity {
+        let message = self.message(by);
+        by.strategy().identify(&Scope::of("p"), &message, u64::MAX / 2).unwrap()
+    }
+
+    /// Its names where the strategy refuses it.
+    fn identity_of_refused(self, by: By) -> Identity {
+        Strategy::default().identify(&Scope::of("p"), &self.message(by), START_MS).unwrap()
+    }
+}
+
+fn letter_key(identity: &Identity) -> LetterKey {
+    LetterKey { record: identity.record.clone(), fingerprint: identity.fingerprint.digest }
+}
+
+impl Record {
+    fn has_expired(&self, now_ms: u64) -> bool {
+        self.expires_ms.is_some_and(|expires_ms| expires_ms <= now_ms)
+    }
+}
+
+impl Model {
+    /// Nothing has happened yet.
+    pub fn new(by: By) -> Self {
+        Self {
+            by,
+            now_ms: START_MS,
+            records: BTreeMap::new(),
+            letters: BTreeMap::new(),
+            state: BTreeMap::new(),
+            sent: BTreeSet::new(),
+            endings: Vec::new(),
+            kept: Default::default(),
+            last_ms: Default::default(),
+        }
+    }
+
+    /// Records that count.
+    pub fn live(&self) -> impl Iterator<Item = (&RecordKey, &Record)> {
+        self.records.iter().filter(|(_, record)| !record.has_expired(self.now_ms))
+    }
+
+    /// What is left after a transition.
+    pub fn apply(&mut self, transition: &Transition) {
+        self.endings.clear();
+        match transition {
+            Transition::Deliver(owner, input) => self.deliver(*owner, *input),
+            Transition::Burst(inputs) => inputs.iter().for_each(|input| self.deliver(0, *input)),
+            Transition::Race(input) => (0..OWNERS).for_each(|owner| self.deliver(owner, *input)),
+            Transition::Crash { during, .. } => {
+                self.forget_all(0..OWNERS);
+                during.iter().for_each(|input| self.deliver(0, *input));
+            }
+            Transition::Restart => self.forget_all(0..OWNERS),
+            Transition::Jump(by_ms) => self.now_ms += by_ms,
+            Transition::Back => self.set_back(3_600_000),
+            Transition::Sweep => self.records.retain(|_, record| !record.has_expired(self.now_ms)),
+            Transition::Keep(owner) => self.keep(*owner),
+            Transition::Redrive(nth) => self.redrive(*nth),
+            Transition::Discard(nth) => self.discard(*nth),
+            Transition::Evict(nth) => self.evict(*nth),
+        }
+    }
+
+    /// What owners have in mind is gone.
+    fn forget_all(&mut self, owners: std::ops::Range<usize>) {
+        for owner in owners {
+            self.kept[owner].clear();
+            self.last_ms[owner] = 0;
+        }
+    }
+
+    /// Set back, unless a record would count again that the store may have forgotten.
+    fn set_back(&mut self, by_ms: u64) {
+        let before_ms = self.now_ms - by_ms.min(self.now_ms - START_MS);
+        let ended = |record: &Record| record.has_expired(self.now_ms) && !record.has_expired(before_ms);
+        if !self.records.values().any(ended) {
+            self.now_ms = before_ms;
+        }
+    }
+
+    fn deliver(&mut self, owner: usize, input: Input) {
+        let ending = self.offer(owner, input, false, false);
+        self.endings.push(ending);
+    }
+
+    /// A message comes, from its source or from among those that are kept.
+    fn offer(&mut self, owner: usize, input: Input, kept: bool, past_gap: bool) -> &'static str {
+        if self.is_refused(input) {
+            let refused = letter_key(&input.identity_of_refused(self.by));
+            self.put_letter(owner, refused, input, Standing::Dead, 0);
+            return "dead-lettered";
+        }
+        let name = input.identity(self.by);
+        match self.answer(&name, input, past_gap) {
+            Answer::Run => self.run(owner, input, &name, kept),
+            Answer::NotYet => "retry",
+            Answer::Gap(awaits) => self.park(owner, input, &name, awaits),
+            Answer::Duplicate => self.over(owner, &name, kept, "duplicate"),
+            Answer::Stale => self.over(owner, &name, kept, "stale"),
+            Answer::Mismatch => {
+                self.put_letter(owner, letter_key(&name), input, Standing::Dead, 0);
+                "mismatch"
+            }
+        }
+    }
+
+    fn is_refused(&self, input: Input) -> bool {
+        self.by == By::Timestamp && input.time_ms() > self.now_ms + SKEW_MS
+    }
+
+    fn answer(&self, name: &Identity, input: Input, past_gap: bool) -> Answer {
+        let record = self.records.get(&name.record).filter(|record| !record.has_expired(self.now_ms));
+        let strict = self.by.is_strict() && !past_gap;
+        let Some(record) = record else {
+            return match input.version() {
+                version if strict && version < FIRST => Answer::Stale,
+                version if strict && version > FIRST => Answer::Gap(FIRST),
+                _ => Answer::Run,
+            };
+        };
+        let (last, position) = (record.input.position(self.by), input.position(self.by));
+        if position < last {
+            return Answer::Stale;
+        }
+        if position > last {
+            let due = matches!(record.state, State::RetryDue(_));
+            return match (record.input.version(), input.version()) {
+                (last, version) if strict && version > last + 1 => Answer::Gap(last + 1),
+                (last, _) if strict && due => Answer::Gap(last),
+                _ => Answer::Run,
+            };
+        }
+        if record.input.identity(self.by).fingerprint != name.fingerprint {
+            return Answer::Mismatch;
+        }
+        match record.state {
+            State::Completed(_) | State::DeadLettered => Answer::Duplicate,
+            State::RetryDue(at_ms) if at_ms > self.now_ms => Answer::NotYet,
+            State::RetryDue(_) => Answer::Run,
+        }
+    }
+
+    fn over(&mut self, owner: usize, name: &Identity, kept: bool, ending: &'static str) -> &'static str {
+        let key = letter_key(name);
+        if kept || self.kept[owner].contains_key(&key) {
+            self.letters.remove(&key);
+        }
+        ending
+    }
+
+    fn run(&mut self, owner: usize, input: Input, name: &Identity, kept: bool) -> &'static str {
+        let same = |record: &&Record| {
+            !record.has_expired(self.now_ms) && record.input.position(self.by) == input.position(self.by)
+        };
+        let found = self.records.get(&name.record).filter(same);
+        let known = found.is_some();
+        let attempts = found.map_or(0, |record| record.attempts) + 1;
+        let (state, ending) = match input.mood(self.by) {
+            Mood::Fine => (State::Completed(self.take_effect(input, name)), "completed"),
+            Mood::FailsOnce if attempts > 1 => (State::Completed(self.take_effect(input, name)), "completed"),
+            Mood::FailsOnce | Mood::Fails if attempts < ATTEMPTS_MAX => {
+                (State::RetryDue(self.now_ms + retry_after_ms(attempts)), "retry")
+            }
+            Mood::Fails | Mood::FailsOnce | Mood::Reject => (State::DeadLettered, "dead-lettered"),
+        };
+        let expires_ms = (ending != "retry").then_some(self.now_ms + self.life_ms());
+        self.records.insert(name.record.clone(), Record { input, state, attempts, expires_ms });
+        match ending {
+            "dead-lettered" => {
+                self.put_letter(owner, letter_key(name), input, Standing::Dead, attempts);
+            }
+            "completed" if known || kept || self.by.is_strict() => drop(self.letters.remove(&letter_key(name))),
+            _ => {}
+        }
+        if ending != "retry" && self.by.is_strict() {
+            self.wake_behind(owner, input, name);
+        }
+        ending
+    }
+
+    /// How long a record stands.
+    fn life_ms(&self) -> u64 {
+        RETENTION_MS + if self.by.has_positions() { HORIZON_MS } else { 0 }
+    }
+
+    /// State, outgoing message, result.
+    fn take_effect(&mut self, input: Input, name: &Identity) -> String {
+        let label = input.label(self.by);
+        let log = self.state.entry(format!("log/e{}", input.entity())).or_default();
+        log.push_str(&format!("{label},"));
+        let result = log.clone();
+        self.sent.insert((name.own.outgoing_id(0), label));
+        result
+    }
+
+    /// A message has ended: the next that waits may go, and those that it leaves behind learn their fate.
+    fn wake_behind(&mut self, owner: usize, input: Input, name: &Identity) {
+        let of_record = |key: &LetterKey| key.record == name.record;
+        let versions =
+            self.kept[owner].iter().filter(|(key, _)| of_record(key)).map(|(_, entry)| entry.input.version());
+        let next = versions.filter(|version| *version > input.version()).min().unwrap_or(0);
+        for (_, entry) in self.kept[owner].iter_mut().filter(|(key, _)| of_record(key)) {
+            if entry.input.version() <= input.version().max(next) {
+                entry.ready_ms = Some(0);
+            }
+        }
+    }
+
+    fn park(&mut self, owner: usize, input: Input, name: &Identity, awaits: u64) -> &'static str {
+        let (key, later_ms) = (letter_key(name), self.now_ms + TIMEOUT_MS);
+        let known_ms = self.kept[owner].get(&key).and_then(|entry| entry.until_ms);
+        let until_ms = known_ms.map_or(later_ms, |known_ms| known_ms.min(later_ms));
+        let entry = Entry { input, ready_ms: None, until_ms: Some(until_ms), redriven_ms: None };
+        self.kept[owner].insert(key.clone(), entry);
+        self.put_letter(owner, key, input, Standing::Parked { awaits, until_ms }, 0);
+        "parked"
+    }
+
+    /// An owner brings to an end what may run now.
+    fn keep(&mut self, owner: usize) {
+        self.load(owner);
+        loop {
+            let taken = self.take_due(owner);
+            if taken.is_empty() {
+                return;
+            }
+            for (key, timed_out) in taken {
+                self.bring_to_its_end(owner, &key, timed_out);
+            }
+        }
+    }
+
+    fn load(&mut self, owner: usize) {
+        for (key, letter) in &self.letters {
+            let waits = matches!(self.answer(&letter.input.identity(self.by), letter.input, false), Answer::Gap(_));
+            self.last_ms[owner] = self.last_ms[owner].max(letter.kept_ms);
+            let (ready_ms, until_ms, redriven_ms) = match letter.standing {
+                Standing::Dead => continue,
+                Standing::Parked { until_ms, .. } => ((!waits).then_some(0), Some(until_ms), None),
+                Standing::Redriven => (Some(0), None, Some(letter.kept_ms)),
+            };
+            let entry = Entry { input: letter.input, ready_ms, until_ms, redriven_ms };
+            self.kept[owner].entry(key.clone()).or_insert(entry);
+        }
+    }
+
+    /// What may go: of each record the first in order, whosever time is over. One that is put off holds up those behind it.
+    fn take_due(&mut self, owner: usize) -> Vec<(LetterKey, bool)> {
+        let (now_ms, by) = (self.now_ms, self.by);
+        let records: BTreeSet<_> = self.kept[owner].keys().map(|key| key.record.clone()).collect();
+        let next_of = |record: &RecordKey| {
+            let of_record = || self.kept[owner].iter().filter(|(key, _)| key.record == *record);
+            let over = of_record().any(|(_, entry)| entry.until_ms.is_some_and(|until_ms| until_ms <= now_ms));
+            let may_be_first = of_record().filter(|(key, entry)| self.is_first_redriven(owner, key, entry));
+            let (key, first) = may_be_first.min_by_key(|(_, entry)| entry.input.position(by))?;
+            let is_ready = first.ready_ms.is_some_and(|ready_ms| ready_ms <= now_ms);
+            (is_ready || first.until_ms.is_some() && over).then(|| (key.clone(), !is_ready))
+        };
+        records.iter().filter_map(next_of).collect()
+    }
+
+    /// Whether no other of its entity that was redriven goes before it.
+    fn is_first_redriven(&self, owner: usize, key: &LetterKey, entry: &Entry) -> bool {
+        let Some(redriven_ms) = entry.redriven_ms else { return true };
+        let of_entity = self.kept[owner].iter().filter(|(_, other)| other.input.entity() == entry.input.entity());
+        let mut redriven = of_entity.filter_map(|(key, other)| Some((other.redriven_ms?, key)));
+        redriven.all(|other| (redriven_ms, key) <= other)
+    }
+
+    /// Keeps a message, later than every one that its owner has kept before.
+    fn put_letter(&mut self, owner: usize, key: LetterKey, input: Input, standing: Standing, attempts: u32) {
+        let kept_ms = self.now_ms.max(self.last_ms[owner] + 1);
+        self.last_ms[owner] = kept_ms;
+        self.letters.insert(key, Letter { input, standing, attempts, kept_ms });
+    }
+
+    fn bring_to_its_end(&mut self, owner: usize, key: &LetterKey, timed_out: bool) {
+        let letter = self.letters.get(key).filter(|letter| letter.standing != Standing::Dead).cloned();
+        let Some(letter) = letter else {
+            self.kept[owner].remove(key);
+            return;
+        };
+        let (input, give_up) = (letter.input, timed_out && self.by == By::StrictDeadLetter);
+        let waits = matches!(self.answer(&input.identity(self.by), input, false), Answer::Gap(_));
+        let ending = if give_up && waits {
+            self.put_letter(owner, key.clone(), input, Standing::Dead, 0);
+            "dead-lettered"
+        } else {
+            self.offer(owner, input, true, timed_out && !give_up)
+        };
+        match ending {
+            "retry" => {
+                let record = &self.records[&input.identity(self.by).record];
+                let State::RetryDue(at_ms) = record.state else { panic!("a message that is to be retried is due") };
+                let again_ms = self.now_ms + (at_ms - self.now_ms).max(COME_AGAIN_MS);
+                let entry = self.kept[owner].get_mut(key).unwrap();
+                (entry.ready_ms, entry.until_ms) = (Some(again_ms), None);
+            }
+            "parked" => {}
+            _ => drop(self.kept[owner].remove(key)),
+        }
+        // Kept under its id, as one that was refused, and known by its entity now; or the other way round.
+        let refused = self.is_refused(input);
+        let now = if refused { input.identity_of_refused(self.by) } else { input.identity(self.by) };
+        if ending != "retry" && letter_key(&now) != *key {
+            self.letters.remove(key);
+        }
+    }
+
+    fn nth_letter(&self, nth: usize) -> Option<(LetterKey, Letter)> {
+        let letters = self.letters.len();
+        let (key, letter) = self.letters.iter().nth(nth.checked_rem(letters)?)?;
+        Some((key.clone(), letter.clone()))
+    }
+
+    fn redrive(&mut self, nth: usize) {
+        self.forget_all(1..OWNERS);
+        let Some((key, letter)) = self.nth_letter(nth).filter(|(_, letter)| letter.standing == Standing::Dead) else {
+            return;
+        };
+        let (by, now_ms) = (self.by, self.now_ms);
+        if let Some(record) = self.records.get_mut(&key.record).filter(|record| !record.has_expired(now_ms)) {
+            let same = record.input.identity(by).fingerprint.digest == key.fingerprint;
+            if same && record.state == State::DeadLettered {
+                *record = Record { state: State::RetryDue(now_ms), attempts: 0, expires_ms: None, ..record.clone() };
+            } else if same || !by.has_positions() {
+                return;
+            }
+        }
+        // The first owner is told.
+        let (input, redriven_ms) = (letter.input, Some(letter.kept_ms));
+        self.last_ms[0] = self.last_ms[0].max(letter.kept_ms);
+        self.kept[0].insert(key.clone(), Entry { input, ready_ms: Some(0), until_ms: None, redriven_ms });
+        self.letters.insert(key, Letter { standing: Standing::Redriven, ..letter });
+    }
+
+    fn discard(&mut self, nth: usize) {
+        self.forget_all(1..OWNERS);
+        let Some((key, letter)) = self.nth_letter(nth) else { return };
+        self.letters.remove(&key);
+        if letter.standing != Standing::Redriven {
+            return;
+        }
+        // Nobody runs it then: its record is as it was before.
+        let (by, expires_ms) = (self.by, Some(self.now_ms + self.life_ms()));
+        if let Some(record) = self.records.get_mut(&key.record)
+            && record.input.identity(by).fingerprint.digest == key.fingerprint
+            && matches!(record.state, State::RetryDue(_))
+        {
+            let (state, attempts) = (State::DeadLettered, letter.attempts);
+            *record = Record { state, attempts, expires_ms, ..record.clone() };
+        }
+    }
+
+    fn evict(&mut self, nth: usize) {
+        self.forget_all(1..OWNERS);
+        let live = self.live().count();
+        let found = nth.checked_rem(live).and_then(|nth| self.live().nth(nth));
+        if let Some((key, _)) = found.filter(|(_, record)| !matches!(record.state, State::RetryDue(_))) {
+            let key = key.clone();
+            self.records.remove(&key);
+        }
+    }
+}
+
+/// What a message that fails asks for after its n-th attempt, in milliseconds.
+pub fn retry_after_ms(attempt: u32) -> u64 {
+    u64::from(attempt) * 700
+}
