@@ -33,8 +33,9 @@ fn assert_processor(guest: &str, interfaces: &[&str]) {
 fn a_processor_imports_only_what_it_uses() {
     assert_processor("order-intake", &["state", "outbox"]);
     assert_processor("account-ledger", &["state"]);
-    assert_processor("hapax-fixtures", &["state", "outbox", "config"]);
-    assert_processor("future", &["events"]);
+    assert_processor("hapax-fixtures", &["state", "events", "outbox", "config"]);
+    assert_processor("event-counter", &["events"]);
+    assert_processor("future", &["saga"]);
 }
 
 #[test]
