@@ -18,7 +18,7 @@ impl Inner {
         message: &Accepted,
         record: Option<&Record>,
     ) -> Result<Option<Admitted>, StoreError> {
-        let gaps = self.parts.options.strategy.gaps().filter(|_| !message.past_gap && !fault::mutated("gap-ignored"));
+        let gaps = self.parts.options.strategy.gaps().filter(|_| !message.past_gap);
         let now_ms = self.parts.clock.now_ms();
         let ending = match decide(record, &message.identity, gaps, now_ms) {
             Admission::Fresh => return Ok(None),
