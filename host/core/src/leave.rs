@@ -41,12 +41,15 @@ impl IdempotentConsumer {
         }
     }
 
-    /// Completes when there is use for another message. At once, unless the circuit breaker is open, or lets a few through and
-    /// there are messages that wait for that.
+    /// Completes when there is use for another message: when a place is free, and the circuit breaker is not open, or lets a
+    /// few through and there are no messages that wait for that.
     pub async fn wants_messages(&self) {
         if let Some(breaker) = &self.inner.breaker {
             breaker.wants_more().await;
         }
+        // Given back at once: the message may have to wait for something else first. What is taken beyond the places would
+        // only queue for them.
+        drop(self.inner.runs.acquire().await.expect("the semaphore is never closed"));
     }
 
     /// How it is doing.
