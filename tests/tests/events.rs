@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use futures_util::future::{BoxFuture, join_all};
 use hapax_core::context::{ContextError, StateView};
@@ -17,6 +18,7 @@ use hapax_tests::backend::LossyDisk;
 use hapax_tests::bench::{Bench, message, quick};
 use hapax_tests::mutation::turns_red;
 use hapax_tests::process::{guest, hapax};
+use tokio::sync::Barrier;
 
 fn failed(error: ContextError) -> Failure {
     Failure::retry(error.to_string())
@@ -25,21 +27,36 @@ fn failed(error: ContextError) -> Failure {
 /// Appends the message's id to stream `all` at the version that it has read, and answers the new one. Messages of type
 /// `reject` fail after that.
 fn appender() -> Arc<dyn MessageProcessor> {
-    fn append<'a>(run: &'a Invocation, context: &'a mut Context) -> BoxFuture<'a, Result<Output, Failure>> {
-        Box::pin(async move {
-            let version = context.stream_version("all").await.map_err(failed)?;
-            // Lets others append in between.
-            tokio::task::yield_now().await;
-            let event = NewEvent { kind: "happened".into(), data: run.message.id.clone().into() };
-            let appended = context.append("all", Some(version), vec![event]).await.map_err(failed)?;
-            let version = appended.map_err(|conflict| Failure::Reject(format!("{conflict:?}")))?;
-            match run.message.kind.as_str() {
-                "reject" => Err(Failure::Reject("on purpose".into())),
-                _ => Ok(Output { content_type: None, data: version.to_string().into() }),
-            }
-        })
-    }
-    Arc::new(NativeProcessor::new(append))
+    appender_after(0)
+}
+
+/// The same; the first `meeting` runs wait for one another after they have read: none of them has seen another's append.
+fn appender_after(meeting: usize) -> Arc<dyn MessageProcessor> {
+    let (runs, meet) = (Arc::new(AtomicUsize::new(0)), Arc::new(Barrier::new(meeting.max(1))));
+    Arc::new(NativeProcessor::new(move |run, context| {
+        let meet = (runs.fetch_add(1, SeqCst) < meeting).then(|| meet.clone());
+        append(run, context, meet)
+    }))
+}
+
+fn append<'a>(
+    run: &'a Invocation,
+    context: &'a mut Context,
+    meet: Option<Arc<Barrier>>,
+) -> BoxFuture<'a, Result<Output, Failure>> {
+    Box::pin(async move {
+        let version = context.stream_version("all").await.map_err(failed)?;
+        if let Some(meet) = meet {
+            meet.wait().await;
+        }
+        let event = NewEvent { kind: "happened".into(), data: run.message.id.clone().into() };
+        let appended = context.append("all", Some(version), vec![event]).await.map_err(failed)?;
+        let version = appended.map_err(|conflict| Failure::Reject(format!("{conflict:?}")))?;
+        match run.message.kind.as_str() {
+            "reject" => Err(Failure::Reject("on purpose".into())),
+            _ => Ok(Output { content_type: None, data: version.to_string().into() }),
+        }
+    })
 }
 
 fn view(store: &RedbStore) -> Arc<dyn StateView> {
@@ -54,7 +71,7 @@ async fn stream(store: &RedbStore) -> Vec<Event> {
 async fn an_append_by_somebody_else_meanwhile_runs_the_message_again() {
     const MESSAGES: usize = 60;
     let store = Arc::new(LossyDisk::new().open().unwrap());
-    let bench = Bench::new("p", store.clone(), appender(), quick()).await;
+    let bench = Bench::new("p", store.clone(), appender_after(MESSAGES), quick()).await;
     let handled = (0..MESSAGES).map(|number| {
         let consumer = bench.consumer.clone();
         tokio::spawn(async move {
