@@ -15,7 +15,7 @@ use hapax_tests::bench::{Bench, message};
 use hapax_tests::mutation::turns_red;
 use hapax_tests::source::{ListSource, Seen};
 use hapax_tests::stepped::{SteppedClock, eventually, let_others_run};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 /// What a message of type `later` asks for with its first attempt.
@@ -142,7 +142,49 @@ async fn one_hot_or_blocked_key_never_stalls_another() {
     assert_eq!(order.unwrap(), expected, "in the order received");
 }
 
-/// The limit of the property above: what was taken is in memory, and so it is bounded. The source waits then, no longer than
+#[test]
+fn mutation_a_turn_that_is_waited_for_in_a_place_is_found() {
+    turns_red("one_hot_or_blocked_key_never_stalls_another", "turn-waited-for-in-a-place");
+}
+
+/// Where every place is taken, the source is left alone: what it handed out would only queue, and had to be kept in memory.
+#[tokio::test]
+async fn a_source_is_not_drained_while_every_place_is_taken() {
+    const MESSAGES: usize = 2_000;
+    /// Before those that were pulled first have had their turn, a few more are pulled.
+    const AHEAD_MAX: usize = 200;
+    let gate = Arc::new(Semaphore::new(0));
+    let behind = gate.clone();
+    let waits = NativeProcessor::new(move |_, _| {
+        let gate = behind.clone();
+        Box::pin(async move {
+            gate.acquire().await.unwrap().forget();
+            Ok(Output::default())
+        })
+    });
+    let (store, seen) = (Arc::new(MemoryStore::default()), Seen::default());
+    let options = Options { runs_max: 2, ..Options::default() };
+    let bench = Bench::new("p", store, Arc::new(waits), options).await;
+    let messages = (0..MESSAGES).map(|number| of("fresh", format!("{number}"), None));
+    let (mut source, observer) = (ListSource::new(messages, &seen), Arc::new(seen.clone()));
+    let (consumer, (_stop, stop)) = (bench.consumer.clone(), watch::channel(false));
+    let running = tokio::spawn(async move {
+        hapax_core::run::run(&consumer, &mut source, observer, 10 * MESSAGES, stop).await.unwrap();
+    });
+    eventually("the places are taken", || bench.consumer.status().runs_under_way == 2).await;
+    let_others_run().await;
+    assert!(seen.pulled() <= AHEAD_MAX, "{} were pulled", seen.pulled());
+    gate.add_permits(MESSAGES);
+    running.await.unwrap();
+    assert_eq!(seen.ended("completed").len(), MESSAGES);
+}
+
+#[test]
+fn mutation_a_source_that_is_drained_ahead_is_found() {
+    turns_red("a_source_is_not_drained_while_every_place_is_taken", "source-drained-ahead");
+}
+
+/// The limit of `one_hot_or_blocked_key_never_stalls_another`: what was taken is in memory, and so it is bounded. The source waits then, no longer than
 /// the first message of the key does; nothing is lost.
 #[tokio::test]
 async fn once_as_many_wait_as_may_be_taken_the_source_waits_too() {

@@ -401,7 +401,11 @@ impl Inner {
             return Ok(Admitted::Ended(Ending::InFlight { after_ms: 0 }));
         }
         let turn = match message.place.take() {
-            Some(place) => Some(place.turn().await),
+            Some(place) => {
+                let in_a_place = fault::mutated("turn-waited-for-in-a-place");
+                let _held = if in_a_place { self.runs.acquire().await.ok() } else { None };
+                Some(place.turn().await)
+            }
             None => None,
         };
         loop {

@@ -47,6 +47,9 @@ impl IdempotentConsumer {
         if let Some(breaker) = &self.inner.breaker {
             breaker.wants_more().await;
         }
+        if fault::mutated("source-drained-ahead") {
+            return;
+        }
         // Given back at once: the message may have to wait for something else first. What is taken beyond the places would
         // only queue for them.
         drop(self.inner.runs.acquire().await.expect("the semaphore is never closed"));
