@@ -63,6 +63,251 @@ pub mod hapax {
                 }
             }
         }
+        /// Locks that all processors of the host share, by name. Each has a fence, which
+        /// grows with every holder: the message commits only if every lock that it
+        /// acquired is still its own. What it holds when it ends is released.
+        #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
+        pub mod lock {
+            #[used]
+            #[doc(hidden)]
+            static __FORCE_SECTION_REF: fn() = super::super::super::__link_custom_section_describing_imports;
+            use super::super::super::_rt;
+            /// A lock that is held.
+            #[derive(Clone)]
+            pub struct Token {
+                pub name: _rt::String,
+                /// Greater than that of every earlier holder: to be given to whoever
+                /// must not listen to one that has lost the lock.
+                pub fence: u64,
+            }
+            impl ::core::fmt::Debug for Token {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    f.debug_struct("Token")
+                        .field("name", &self.name)
+                        .field("fence", &self.fence)
+                        .finish()
+                }
+            }
+            /// Somebody else holds it.
+            #[repr(C)]
+            #[derive(Clone, Copy)]
+            pub struct Busy {
+                /// Until then at most, if it is not extended.
+                pub retry_after_ms: u64,
+            }
+            impl ::core::fmt::Debug for Busy {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    f.debug_struct("Busy")
+                        .field("retry-after-ms", &self.retry_after_ms)
+                        .finish()
+                }
+            }
+            impl ::core::fmt::Display for Busy {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    write!(f, "{:?}", self)
+                }
+            }
+            impl ::core::error::Error for Busy {}
+            /// The lock is somebody else's by now, or nobody's.
+            #[derive(Clone)]
+            pub struct Lost {
+                pub name: _rt::String,
+            }
+            impl ::core::fmt::Debug for Lost {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    f.debug_struct("Lost").field("name", &self.name).finish()
+                }
+            }
+            impl ::core::fmt::Display for Lost {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    write!(f, "{:?}", self)
+                }
+            }
+            impl ::core::error::Error for Lost {}
+            #[allow(unused_unsafe, clippy::all)]
+            /// Acquires the lock for `ttl-ms`, if nobody holds it. Durable when it returns.
+            #[allow(async_fn_in_trait)]
+            pub fn acquire(name: &str, ttl_ms: u64) -> Result<Token, Busy> {
+                unsafe {
+                    #[repr(align(8))]
+                    struct RetArea(
+                        [::core::mem::MaybeUninit<
+                            u8,
+                        >; 16 + 2 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let mut ret_area = RetArea(
+                        [::core::mem::MaybeUninit::uninit(); 16
+                            + 2 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let vec0 = name;
+                    let ptr0 = vec0.as_ptr().cast::<u8>();
+                    let len0 = vec0.len();
+                    let ptr1 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "hapax:processor/lock@0.1.0")]
+                    unsafe extern "C" {
+                        #[link_name = "acquire"]
+                        fn wit_import2(_: *mut u8, _: usize, _: i64, _: *mut u8);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import2(
+                        _: *mut u8,
+                        _: usize,
+                        _: i64,
+                        _: *mut u8,
+                    ) {
+                        unreachable!()
+                    }
+                    wit_import2(ptr0.cast_mut(), len0, _rt::as_i64(&ttl_ms), ptr1);
+                    let l3 = i32::from(*ptr1.add(0).cast::<u8>());
+                    let result9 = match l3 {
+                        0 => {
+                            let e = {
+                                let l4 = *ptr1.add(8).cast::<*mut u8>();
+                                let l5 = *ptr1
+                                    .add(8 + 1 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let len6 = l5;
+                                let bytes6 = _rt::Vec::from_raw_parts(
+                                    l4.cast(),
+                                    len6,
+                                    len6,
+                                );
+                                let l7 = *ptr1
+                                    .add(8 + 2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<i64>();
+                                Token {
+                                    name: _rt::string_lift(bytes6),
+                                    fence: l7 as u64,
+                                }
+                            };
+                            Ok(e)
+                        }
+                        1 => {
+                            let e = {
+                                let l8 = *ptr1.add(8).cast::<i64>();
+                                Busy { retry_after_ms: l8 as u64 }
+                            };
+                            Err(e)
+                        }
+                        _ => _rt::invalid_enum_discriminant(),
+                    };
+                    result9
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            /// Holds it for `ttl-ms` from now.
+            #[allow(async_fn_in_trait)]
+            pub fn extend(token: &Token, ttl_ms: u64) -> Result<(), Lost> {
+                unsafe {
+                    #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                    #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                    struct RetArea(
+                        [::core::mem::MaybeUninit<
+                            u8,
+                        >; 3 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let mut ret_area = RetArea(
+                        [::core::mem::MaybeUninit::uninit(); 3
+                            * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let Token { name: name0, fence: fence0 } = token;
+                    let vec1 = name0;
+                    let ptr1 = vec1.as_ptr().cast::<u8>();
+                    let len1 = vec1.len();
+                    let ptr2 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "hapax:processor/lock@0.1.0")]
+                    unsafe extern "C" {
+                        #[link_name = "extend"]
+                        fn wit_import3(_: *mut u8, _: usize, _: i64, _: i64, _: *mut u8);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import3(
+                        _: *mut u8,
+                        _: usize,
+                        _: i64,
+                        _: i64,
+                        _: *mut u8,
+                    ) {
+                        unreachable!()
+                    }
+                    wit_import3(
+                        ptr1.cast_mut(),
+                        len1,
+                        _rt::as_i64(fence0),
+                        _rt::as_i64(&ttl_ms),
+                        ptr2,
+                    );
+                    let l4 = i32::from(*ptr2.add(0).cast::<u8>());
+                    let result8 = match l4 {
+                        0 => {
+                            let e = ();
+                            Ok(e)
+                        }
+                        1 => {
+                            let e = {
+                                let l5 = *ptr2
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l6 = *ptr2
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let len7 = l6;
+                                let bytes7 = _rt::Vec::from_raw_parts(
+                                    l5.cast(),
+                                    len7,
+                                    len7,
+                                );
+                                Lost {
+                                    name: _rt::string_lift(bytes7),
+                                }
+                            };
+                            Err(e)
+                        }
+                        _ => _rt::invalid_enum_discriminant(),
+                    };
+                    result8
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            /// Gives it back at once. What was lost already is left alone.
+            #[allow(async_fn_in_trait)]
+            pub fn release(token: &Token) -> () {
+                unsafe {
+                    let Token { name: name0, fence: fence0 } = token;
+                    let vec1 = name0;
+                    let ptr1 = vec1.as_ptr().cast::<u8>();
+                    let len1 = vec1.len();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "hapax:processor/lock@0.1.0")]
+                    unsafe extern "C" {
+                        #[link_name = "release"]
+                        fn wit_import2(_: *mut u8, _: usize, _: i64);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import2(_: *mut u8, _: usize, _: i64) {
+                        unreachable!()
+                    }
+                    wit_import2(ptr1.cast_mut(), len1, _rt::as_i64(fence0));
+                }
+            }
+        }
     }
 }
 #[rustfmt::skip]
@@ -407,20 +652,7 @@ mod _rt {
             self as i32
         }
     }
-    #[cfg(target_arch = "wasm32")]
-    pub fn run_ctors_once() {
-        wit_bindgen::rt::run_ctors_once();
-    }
-    pub use alloc_crate::vec::Vec;
-    pub unsafe fn cabi_dealloc(ptr: *mut u8, size: usize, align: usize) {
-        if size == 0 {
-            return;
-        }
-        unsafe {
-            let layout = alloc::Layout::from_size_align_unchecked(size, align);
-            alloc::dealloc(ptr, layout);
-        }
-    }
+    pub use alloc_crate::string::String;
     pub fn as_i64<T: AsI64>(t: T) -> i64 {
         t.as_i64()
     }
@@ -442,6 +674,34 @@ mod _rt {
         #[inline]
         fn as_i64(self) -> i64 {
             self as i64
+        }
+    }
+    pub use alloc_crate::vec::Vec;
+    pub unsafe fn string_lift(bytes: Vec<u8>) -> String {
+        if cfg!(debug_assertions) {
+            String::from_utf8(bytes).unwrap()
+        } else {
+            unsafe { String::from_utf8_unchecked(bytes) }
+        }
+    }
+    pub unsafe fn invalid_enum_discriminant<T>() -> T {
+        if cfg!(debug_assertions) {
+            panic!("invalid enum discriminant")
+        } else {
+            unsafe { core::hint::unreachable_unchecked() }
+        }
+    }
+    #[cfg(target_arch = "wasm32")]
+    pub fn run_ctors_once() {
+        wit_bindgen::rt::run_ctors_once();
+    }
+    pub unsafe fn cabi_dealloc(ptr: *mut u8, size: usize, align: usize) {
+        if size == 0 {
+            return;
+        }
+        unsafe {
+            let layout = alloc::Layout::from_size_align_unchecked(size, align);
+            alloc::dealloc(ptr, layout);
         }
     }
     pub use alloc_crate::alloc;
@@ -479,10 +739,10 @@ macro_rules! __export_batch_processor_impl {
         #[cfg(target_arch = "wasm32")] #[unsafe (link_section =
         "component-type:wit-bindgen:0.60.0:hapax:processor@0.1.0:batch-processor:imports and exports")]
         #[doc(hidden)] #[allow(clippy::octal_escapes)] pub static
-        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 1675] = *
+        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 1912] = *
         b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\x85\x0c\x01A\x02\x01\
-A\x15\x01B\x02\x01@\x01\x05indexy\x01\0\x04\0\x06select\x01\0\x03\0\x1bhapax:pro\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xf2\x0d\x01A\x02\x01\
+A\x17\x01B\x02\x01@\x01\x05indexy\x01\0\x04\0\x06select\x01\0\x03\0\x1bhapax:pro\
 cessor/batch@0.1.0\x05\0\x01B\x0f\x01p}\x01k\0\x01@\x01\x03keys\0\x01\x04\0\x03g\
 et\x01\x02\x01@\x02\x03keys\x05value\0\x01\0\x04\0\x03set\x01\x03\x01@\x01\x03ke\
 ys\x01\0\x04\0\x06delete\x01\x04\x01@\x03\x03keys\x08expected\x01\x05value\x01\0\
@@ -497,28 +757,34 @@ d\x01\x0c\x01@\x01\x06streams\0w\x04\0\x07version\x01\x0d\x03\0\x1chapax:process
 or/events@0.1.0\x05\x02\x01B\x08\x01ks\x01p}\x01o\x02ss\x01p\x02\x01r\x05\x04typ\
 es\x07subject\0\x0ccontent-type\0\x04data\x01\x0aextensions\x03\x04\0\x08outgoin\
 g\x03\0\x04\x01@\x01\x07message\x05\x01\0\x04\0\x04send\x01\x06\x03\0\x1chapax:p\
-rocessor/outbox@0.1.0\x05\x03\x01B\x05\x01p}\x01@\x02\x04names\x07payload\0\x01\0\
-\x04\0\x04step\x01\x01\x01@\0\x01\0\x04\0\x05pivot\x01\x02\x03\0\x1ahapax:proces\
-sor/saga@0.1.0\x05\x04\x01B\x04\x01m\x05\x05trace\x05debug\x04info\x04warn\x05er\
-ror\x04\0\x05level\x03\0\0\x01@\x02\x05level\x01\x04texts\x01\0\x04\0\x05write\x01\
-\x02\x03\0\x19hapax:processor/log@0.1.0\x05\x05\x01B\x03\x01ks\x01@\x01\x03keys\0\
-\0\x04\0\x03get\x01\x01\x03\0\x1chapax:processor/config@0.1.0\x05\x06\x01B\x18\x04\
-\0\x07message\x03\x01\x01ks\x01p}\x01r\x02\x0ccontent-type\x01\x04data\x02\x04\0\
-\x07outcome\x03\0\x03\x01kw\x01r\x02\x06reasons\x08after-ms\x05\x04\0\x0bretry-l\
-ater\x03\0\x06\x01q\x03\x05retry\x01\x07\0\x06reject\x01s\0\x07invalid\x01s\0\x04\
-\0\x07failure\x03\0\x08\x01h\0\x01o\x02ss\x01p\x0b\x01@\x01\x04self\x0a\0\x0c\x04\
-\0\x1a[method]message.attributes\x01\x0d\x01@\x01\x04self\x0a\0\x02\x04\0\x14[me\
-thod]message.data\x01\x0e\x01@\x01\x04self\x0a\0s\x04\0\x1f[method]message.idemp\
-otency-key\x01\x0f\x01@\x01\x04self\x0a\0y\x04\0\x17[method]message.attempt\x01\x10\
-\x01@\x01\x04self\x0a\0w\x04\0\x16[method]message.now-ms\x01\x11\x04\0\x14[metho\
-d]message.seed\x01\x11\x03\0\x1bhapax:processor/types@0.1.0\x05\x07\x02\x03\0\x07\
-\x07message\x02\x03\0\x07\x07outcome\x02\x03\0\x07\x07failure\x01B\x0c\x02\x03\x02\
-\x01\x08\x04\0\x07message\x03\0\0\x02\x03\x02\x01\x09\x04\0\x07outcome\x03\0\x02\
-\x02\x03\x02\x01\x0a\x04\0\x07failure\x03\0\x04\x01i\x01\x01p\x06\x01j\x01\x03\x01\
-\x05\x01p\x08\x01@\x01\x08messages\x07\0\x09\x04\0\x0chandle-batch\x01\x0a\x04\0\
-#hapax:processor/batch-handler@0.1.0\x05\x0b\x04\0%hapax:processor/batch-process\
-or@0.1.0\x04\0\x0b\x15\x01\0\x0fbatch-processor\x03\0\0\0G\x09producers\x01\x0cp\
-rocessed-by\x02\x0dwit-component\x070.254.2\x10wit-bindgen-rust\x060.60.0";
+rocessor/outbox@0.1.0\x05\x03\x01B\x08\x01p}\x01@\x02\x04names\x07payload\0\x01\0\
+\x04\0\x04step\x01\x01\x01@\0\x01\0\x04\0\x05pivot\x01\x02\x01@\x01\x02ids\x01\0\
+\x04\0\x04join\x01\x03\x04\0\x08complete\x01\x02\x03\0\x1ahapax:processor/saga@0\
+.1.0\x05\x04\x01B\x0e\x01r\x02\x04names\x05fencew\x04\0\x05token\x03\0\0\x01r\x01\
+\x0eretry-after-msw\x04\0\x04busy\x03\0\x02\x01r\x01\x04names\x04\0\x04lost\x03\0\
+\x04\x01j\x01\x01\x01\x03\x01@\x02\x04names\x06ttl-msw\0\x06\x04\0\x07acquire\x01\
+\x07\x01j\0\x01\x05\x01@\x02\x05token\x01\x06ttl-msw\0\x08\x04\0\x06extend\x01\x09\
+\x01@\x01\x05token\x01\x01\0\x04\0\x07release\x01\x0a\x03\0\x1ahapax:processor/l\
+ock@0.1.0\x05\x05\x01B\x04\x01m\x05\x05trace\x05debug\x04info\x04warn\x05error\x04\
+\0\x05level\x03\0\0\x01@\x02\x05level\x01\x04texts\x01\0\x04\0\x05write\x01\x02\x03\
+\0\x19hapax:processor/log@0.1.0\x05\x06\x01B\x03\x01ks\x01@\x01\x03keys\0\0\x04\0\
+\x03get\x01\x01\x03\0\x1chapax:processor/config@0.1.0\x05\x07\x01B\x18\x04\0\x07\
+message\x03\x01\x01ks\x01p}\x01r\x02\x0ccontent-type\x01\x04data\x02\x04\0\x07ou\
+tcome\x03\0\x03\x01kw\x01r\x02\x06reasons\x08after-ms\x05\x04\0\x0bretry-later\x03\
+\0\x06\x01q\x03\x05retry\x01\x07\0\x06reject\x01s\0\x07invalid\x01s\0\x04\0\x07f\
+ailure\x03\0\x08\x01h\0\x01o\x02ss\x01p\x0b\x01@\x01\x04self\x0a\0\x0c\x04\0\x1a\
+[method]message.attributes\x01\x0d\x01@\x01\x04self\x0a\0\x02\x04\0\x14[method]m\
+essage.data\x01\x0e\x01@\x01\x04self\x0a\0s\x04\0\x1f[method]message.idempotency\
+-key\x01\x0f\x01@\x01\x04self\x0a\0y\x04\0\x17[method]message.attempt\x01\x10\x01\
+@\x01\x04self\x0a\0w\x04\0\x16[method]message.now-ms\x01\x11\x04\0\x14[method]me\
+ssage.seed\x01\x11\x03\0\x1bhapax:processor/types@0.1.0\x05\x08\x02\x03\0\x08\x07\
+message\x02\x03\0\x08\x07outcome\x02\x03\0\x08\x07failure\x01B\x0c\x02\x03\x02\x01\
+\x09\x04\0\x07message\x03\0\0\x02\x03\x02\x01\x0a\x04\0\x07outcome\x03\0\x02\x02\
+\x03\x02\x01\x0b\x04\0\x07failure\x03\0\x04\x01i\x01\x01p\x06\x01j\x01\x03\x01\x05\
+\x01p\x08\x01@\x01\x08messages\x07\0\x09\x04\0\x0chandle-batch\x01\x0a\x04\0#hap\
+ax:processor/batch-handler@0.1.0\x05\x0c\x04\0%hapax:processor/batch-processor@0\
+.1.0\x04\0\x0b\x15\x01\0\x0fbatch-processor\x03\0\0\0G\x09producers\x01\x0cproce\
+ssed-by\x02\x0dwit-component\x070.254.2\x10wit-bindgen-rust\x060.60.0";
         };
     };
 }
@@ -531,9 +797,9 @@ pub use __export_batch_processor_impl as export_batch_processor;
 )]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1559] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xf1\x0a\x01A\x02\x01\
-A\x10\x01B\x02\x01@\x01\x05indexy\x01\0\x04\0\x06select\x01\0\x03\0\x1bhapax:pro\
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1796] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xde\x0c\x01A\x02\x01\
+A\x12\x01B\x02\x01@\x01\x05indexy\x01\0\x04\0\x06select\x01\0\x03\0\x1bhapax:pro\
 cessor/batch@0.1.0\x05\0\x01B\x0f\x01p}\x01k\0\x01@\x01\x03keys\0\x01\x04\0\x03g\
 et\x01\x02\x01@\x02\x03keys\x05value\0\x01\0\x04\0\x03set\x01\x03\x01@\x01\x03ke\
 ys\x01\0\x04\0\x06delete\x01\x04\x01@\x03\x03keys\x08expected\x01\x05value\x01\0\
@@ -548,24 +814,30 @@ d\x01\x0c\x01@\x01\x06streams\0w\x04\0\x07version\x01\x0d\x03\0\x1chapax:process
 or/events@0.1.0\x05\x02\x01B\x08\x01ks\x01p}\x01o\x02ss\x01p\x02\x01r\x05\x04typ\
 es\x07subject\0\x0ccontent-type\0\x04data\x01\x0aextensions\x03\x04\0\x08outgoin\
 g\x03\0\x04\x01@\x01\x07message\x05\x01\0\x04\0\x04send\x01\x06\x03\0\x1chapax:p\
-rocessor/outbox@0.1.0\x05\x03\x01B\x05\x01p}\x01@\x02\x04names\x07payload\0\x01\0\
-\x04\0\x04step\x01\x01\x01@\0\x01\0\x04\0\x05pivot\x01\x02\x03\0\x1ahapax:proces\
-sor/saga@0.1.0\x05\x04\x01B\x04\x01m\x05\x05trace\x05debug\x04info\x04warn\x05er\
-ror\x04\0\x05level\x03\0\0\x01@\x02\x05level\x01\x04texts\x01\0\x04\0\x05write\x01\
-\x02\x03\0\x19hapax:processor/log@0.1.0\x05\x05\x01B\x03\x01ks\x01@\x01\x03keys\0\
-\0\x04\0\x03get\x01\x01\x03\0\x1chapax:processor/config@0.1.0\x05\x06\x01B\x18\x04\
-\0\x07message\x03\x01\x01ks\x01p}\x01r\x02\x0ccontent-type\x01\x04data\x02\x04\0\
-\x07outcome\x03\0\x03\x01kw\x01r\x02\x06reasons\x08after-ms\x05\x04\0\x0bretry-l\
-ater\x03\0\x06\x01q\x03\x05retry\x01\x07\0\x06reject\x01s\0\x07invalid\x01s\0\x04\
-\0\x07failure\x03\0\x08\x01h\0\x01o\x02ss\x01p\x0b\x01@\x01\x04self\x0a\0\x0c\x04\
-\0\x1a[method]message.attributes\x01\x0d\x01@\x01\x04self\x0a\0\x02\x04\0\x14[me\
-thod]message.data\x01\x0e\x01@\x01\x04self\x0a\0s\x04\0\x1f[method]message.idemp\
-otency-key\x01\x0f\x01@\x01\x04self\x0a\0y\x04\0\x17[method]message.attempt\x01\x10\
-\x01@\x01\x04self\x0a\0w\x04\0\x16[method]message.now-ms\x01\x11\x04\0\x14[metho\
-d]message.seed\x01\x11\x03\0\x1bhapax:processor/types@0.1.0\x05\x07\x04\0Ehapax:\
-processor/batch-processor-with-all-of-its-exports-removed@0.1.0\x04\0\x0b5\x01\0\
-/batch-processor-with-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\x0c\
-processed-by\x02\x0dwit-component\x070.254.2\x10wit-bindgen-rust\x060.60.0";
+rocessor/outbox@0.1.0\x05\x03\x01B\x08\x01p}\x01@\x02\x04names\x07payload\0\x01\0\
+\x04\0\x04step\x01\x01\x01@\0\x01\0\x04\0\x05pivot\x01\x02\x01@\x01\x02ids\x01\0\
+\x04\0\x04join\x01\x03\x04\0\x08complete\x01\x02\x03\0\x1ahapax:processor/saga@0\
+.1.0\x05\x04\x01B\x0e\x01r\x02\x04names\x05fencew\x04\0\x05token\x03\0\0\x01r\x01\
+\x0eretry-after-msw\x04\0\x04busy\x03\0\x02\x01r\x01\x04names\x04\0\x04lost\x03\0\
+\x04\x01j\x01\x01\x01\x03\x01@\x02\x04names\x06ttl-msw\0\x06\x04\0\x07acquire\x01\
+\x07\x01j\0\x01\x05\x01@\x02\x05token\x01\x06ttl-msw\0\x08\x04\0\x06extend\x01\x09\
+\x01@\x01\x05token\x01\x01\0\x04\0\x07release\x01\x0a\x03\0\x1ahapax:processor/l\
+ock@0.1.0\x05\x05\x01B\x04\x01m\x05\x05trace\x05debug\x04info\x04warn\x05error\x04\
+\0\x05level\x03\0\0\x01@\x02\x05level\x01\x04texts\x01\0\x04\0\x05write\x01\x02\x03\
+\0\x19hapax:processor/log@0.1.0\x05\x06\x01B\x03\x01ks\x01@\x01\x03keys\0\0\x04\0\
+\x03get\x01\x01\x03\0\x1chapax:processor/config@0.1.0\x05\x07\x01B\x18\x04\0\x07\
+message\x03\x01\x01ks\x01p}\x01r\x02\x0ccontent-type\x01\x04data\x02\x04\0\x07ou\
+tcome\x03\0\x03\x01kw\x01r\x02\x06reasons\x08after-ms\x05\x04\0\x0bretry-later\x03\
+\0\x06\x01q\x03\x05retry\x01\x07\0\x06reject\x01s\0\x07invalid\x01s\0\x04\0\x07f\
+ailure\x03\0\x08\x01h\0\x01o\x02ss\x01p\x0b\x01@\x01\x04self\x0a\0\x0c\x04\0\x1a\
+[method]message.attributes\x01\x0d\x01@\x01\x04self\x0a\0\x02\x04\0\x14[method]m\
+essage.data\x01\x0e\x01@\x01\x04self\x0a\0s\x04\0\x1f[method]message.idempotency\
+-key\x01\x0f\x01@\x01\x04self\x0a\0y\x04\0\x17[method]message.attempt\x01\x10\x01\
+@\x01\x04self\x0a\0w\x04\0\x16[method]message.now-ms\x01\x11\x04\0\x14[method]me\
+ssage.seed\x01\x11\x03\0\x1bhapax:processor/types@0.1.0\x05\x08\x04\0Ehapax:proc\
+essor/batch-processor-with-all-of-its-exports-removed@0.1.0\x04\0\x0b5\x01\0/bat\
+ch-processor-with-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\x0cproc\
+essed-by\x02\x0dwit-component\x070.254.2\x10wit-bindgen-rust\x060.60.0";
 #[inline(never)]
 #[doc(hidden)]
 pub fn __link_custom_section_describing_imports() {

@@ -772,7 +772,9 @@ pub mod hapax {
                 }
             }
         }
-        /// Steps to undo when the message fails for good.
+        /// Effects outside the transaction, and the way back. What is registered here is
+        /// undone by the `compensation` export when the message, or its saga, fails for
+        /// good: the last step first. A call that the host cannot allow ends the run.
         #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
         pub mod saga {
             #[used]
@@ -780,7 +782,8 @@ pub mod hapax {
             static __FORCE_SECTION_REF: fn() = super::super::super::__link_custom_section_describing_imports;
             use super::super::super::_rt;
             #[allow(unused_unsafe, clippy::all)]
-            /// Registers a compensation before its outside effect. Durable when it returns.
+            /// Registers a step before its outside effect. Durable when it returns; a
+            /// re-run that registers the same step again registers nothing.
             #[allow(async_fn_in_trait)]
             pub fn step(name: &str, payload: &[u8]) -> () {
                 unsafe {
@@ -809,7 +812,8 @@ pub mod hapax {
                 }
             }
             #[allow(unused_unsafe, clippy::all)]
-            /// From here on there is no way back, only forward.
+            /// From here on there is no way back, only forward: no step of the saga
+            /// that is registered so far is ever undone. Durable when it returns.
             #[allow(async_fn_in_trait)]
             pub fn pivot() -> () {
                 unsafe {
@@ -824,6 +828,293 @@ pub mod hapax {
                         unreachable!()
                     }
                     wit_import0();
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            /// Makes the message part of the saga `id`, as its attribute `saga` does: a
+            /// later failure of any of the saga's messages undoes the steps of them
+            /// all. Only before the message's first step.
+            #[allow(async_fn_in_trait)]
+            pub fn join(id: &str) -> () {
+                unsafe {
+                    let vec0 = id;
+                    let ptr0 = vec0.as_ptr().cast::<u8>();
+                    let len0 = vec0.len();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "hapax:processor/saga@0.1.0")]
+                    unsafe extern "C" {
+                        #[link_name = "join"]
+                        fn wit_import1(_: *mut u8, _: usize);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import1(_: *mut u8, _: usize) {
+                        unreachable!()
+                    }
+                    wit_import1(ptr0.cast_mut(), len0);
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            /// The saga that the message has joined is complete once the message has
+            /// committed: nothing of it is undone any more.
+            #[allow(async_fn_in_trait)]
+            pub fn complete() -> () {
+                unsafe {
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "hapax:processor/saga@0.1.0")]
+                    unsafe extern "C" {
+                        #[link_name = "complete"]
+                        fn wit_import0();
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import0() {
+                        unreachable!()
+                    }
+                    wit_import0();
+                }
+            }
+        }
+        /// Locks that all processors of the host share, by name. Each has a fence, which
+        /// grows with every holder: the message commits only if every lock that it
+        /// acquired is still its own. What it holds when it ends is released.
+        #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
+        pub mod lock {
+            #[used]
+            #[doc(hidden)]
+            static __FORCE_SECTION_REF: fn() = super::super::super::__link_custom_section_describing_imports;
+            use super::super::super::_rt;
+            /// A lock that is held.
+            #[derive(Clone)]
+            pub struct Token {
+                pub name: _rt::String,
+                /// Greater than that of every earlier holder: to be given to whoever
+                /// must not listen to one that has lost the lock.
+                pub fence: u64,
+            }
+            impl ::core::fmt::Debug for Token {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    f.debug_struct("Token")
+                        .field("name", &self.name)
+                        .field("fence", &self.fence)
+                        .finish()
+                }
+            }
+            /// Somebody else holds it.
+            #[repr(C)]
+            #[derive(Clone, Copy)]
+            pub struct Busy {
+                /// Until then at most, if it is not extended.
+                pub retry_after_ms: u64,
+            }
+            impl ::core::fmt::Debug for Busy {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    f.debug_struct("Busy")
+                        .field("retry-after-ms", &self.retry_after_ms)
+                        .finish()
+                }
+            }
+            impl ::core::fmt::Display for Busy {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    write!(f, "{:?}", self)
+                }
+            }
+            impl ::core::error::Error for Busy {}
+            /// The lock is somebody else's by now, or nobody's.
+            #[derive(Clone)]
+            pub struct Lost {
+                pub name: _rt::String,
+            }
+            impl ::core::fmt::Debug for Lost {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    f.debug_struct("Lost").field("name", &self.name).finish()
+                }
+            }
+            impl ::core::fmt::Display for Lost {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    write!(f, "{:?}", self)
+                }
+            }
+            impl ::core::error::Error for Lost {}
+            #[allow(unused_unsafe, clippy::all)]
+            /// Acquires the lock for `ttl-ms`, if nobody holds it. Durable when it returns.
+            #[allow(async_fn_in_trait)]
+            pub fn acquire(name: &str, ttl_ms: u64) -> Result<Token, Busy> {
+                unsafe {
+                    #[repr(align(8))]
+                    struct RetArea(
+                        [::core::mem::MaybeUninit<
+                            u8,
+                        >; 16 + 2 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let mut ret_area = RetArea(
+                        [::core::mem::MaybeUninit::uninit(); 16
+                            + 2 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let vec0 = name;
+                    let ptr0 = vec0.as_ptr().cast::<u8>();
+                    let len0 = vec0.len();
+                    let ptr1 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "hapax:processor/lock@0.1.0")]
+                    unsafe extern "C" {
+                        #[link_name = "acquire"]
+                        fn wit_import2(_: *mut u8, _: usize, _: i64, _: *mut u8);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import2(
+                        _: *mut u8,
+                        _: usize,
+                        _: i64,
+                        _: *mut u8,
+                    ) {
+                        unreachable!()
+                    }
+                    wit_import2(ptr0.cast_mut(), len0, _rt::as_i64(&ttl_ms), ptr1);
+                    let l3 = i32::from(*ptr1.add(0).cast::<u8>());
+                    let result9 = match l3 {
+                        0 => {
+                            let e = {
+                                let l4 = *ptr1.add(8).cast::<*mut u8>();
+                                let l5 = *ptr1
+                                    .add(8 + 1 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let len6 = l5;
+                                let bytes6 = _rt::Vec::from_raw_parts(
+                                    l4.cast(),
+                                    len6,
+                                    len6,
+                                );
+                                let l7 = *ptr1
+                                    .add(8 + 2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<i64>();
+                                Token {
+                                    name: _rt::string_lift(bytes6),
+                                    fence: l7 as u64,
+                                }
+                            };
+                            Ok(e)
+                        }
+                        1 => {
+                            let e = {
+                                let l8 = *ptr1.add(8).cast::<i64>();
+                                Busy { retry_after_ms: l8 as u64 }
+                            };
+                            Err(e)
+                        }
+                        _ => _rt::invalid_enum_discriminant(),
+                    };
+                    result9
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            /// Holds it for `ttl-ms` from now.
+            #[allow(async_fn_in_trait)]
+            pub fn extend(token: &Token, ttl_ms: u64) -> Result<(), Lost> {
+                unsafe {
+                    #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                    #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                    struct RetArea(
+                        [::core::mem::MaybeUninit<
+                            u8,
+                        >; 3 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let mut ret_area = RetArea(
+                        [::core::mem::MaybeUninit::uninit(); 3
+                            * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let Token { name: name0, fence: fence0 } = token;
+                    let vec1 = name0;
+                    let ptr1 = vec1.as_ptr().cast::<u8>();
+                    let len1 = vec1.len();
+                    let ptr2 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "hapax:processor/lock@0.1.0")]
+                    unsafe extern "C" {
+                        #[link_name = "extend"]
+                        fn wit_import3(_: *mut u8, _: usize, _: i64, _: i64, _: *mut u8);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import3(
+                        _: *mut u8,
+                        _: usize,
+                        _: i64,
+                        _: i64,
+                        _: *mut u8,
+                    ) {
+                        unreachable!()
+                    }
+                    wit_import3(
+                        ptr1.cast_mut(),
+                        len1,
+                        _rt::as_i64(fence0),
+                        _rt::as_i64(&ttl_ms),
+                        ptr2,
+                    );
+                    let l4 = i32::from(*ptr2.add(0).cast::<u8>());
+                    let result8 = match l4 {
+                        0 => {
+                            let e = ();
+                            Ok(e)
+                        }
+                        1 => {
+                            let e = {
+                                let l5 = *ptr2
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l6 = *ptr2
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let len7 = l6;
+                                let bytes7 = _rt::Vec::from_raw_parts(
+                                    l5.cast(),
+                                    len7,
+                                    len7,
+                                );
+                                Lost {
+                                    name: _rt::string_lift(bytes7),
+                                }
+                            };
+                            Err(e)
+                        }
+                        _ => _rt::invalid_enum_discriminant(),
+                    };
+                    result8
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            /// Gives it back at once. What was lost already is left alone.
+            #[allow(async_fn_in_trait)]
+            pub fn release(token: &Token) -> () {
+                unsafe {
+                    let Token { name: name0, fence: fence0 } = token;
+                    let vec1 = name0;
+                    let ptr1 = vec1.as_ptr().cast::<u8>();
+                    let len1 = vec1.len();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "hapax:processor/lock@0.1.0")]
+                    unsafe extern "C" {
+                        #[link_name = "release"]
+                        fn wit_import2(_: *mut u8, _: usize, _: i64);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import2(_: *mut u8, _: usize, _: i64) {
+                        unreachable!()
+                    }
+                    wit_import2(ptr1.cast_mut(), len1, _rt::as_i64(fence0));
                 }
             }
         }
@@ -1758,10 +2049,10 @@ macro_rules! __export_processor_impl {
         (link_section =
         "component-type:wit-bindgen:0.60.0:hapax:processor@0.1.0:processor:imports and exports")]
         #[doc(hidden)] #[allow(clippy::octal_escapes)] pub static
-        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 1586] = *
+        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 1823] = *
         b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xb2\x0b\x01A\x02\x01\
-A\x13\x01B\x0f\x01p}\x01k\0\x01@\x01\x03keys\0\x01\x04\0\x03get\x01\x02\x01@\x02\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\x9f\x0d\x01A\x02\x01\
+A\x15\x01B\x0f\x01p}\x01k\0\x01@\x01\x03keys\0\x01\x04\0\x03get\x01\x02\x01@\x02\
 \x03keys\x05value\0\x01\0\x04\0\x03set\x01\x03\x01@\x01\x03keys\x01\0\x04\0\x06d\
 elete\x01\x04\x01@\x03\x03keys\x08expected\x01\x05value\x01\0\x7f\x04\0\x0fcompa\
 re-and-set\x01\x05\x01ks\x01o\x02s\0\x01p\x07\x01@\x03\x05starts\x03end\x06\x05l\
@@ -1775,28 +2066,34 @@ streams\x10expected-version\x07\x06events\x08\0\x09\x04\0\x06append\x01\x0a\x01p
 \x01\x01B\x08\x01ks\x01p}\x01o\x02ss\x01p\x02\x01r\x05\x04types\x07subject\0\x0c\
 content-type\0\x04data\x01\x0aextensions\x03\x04\0\x08outgoing\x03\0\x04\x01@\x01\
 \x07message\x05\x01\0\x04\0\x04send\x01\x06\x03\0\x1chapax:processor/outbox@0.1.\
-0\x05\x02\x01B\x05\x01p}\x01@\x02\x04names\x07payload\0\x01\0\x04\0\x04step\x01\x01\
-\x01@\0\x01\0\x04\0\x05pivot\x01\x02\x03\0\x1ahapax:processor/saga@0.1.0\x05\x03\
-\x01B\x04\x01m\x05\x05trace\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\
-\0\0\x01@\x02\x05level\x01\x04texts\x01\0\x04\0\x05write\x01\x02\x03\0\x19hapax:\
-processor/log@0.1.0\x05\x04\x01B\x03\x01ks\x01@\x01\x03keys\0\0\x04\0\x03get\x01\
-\x01\x03\0\x1chapax:processor/config@0.1.0\x05\x05\x01B\x18\x04\0\x07message\x03\
-\x01\x01ks\x01p}\x01r\x02\x0ccontent-type\x01\x04data\x02\x04\0\x07outcome\x03\0\
-\x03\x01kw\x01r\x02\x06reasons\x08after-ms\x05\x04\0\x0bretry-later\x03\0\x06\x01\
-q\x03\x05retry\x01\x07\0\x06reject\x01s\0\x07invalid\x01s\0\x04\0\x07failure\x03\
-\0\x08\x01h\0\x01o\x02ss\x01p\x0b\x01@\x01\x04self\x0a\0\x0c\x04\0\x1a[method]me\
-ssage.attributes\x01\x0d\x01@\x01\x04self\x0a\0\x02\x04\0\x14[method]message.dat\
-a\x01\x0e\x01@\x01\x04self\x0a\0s\x04\0\x1f[method]message.idempotency-key\x01\x0f\
-\x01@\x01\x04self\x0a\0y\x04\0\x17[method]message.attempt\x01\x10\x01@\x01\x04se\
-lf\x0a\0w\x04\0\x16[method]message.now-ms\x01\x11\x04\0\x14[method]message.seed\x01\
-\x11\x03\0\x1bhapax:processor/types@0.1.0\x05\x06\x02\x03\0\x06\x07message\x02\x03\
-\0\x06\x07outcome\x02\x03\0\x06\x07failure\x01B\x0a\x02\x03\x02\x01\x07\x04\0\x07\
-message\x03\0\0\x02\x03\x02\x01\x08\x04\0\x07outcome\x03\0\x02\x02\x03\x02\x01\x09\
-\x04\0\x07failure\x03\0\x04\x01h\x01\x01j\x01\x03\x01\x05\x01@\x01\x07message\x06\
-\0\x07\x04\0\x06handle\x01\x08\x04\0\x1dhapax:processor/handler@0.1.0\x05\x0a\x04\
-\0\x1fhapax:processor/processor@0.1.0\x04\0\x0b\x0f\x01\0\x09processor\x03\0\0\0\
-G\x09producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.254.2\x10wit-bindge\
-n-rust\x060.60.0";
+0\x05\x02\x01B\x08\x01p}\x01@\x02\x04names\x07payload\0\x01\0\x04\0\x04step\x01\x01\
+\x01@\0\x01\0\x04\0\x05pivot\x01\x02\x01@\x01\x02ids\x01\0\x04\0\x04join\x01\x03\
+\x04\0\x08complete\x01\x02\x03\0\x1ahapax:processor/saga@0.1.0\x05\x03\x01B\x0e\x01\
+r\x02\x04names\x05fencew\x04\0\x05token\x03\0\0\x01r\x01\x0eretry-after-msw\x04\0\
+\x04busy\x03\0\x02\x01r\x01\x04names\x04\0\x04lost\x03\0\x04\x01j\x01\x01\x01\x03\
+\x01@\x02\x04names\x06ttl-msw\0\x06\x04\0\x07acquire\x01\x07\x01j\0\x01\x05\x01@\
+\x02\x05token\x01\x06ttl-msw\0\x08\x04\0\x06extend\x01\x09\x01@\x01\x05token\x01\
+\x01\0\x04\0\x07release\x01\x0a\x03\0\x1ahapax:processor/lock@0.1.0\x05\x04\x01B\
+\x04\x01m\x05\x05trace\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01\
+@\x02\x05level\x01\x04texts\x01\0\x04\0\x05write\x01\x02\x03\0\x19hapax:processo\
+r/log@0.1.0\x05\x05\x01B\x03\x01ks\x01@\x01\x03keys\0\0\x04\0\x03get\x01\x01\x03\
+\0\x1chapax:processor/config@0.1.0\x05\x06\x01B\x18\x04\0\x07message\x03\x01\x01\
+ks\x01p}\x01r\x02\x0ccontent-type\x01\x04data\x02\x04\0\x07outcome\x03\0\x03\x01\
+kw\x01r\x02\x06reasons\x08after-ms\x05\x04\0\x0bretry-later\x03\0\x06\x01q\x03\x05\
+retry\x01\x07\0\x06reject\x01s\0\x07invalid\x01s\0\x04\0\x07failure\x03\0\x08\x01\
+h\0\x01o\x02ss\x01p\x0b\x01@\x01\x04self\x0a\0\x0c\x04\0\x1a[method]message.attr\
+ibutes\x01\x0d\x01@\x01\x04self\x0a\0\x02\x04\0\x14[method]message.data\x01\x0e\x01\
+@\x01\x04self\x0a\0s\x04\0\x1f[method]message.idempotency-key\x01\x0f\x01@\x01\x04\
+self\x0a\0y\x04\0\x17[method]message.attempt\x01\x10\x01@\x01\x04self\x0a\0w\x04\
+\0\x16[method]message.now-ms\x01\x11\x04\0\x14[method]message.seed\x01\x11\x03\0\
+\x1bhapax:processor/types@0.1.0\x05\x07\x02\x03\0\x07\x07message\x02\x03\0\x07\x07\
+outcome\x02\x03\0\x07\x07failure\x01B\x0a\x02\x03\x02\x01\x08\x04\0\x07message\x03\
+\0\0\x02\x03\x02\x01\x09\x04\0\x07outcome\x03\0\x02\x02\x03\x02\x01\x0a\x04\0\x07\
+failure\x03\0\x04\x01h\x01\x01j\x01\x03\x01\x05\x01@\x01\x07message\x06\0\x07\x04\
+\0\x06handle\x01\x08\x04\0\x1dhapax:processor/handler@0.1.0\x05\x0b\x04\0\x1fhap\
+ax:processor/processor@0.1.0\x04\0\x0b\x0f\x01\0\x09processor\x03\0\0\0G\x09prod\
+ucers\x01\x0cprocessed-by\x02\x0dwit-component\x070.254.2\x10wit-bindgen-rust\x06\
+0.60.0";
         };
     };
 }
@@ -1809,9 +2106,9 @@ pub use __export_processor_impl as export_processor;
 )]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1489] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xb1\x0a\x01A\x02\x01\
-A\x0e\x01B\x0f\x01p}\x01k\0\x01@\x01\x03keys\0\x01\x04\0\x03get\x01\x02\x01@\x02\
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1726] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\x9e\x0c\x01A\x02\x01\
+A\x10\x01B\x0f\x01p}\x01k\0\x01@\x01\x03keys\0\x01\x04\0\x03get\x01\x02\x01@\x02\
 \x03keys\x05value\0\x01\0\x04\0\x03set\x01\x03\x01@\x01\x03keys\x01\0\x04\0\x06d\
 elete\x01\x04\x01@\x03\x03keys\x08expected\x01\x05value\x01\0\x7f\x04\0\x0fcompa\
 re-and-set\x01\x05\x01ks\x01o\x02s\0\x01p\x07\x01@\x03\x05starts\x03end\x06\x05l\
@@ -1825,24 +2122,30 @@ streams\x10expected-version\x07\x06events\x08\0\x09\x04\0\x06append\x01\x0a\x01p
 \x01\x01B\x08\x01ks\x01p}\x01o\x02ss\x01p\x02\x01r\x05\x04types\x07subject\0\x0c\
 content-type\0\x04data\x01\x0aextensions\x03\x04\0\x08outgoing\x03\0\x04\x01@\x01\
 \x07message\x05\x01\0\x04\0\x04send\x01\x06\x03\0\x1chapax:processor/outbox@0.1.\
-0\x05\x02\x01B\x05\x01p}\x01@\x02\x04names\x07payload\0\x01\0\x04\0\x04step\x01\x01\
-\x01@\0\x01\0\x04\0\x05pivot\x01\x02\x03\0\x1ahapax:processor/saga@0.1.0\x05\x03\
-\x01B\x04\x01m\x05\x05trace\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\
-\0\0\x01@\x02\x05level\x01\x04texts\x01\0\x04\0\x05write\x01\x02\x03\0\x19hapax:\
-processor/log@0.1.0\x05\x04\x01B\x03\x01ks\x01@\x01\x03keys\0\0\x04\0\x03get\x01\
-\x01\x03\0\x1chapax:processor/config@0.1.0\x05\x05\x01B\x18\x04\0\x07message\x03\
-\x01\x01ks\x01p}\x01r\x02\x0ccontent-type\x01\x04data\x02\x04\0\x07outcome\x03\0\
-\x03\x01kw\x01r\x02\x06reasons\x08after-ms\x05\x04\0\x0bretry-later\x03\0\x06\x01\
-q\x03\x05retry\x01\x07\0\x06reject\x01s\0\x07invalid\x01s\0\x04\0\x07failure\x03\
-\0\x08\x01h\0\x01o\x02ss\x01p\x0b\x01@\x01\x04self\x0a\0\x0c\x04\0\x1a[method]me\
-ssage.attributes\x01\x0d\x01@\x01\x04self\x0a\0\x02\x04\0\x14[method]message.dat\
-a\x01\x0e\x01@\x01\x04self\x0a\0s\x04\0\x1f[method]message.idempotency-key\x01\x0f\
-\x01@\x01\x04self\x0a\0y\x04\0\x17[method]message.attempt\x01\x10\x01@\x01\x04se\
-lf\x0a\0w\x04\0\x16[method]message.now-ms\x01\x11\x04\0\x14[method]message.seed\x01\
-\x11\x03\0\x1bhapax:processor/types@0.1.0\x05\x06\x04\0?hapax:processor/processo\
-r-with-all-of-its-exports-removed@0.1.0\x04\0\x0b/\x01\0)processor-with-all-of-i\
-ts-exports-removed\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-compon\
-ent\x070.254.2\x10wit-bindgen-rust\x060.60.0";
+0\x05\x02\x01B\x08\x01p}\x01@\x02\x04names\x07payload\0\x01\0\x04\0\x04step\x01\x01\
+\x01@\0\x01\0\x04\0\x05pivot\x01\x02\x01@\x01\x02ids\x01\0\x04\0\x04join\x01\x03\
+\x04\0\x08complete\x01\x02\x03\0\x1ahapax:processor/saga@0.1.0\x05\x03\x01B\x0e\x01\
+r\x02\x04names\x05fencew\x04\0\x05token\x03\0\0\x01r\x01\x0eretry-after-msw\x04\0\
+\x04busy\x03\0\x02\x01r\x01\x04names\x04\0\x04lost\x03\0\x04\x01j\x01\x01\x01\x03\
+\x01@\x02\x04names\x06ttl-msw\0\x06\x04\0\x07acquire\x01\x07\x01j\0\x01\x05\x01@\
+\x02\x05token\x01\x06ttl-msw\0\x08\x04\0\x06extend\x01\x09\x01@\x01\x05token\x01\
+\x01\0\x04\0\x07release\x01\x0a\x03\0\x1ahapax:processor/lock@0.1.0\x05\x04\x01B\
+\x04\x01m\x05\x05trace\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01\
+@\x02\x05level\x01\x04texts\x01\0\x04\0\x05write\x01\x02\x03\0\x19hapax:processo\
+r/log@0.1.0\x05\x05\x01B\x03\x01ks\x01@\x01\x03keys\0\0\x04\0\x03get\x01\x01\x03\
+\0\x1chapax:processor/config@0.1.0\x05\x06\x01B\x18\x04\0\x07message\x03\x01\x01\
+ks\x01p}\x01r\x02\x0ccontent-type\x01\x04data\x02\x04\0\x07outcome\x03\0\x03\x01\
+kw\x01r\x02\x06reasons\x08after-ms\x05\x04\0\x0bretry-later\x03\0\x06\x01q\x03\x05\
+retry\x01\x07\0\x06reject\x01s\0\x07invalid\x01s\0\x04\0\x07failure\x03\0\x08\x01\
+h\0\x01o\x02ss\x01p\x0b\x01@\x01\x04self\x0a\0\x0c\x04\0\x1a[method]message.attr\
+ibutes\x01\x0d\x01@\x01\x04self\x0a\0\x02\x04\0\x14[method]message.data\x01\x0e\x01\
+@\x01\x04self\x0a\0s\x04\0\x1f[method]message.idempotency-key\x01\x0f\x01@\x01\x04\
+self\x0a\0y\x04\0\x17[method]message.attempt\x01\x10\x01@\x01\x04self\x0a\0w\x04\
+\0\x16[method]message.now-ms\x01\x11\x04\0\x14[method]message.seed\x01\x11\x03\0\
+\x1bhapax:processor/types@0.1.0\x05\x07\x04\0?hapax:processor/processor-with-all\
+-of-its-exports-removed@0.1.0\x04\0\x0b/\x01\0)processor-with-all-of-its-exports\
+-removed\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.2\
+54.2\x10wit-bindgen-rust\x060.60.0";
 #[inline(never)]
 #[doc(hidden)]
 pub fn __link_custom_section_describing_imports() {

@@ -73,6 +73,7 @@ impl Bench {
             processor,
             storage: store,
             committer: committer.clone(),
+            outside: None,
             clock,
             metrics: counters.clone(),
             options,

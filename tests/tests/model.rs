@@ -215,6 +215,7 @@ impl Host {
             processor: processor(),
             storage: store.clone(),
             committer: committer.clone(),
+            outside: None,
             clock: Arc::new(self.clock.clone()),
             metrics: Arc::new(Counters::default()),
             options: self.by.options(self.cache_bytes),

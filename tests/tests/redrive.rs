@@ -85,6 +85,7 @@ impl<S: Store> Host<S> {
             processor: processor.clone(),
             storage: store.clone(),
             committer: committer.clone(),
+            outside: None,
             clock: Arc::new(SystemClock),
             metrics: Arc::new(Counters::default()),
             options: quick(),

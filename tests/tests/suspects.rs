@@ -85,6 +85,7 @@ async fn most_at_once(deaths: u32) -> usize {
         processor: Counter::new(),
         committer: Committer::start(storage.clone()).await.unwrap(),
         storage,
+        outside: None,
         clock: Arc::new(SystemClock),
         metrics: Arc::new(Counters::default()),
         options: quick(),

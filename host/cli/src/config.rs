@@ -250,6 +250,9 @@ impl Processor {
             runs_max: default.runs_max,
             kept_max: default.kept_max,
             effects: default.effects,
+            owner: default.owner,
+            lease_ms: default.lease_ms,
+            undo_attempts_max: default.undo_attempts_max,
         };
         if !(1..=ATTEMPTS_MAX).contains(&options.attempts_max) {
             return Err(format!("attempts_max is {}; give it 1 to {ATTEMPTS_MAX}", options.attempts_max));

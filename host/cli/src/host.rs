@@ -11,6 +11,7 @@ use hapax_core::relay::{Relay, RelayError};
 use hapax_core::run::Observer;
 use hapax_core::storage::StoreError;
 use hapax_core::transport::Publisher;
+use hapax_core::undo::{self, RunningVersions, UndoParts};
 use hapax_core::{
     Breaker, BreakerParts, BreakerPolicy, Committer, IdempotentConsumer, Options, Parts, Scope, SystemClock, keeper,
     sweeper,
@@ -56,6 +57,7 @@ impl Host {
             processor: Arc::new(component),
             storage: self.store.clone(),
             committer: self.committer.clone(),
+            outside: None,
             clock: Arc::new(SystemClock),
             metrics: counters,
             options,
@@ -90,6 +92,25 @@ impl Host {
         stop: watch::Receiver<bool>,
     ) -> impl Future<Output = Result<(), StoreError>> + Send + 'static {
         keeper::run(consumer.clone(), self.store.clone(), observer, stop)
+    }
+
+    /// Starts undoing what has failed outside the transaction; runs until `stop` turns true.
+    pub(crate) fn undo(
+        &self,
+        consumers: Vec<IdempotentConsumer>,
+        observer: Arc<dyn Observer>,
+        stop: watch::Receiver<bool>,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send + 'static {
+        let parts = UndoParts {
+            scope: Scope::of(""),
+            storage: self.store.clone(),
+            committer: self.committer.clone(),
+            clock: Arc::new(SystemClock),
+            consumers,
+            versions: Arc::new(RunningVersions),
+            observer,
+        };
+        undo::run(parts, stop)
     }
 
     /// Starts sending the outbox; runs until `stop` turns true and the outbox is empty.

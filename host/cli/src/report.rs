@@ -22,6 +22,10 @@ pub(crate) struct Printer {
     /// Parked and not yet ended.
     parked: AtomicU64,
     dead_lettered: AtomicU64,
+    /// Being undone, and not yet undone.
+    compensating: AtomicU64,
+    compensated: AtomicU64,
+    compensation_failed: AtomicU64,
     put_off: AtomicU64,
     invalid: AtomicU64,
 }
@@ -49,6 +53,9 @@ impl Printer {
             stale: AtomicU64::new(0),
             parked: AtomicU64::new(0),
             dead_lettered: AtomicU64::new(0),
+            compensating: AtomicU64::new(0),
+            compensated: AtomicU64::new(0),
+            compensation_failed: AtomicU64::new(0),
             put_off: AtomicU64::new(0),
             invalid: AtomicU64::new(0),
         }
@@ -63,7 +70,13 @@ impl Printer {
     pub(crate) fn counts(&self) -> String {
         let [completed, duplicates] = [&self.completed, &self.duplicates].map(|count| count.load(Relaxed));
         let failed = [&self.mismatches, &self.dead_lettered, &self.invalid].map(|count| count.load(Relaxed));
-        format!("{completed} completed, {duplicates} duplicates, {} failed", failed.iter().sum::<u64>())
+        let failed = failed.iter().sum::<u64>() + self.undone().iter().sum::<u64>();
+        format!("{completed} completed, {duplicates} duplicates, {failed} failed")
+    }
+
+    /// Compensating, compensated, compensation failed.
+    fn undone(&self) -> [u64; 3] {
+        [&self.compensating, &self.compensated, &self.compensation_failed].map(|count| count.load(Relaxed))
     }
 
     /// The last line: counts, and what became of the outbox.
@@ -71,7 +84,8 @@ impl Printer {
         let [completed, duplicates, mismatches, dead_lettered, put_off, invalid] =
             [&self.completed, &self.duplicates, &self.mismatches, &self.dead_lettered, &self.put_off, &self.invalid]
                 .map(|count| count.load(Relaxed));
-        let failed = mismatches + dead_lettered + invalid;
+        let [compensating, compensated, compensation_failed] = self.undone();
+        let failed = mismatches + dead_lettered + invalid + compensating + compensated + compensation_failed;
         let [stale, parked] = [&self.stale, &self.parked].map(|count| count.load(Relaxed));
         let received = completed + duplicates + stale + parked + put_off + failed;
         let duplicate_rate = if received == 0 { 0.0 } else { duplicates as f64 / received as f64 };
@@ -80,7 +94,8 @@ impl Printer {
             return line(
                 &json!({ "summary": {
                 "received": received, "completed": completed, "duplicates": duplicates, "failed": failed,
-                "stale": stale, "parked": parked, "mismatches": mismatches, "dead_lettered": dead_lettered, "retry": put_off, "invalid": invalid,
+                "stale": stale, "parked": parked, "mismatches": mismatches, "dead_lettered": dead_lettered,
+                "compensating": compensating, "compensated": compensated, "compensation_failed": compensation_failed, "retry": put_off, "invalid": invalid,
                 "duplicate_rate": duplicate_rate, "outbox_sent": sent, "outbox_pending": pending,
                 "elapsed_ms": elapsed_ms,
             } })
@@ -88,10 +103,13 @@ impl Printer {
             );
         }
         let some = |count: u64, what: &str| if count > 0 { format!("{count} {what}, ") } else { String::new() };
+        let undone = some(compensated, "compensated")
+            + &some(compensating, "being undone")
+            + &some(compensation_failed, "that could not be undone");
         let stale_and_parked = some(stale, "stale") + &some(parked, "parked");
         line(&format!(
             "{received} received: {completed} completed, {duplicates} duplicates skipped ({:.1} %), {stale_and_parked}{failed} failed \
-             ({dead_lettered} dead-lettered, {mismatches} mismatches, {invalid} invalid), {put_off} to be retried; \
+             ({undone}{dead_lettered} dead-lettered, {mismatches} mismatches, {invalid} invalid), {put_off} to be retried; \
              outbox: {sent} sent, {pending} pending; {elapsed_ms} ms",
             duplicate_rate * 100.0
         ));
@@ -108,6 +126,9 @@ impl Printer {
             Ending::Stale => &self.stale,
             Ending::Parked { .. } => &self.parked,
             Ending::DeadLettered { .. } => &self.dead_lettered,
+            Ending::Compensating { .. } => &self.compensating,
+            Ending::Compensated { .. } => &self.compensated,
+            Ending::CompensationFailed { .. } => &self.compensation_failed,
             Ending::Retry { .. } | Ending::InFlight { .. } | Ending::Paused { .. } => &self.put_off,
         };
         counter.fetch_add(1, Relaxed);
@@ -149,6 +170,16 @@ impl Observer for KeptPrinter {
     }
 }
 
+/// Prints messages whose sagas were undone: they are being undone no longer.
+pub(crate) struct UndonePrinter(pub(crate) Arc<Printer>);
+
+impl Observer for UndonePrinter {
+    fn ended(&self, report: Report<'_>) {
+        let _ = self.0.compensating.fetch_update(Relaxed, Relaxed, |count| count.checked_sub(1));
+        self.0.ended(report);
+    }
+}
+
 fn detail(ending: &Ending) -> String {
     match ending {
         Ending::Completed { output } if output.data.is_empty() => String::new(),
@@ -159,6 +190,9 @@ fn detail(ending: &Ending) -> String {
         Ending::Stale => ": a later one was seen before, skipped".into(),
         Ending::Parked { awaits, .. } => format!(": waits for version {awaits}"),
         Ending::DeadLettered { error } => format!(": {error}"),
+        Ending::Compensating { error } => format!(": {error}; what it did outside is being undone"),
+        Ending::Compensated { error } => format!(": {error}; what it did outside is undone"),
+        Ending::CompensationFailed { error } => format!(": {error}; and it could not be undone: see `hapax saga list`"),
         Ending::Retry { error, after_ms } => format!(": due again in {after_ms} ms ({error})"),
         Ending::InFlight { .. } => ": is being processed".into(),
         Ending::Paused { after_ms } => format!(": its processor fails too often; due again in {after_ms} ms"),
@@ -176,6 +210,9 @@ fn as_json(report: &Report<'_>) -> Value {
     match ending {
         Ending::Completed { output } | Ending::Duplicate(Stored::Completed(output)) => line["result"] = result(output),
         Ending::Duplicate(Stored::Failed(error)) | Ending::DeadLettered { error } => line["error"] = json!(error),
+        Ending::Compensating { error } | Ending::Compensated { error } | Ending::CompensationFailed { error } => {
+            line["error"] = json!(error);
+        }
         Ending::Stale => {}
         Ending::Parked { awaits, until_ms } => {
             line["awaits"] = json!(awaits);

@@ -14,7 +14,7 @@ use crate::config::{self, Config, Outbox, Processor};
 use crate::exit::{Failed, INTERRUPTED, INVALID_INPUT};
 use crate::host::{self, Host};
 use crate::progress::Progress;
-use crate::report::{KeptPrinter, Printer, Style};
+use crate::report::{KeptPrinter, Printer, Style, UndonePrinter};
 
 /// Messages that are taken for each that may be in flight.
 const TAKEN_PER_RUN: usize = 16;
@@ -108,6 +108,9 @@ async fn run(args: Args, json: bool) -> anyhow::Result<ExitCode> {
     let printer = Arc::new(Printer::new(style));
     let kept = Arc::new(KeptPrinter(printer.clone()));
     let keeper = tokio::spawn(host.keeper(&consumer, kept, kept_stop));
+    let (undo_ended, undo_stop) = watch::channel(false);
+    let undone = Arc::new(UndonePrinter(printer.clone()));
+    let undo = tokio::spawn(host.undo(vec![consumer.clone()], undone, undo_stop));
     let progress = if style == Style::Quiet { Progress::on_terminal(source.total_bytes()) } else { None };
     let ticking = progress.map(|bar| tokio::spawn(tick(bar, printer.clone(), source.bytes_read())));
     // Many more than are in flight: those that wait for their turn or their time hold up nobody. One at a time means one.
@@ -116,6 +119,8 @@ async fn run(args: Args, json: bool) -> anyhow::Result<ExitCode> {
 
     kept_ended.send_replace(true);
     let kept = keeper.await?;
+    undo_ended.send_replace(true);
+    let undone = undo.await?;
     ended.send_replace(true);
     let sent = match relay {
         Some(relay) => relay.await?,
@@ -128,6 +133,7 @@ async fn run(args: Args, json: bool) -> anyhow::Result<ExitCode> {
     }
     result?;
     kept?;
+    undone?;
     let sent = sent?;
     sweeper.await??;
     printer.summary(sent, host.store.outbox_len()?);

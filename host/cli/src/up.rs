@@ -58,6 +58,8 @@ async fn up(config: Config, json: bool) -> anyhow::Result<ExitCode> {
         desk.consumer.restore().await?;
         keepers.spawn(host.keeper(&desk.consumer, Arc::new(Nobody), ended.subscribe()));
     }
+    let consumers = desks.values().map(|desk| desk.consumer.clone()).collect();
+    keepers.spawn(host.undo(consumers, Arc::new(Nobody), ended.subscribe()));
     let outbox_breaker = match (&config.outbox, config.outbox_breaker()?) {
         (Some(to), Some(policy)) => Some(host.breaker(to, policy).await?),
         _ => None,
@@ -237,7 +239,10 @@ fn answer(ended: Result<Ending, StoreError>) -> Answer {
         Ending::Completed { output } => Answer::Completed { output },
         Ending::Duplicate(Stored::Completed(output)) => Answer::Replayed { output },
         Ending::Duplicate(Stored::Failed(error)) => Answer::Failed { error, replayed: true },
-        Ending::DeadLettered { error } => Answer::Failed { error, replayed: false },
+        Ending::DeadLettered { error }
+        | Ending::Compensating { error }
+        | Ending::Compensated { error }
+        | Ending::CompensationFailed { error } => Answer::Failed { error, replayed: false },
         Ending::Mismatch => Answer::Mismatch,
         Ending::Stale => Answer::Stale,
         Ending::Parked { awaits, until_ms } => Answer::Parked { awaits, until_ms },

@@ -52,15 +52,23 @@ pub enum Stored {
 const ASK_AGAIN_MS: u64 = 1_000;
 
 /// Decides by the record (`None`: there is none). A pure function: the table of states in `record.rs`.
-pub fn decide(record: Option<&Record>, identity: &Identity, gaps: Option<&Gaps>, now_ms: u64) -> Admission {
+///
+/// `owner` is who asks: what it has claimed itself it may run. That it does not already is the in-flight table's to say.
+pub fn decide(
+    record: Option<&Record>,
+    identity: &Identity,
+    gaps: Option<&Gaps>,
+    owner: &str,
+    now_ms: u64,
+) -> Admission {
     // Past its retention a record says nothing any more, whether or not it was swept already.
     let record = record.filter(|record| !record.has_expired(now_ms));
     match (record, &identity.position) {
         (None, None) => Admission::Fresh,
         (None, Some(position)) => first(position, gaps),
-        (Some(record), position) if record.position == *position => same(record, &identity.fingerprint, now_ms),
+        (Some(record), position) if record.position == *position => same(record, &identity.fingerprint, owner, now_ms),
         (Some(record), Some(position)) if record.position.as_ref() < Some(position) => {
-            later(record, position, gaps, now_ms)
+            later(record, position, gaps, owner, now_ms)
         }
         (Some(_), Some(_)) if fault::mutated("older-position-runs") => Admission::Fresh,
         // Earlier than the last, or the processor's strategy was another one when the record was made.
@@ -78,7 +86,7 @@ fn first(position: &Position, gaps: Option<&Gaps>) -> Admission {
 }
 
 /// The message that the record is of.
-fn same(record: &Record, fingerprint: &Fingerprint, now_ms: u64) -> Admission {
+fn same(record: &Record, fingerprint: &Fingerprint, owner: &str, now_ms: u64) -> Admission {
     if record.fingerprint != *fingerprint && !fault::mutated("fingerprint-unchecked") {
         return Admission::Mismatch;
     }
@@ -92,28 +100,28 @@ fn same(record: &Record, fingerprint: &Fingerprint, now_ms: u64) -> Admission {
             Admission::Replay(Stored::Failed(error.clone()))
         }
         State::RetryDue { .. } => Admission::Fresh,
-        state => in_progress(state, now_ms).unwrap_or(Admission::Fresh),
+        state => in_progress(state, owner, now_ms).unwrap_or(Admission::Fresh),
     }
 }
 
 /// A message after the one that the record is of.
-fn later(record: &Record, position: &Position, gaps: Option<&Gaps>, now_ms: u64) -> Admission {
+fn later(record: &Record, position: &Position, gaps: Option<&Gaps>, owner: &str, now_ms: u64) -> Admission {
     if let (Some(_), Some(Position::Version(last)), Position::Version(version)) = (gaps, &record.position, position) {
         if *version > last + 1 && !fault::mutated("gap-runs") {
             return Admission::Gap { awaits: last + 1 };
         }
-        if matches!(record.state, State::RetryDue { .. }) && !fault::mutated("gap-runs") {
+        if matches!(record.state, State::RetryDue { .. } | State::InProgress { .. }) && !fault::mutated("gap-runs") {
             // The one before it has not ended.
             return Admission::Gap { awaits: *last };
         }
     }
-    in_progress(&record.state, now_ms).unwrap_or(Admission::Fresh)
+    in_progress(&record.state, owner, now_ms).unwrap_or(Admission::Fresh)
 }
 
 /// Whether somebody is at work on the record.
-fn in_progress(state: &State, now_ms: u64) -> Option<Admission> {
+fn in_progress(state: &State, owner: &str, now_ms: u64) -> Option<Admission> {
     match state {
-        State::InProgress { lease_end_ms, .. } if *lease_end_ms > now_ms => {
+        State::InProgress { owner: holder, lease_end_ms } if holder != owner && *lease_end_ms > now_ms => {
             Some(Admission::InFlight { after_ms: lease_end_ms - now_ms })
         }
         State::Compensating { .. } => Some(Admission::InFlight { after_ms: ASK_AGAIN_MS }),

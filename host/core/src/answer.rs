@@ -20,7 +20,7 @@ impl Inner {
     ) -> Result<Option<Admitted>, StoreError> {
         let gaps = self.parts.options.strategy.gaps().filter(|_| !message.past_gap);
         let now_ms = self.parts.clock.now_ms();
-        let ending = match decide(record, &message.identity, gaps, now_ms) {
+        let ending = match decide(record, &message.identity, gaps, self.owner(), now_ms) {
             Admission::Fresh => return Ok(None),
             Admission::Gap { awaits } => return Ok(Some(Admitted::Park { awaits })),
             Admission::Replay(stored) => {
@@ -35,6 +35,10 @@ impl Inner {
             Admission::Mismatch => self.mismatch(message).await?,
         };
         Ok(Some(Admitted::Ended(ending)))
+    }
+
+    fn owner(&self) -> &str {
+        &self.parts.options.owner
     }
 
     /// Has the feed tell of a message that leaves nothing behind. Nobody waits for it, and no record is touched.
@@ -96,7 +100,13 @@ impl Inner {
     /// Whether a message must wait for another one, by the record as it is now.
     pub(crate) async fn is_early(&self, identity: &Identity) -> Result<bool, StoreError> {
         let found = self.parts.storage.admit(&identity.record).await?;
-        let admission = decide(found.as_ref(), identity, self.parts.options.strategy.gaps(), self.parts.clock.now_ms());
+        let admission = decide(
+            found.as_ref(),
+            identity,
+            self.parts.options.strategy.gaps(),
+            self.owner(),
+            self.parts.clock.now_ms(),
+        );
         Ok(matches!(admission, Admission::Gap { .. }))
     }
 
@@ -106,7 +116,7 @@ impl Inner {
         if over && (message.kept || self.kept.holds(&message.identity)) {
             // Who was answered by the cache may be late: an operator may have had the message redriven meanwhile.
             let found = self.parts.storage.admit(&message.identity.record).await?;
-            let answer = decide(found.as_ref(), &message.identity, None, self.parts.clock.now_ms());
+            let answer = decide(found.as_ref(), &message.identity, None, self.owner(), self.parts.clock.now_ms());
             if !matches!(answer, Admission::Replay(_) | Admission::Stale) {
                 return Ok(());
             }

@@ -51,6 +51,8 @@ struct Shared {
     failed: OnceLock<StoreError>,
     /// Woken when a group with outgoing messages is durable.
     outbox: Notify,
+    /// Woken when there is a saga to undo.
+    undo: Notify,
     /// Notes for the feed that are not written yet.
     replays: Replays,
 }
@@ -86,10 +88,16 @@ impl Waiter {
 
 /// A commit on its way; `durable` waits for its end.
 pub struct Pending {
+    version: Version,
     verdict: oneshot::Receiver<Result<Verdict, StoreError>>,
 }
 
 impl Pending {
+    /// The version that the commit got.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
     /// What became of the commit. `Ok(Committed)` means durable.
     pub async fn durable(self) -> Result<Verdict, StoreError> {
         self.verdict.await.unwrap_or_else(|_| Err(StoreError::Closed("the committer has stopped".into())))
@@ -140,6 +148,7 @@ impl Committer {
         let mut sequencer = self.sequencer.lock();
         commit.version = sequencer.next;
         sequencer.next += 1;
+        let version = commit.version;
         if fault::mutated("version-taken-before-the-turn") {
             drop(sequencer);
             sequencer = self.sequencer.lock();
@@ -155,7 +164,7 @@ impl Committer {
             let waiter = Waiter { version: commit.version, overlay, _room: room, reply };
             let _ = jobs.send(Job::Commit(Box::new(commit), waiter));
         }
-        Pending { verdict }
+        Pending { version, verdict }
     }
 
     /// Marks outbox rows as sent, in the next group.
@@ -179,6 +188,16 @@ impl Committer {
     /// Completes when a group with outgoing messages became durable since the last call.
     pub async fn outbox_written(&self) {
         self.shared.outbox.notified().await;
+    }
+
+    /// There is a saga to undo, durably.
+    pub(crate) fn undo(&self) {
+        self.shared.undo.notify_one();
+    }
+
+    /// Completes when there was a saga to undo since the last call.
+    pub(crate) async fn undo_asked(&self) {
+        self.shared.undo.notified().await;
     }
 
     /// The failure that closed the store, if one did.

@@ -4,13 +4,16 @@ use std::sync::Arc;
 
 use crate::consumer::{Accepted, Claim, Run};
 use crate::context::Effects;
+use crate::early::Taken;
 use crate::ending::Ending;
 use crate::fault;
 use crate::history;
 use crate::options::Options;
 use crate::processor::{Failure, Output};
 use crate::record::{self, Event, Moment, Record};
-use crate::storage::{Commit, DeadLetter, Expected, LetterChange, RecordChange, Standing};
+use crate::saga::{SagaEvent, SagaMoment, SagaState};
+use crate::saga_log::ReadSaga;
+use crate::storage::{Commit, DeadLetter, Expected, LetterChange, RecordChange, SharedChange, Standing};
 
 /// Everything that decides, but the run itself.
 pub(crate) struct Conclusion<'a> {
@@ -25,7 +28,8 @@ pub(crate) struct Conclusion<'a> {
 impl Conclusion<'_> {
     /// What a run makes of its message, to be committed; and how the message ends then.
     pub(crate) fn of(&self, claim: &Claim, run: Run) -> (Commit, Ending) {
-        let (event, ending) = self.judge(run.attempts, run.result);
+        let Run { attempts, result, reads, effects, taken } = run;
+        let (event, ending) = self.judge(attempts, taken.judged(result), taken.saga.as_ref());
         let completed = matches!(ending, Ending::Completed { .. });
         let expected = match Expected::of(claim.epoch) {
             Expected::Absent if fault::mutated("mark-before-run") => Expected::Epoch(1),
@@ -33,17 +37,17 @@ impl Conclusion<'_> {
         };
         let commit = Commit {
             expected,
-            record: RecordChange::Put(self.record(claim, run.attempts, event)),
-            reads: run.reads,
+            record: RecordChange::Put(self.record(claim, attempts, taken.saga_name(), event)),
+            reads,
             effects: if completed || fault::mutated("failed-run-keeps-its-effects") {
-                run.effects
+                effects
             } else {
                 Effects::default()
             },
-            letter: self.letter(claim, &ending, run.attempts),
+            letter: self.letter(claim, &ending, attempts),
             ..self.commit()
         };
-        (commit, ending)
+        (self.with_taken(commit, taken, &ending), ending)
     }
 
     /// A commit of the message that changes nothing yet.
@@ -53,7 +57,7 @@ impl Conclusion<'_> {
     }
 
     /// What a run's result means: completed, once more, or failed for good.
-    fn judge(&self, attempts: u32, result: Result<Output, Failure>) -> (Event, Ending) {
+    fn judge(&self, attempts: u32, result: Result<Output, Failure>, saga: Option<&ReadSaga>) -> (Event, Ending) {
         match result {
             Ok(output) => (Event::Completed(output.clone()), Ending::Completed { output }),
             Err(Failure::Retry { reason, after_ms })
@@ -70,13 +74,18 @@ impl Conclusion<'_> {
                     Failure::Retry { reason, .. } => format!("failed {attempts} times, the last time: {reason}"),
                     for_good => for_good.to_string(),
                 };
-                (Event::GivenUp { error: error.clone() }, Ending::DeadLettered { error })
+                match saga {
+                    Some(read) if read.saga.can_be_undone() => {
+                        (Event::CompensationStarted { error: error.clone() }, Ending::Compensating { error })
+                    }
+                    _ => (Event::GivenUp { error: error.clone() }, Ending::DeadLettered { error }),
+                }
             }
         }
     }
 
     /// The record after `event`.
-    pub(crate) fn record(&self, claim: &Claim, attempts: u32, event: Event) -> Record {
+    pub(crate) fn record(&self, claim: &Claim, attempts: u32, saga: Option<&str>, event: Event) -> Record {
         let found = claim.found.as_deref();
         let state = record::next(found.map(|record| &record.state), event.clone())
             .expect("a claim is only given where a run may end");
@@ -93,9 +102,57 @@ impl Conclusion<'_> {
             at_ms: found.map_or(claim.now_ms, |record| record.received_ms),
             fingerprint: self.message.identity.fingerprint,
             position: self.message.identity.position.clone(),
-            saga: None,
+            saga: saga.map(str::to_owned).or_else(|| found.and_then(|record| record.saga.clone())),
         };
         history::after(&received, found.map_or_else(Vec::new, |record| record.history.clone()), state, &moment)
+    }
+
+    /// The same with what the run has made durable before: it ends with the message, or goes on to its next run.
+    fn with_taken(&self, mut commit: Commit, taken: Taken, ending: &Ending) -> Commit {
+        let mut shared = self.saga_change(&taken, ending).unwrap_or_default();
+        for lock in &taken.held {
+            lock.given_back(&mut shared);
+        }
+        if shared != SharedChange::default() {
+            commit.shared = Some(Box::new(shared));
+        }
+        let forgotten = match ending {
+            Ending::Retry { .. } => taken.refused,
+            _ => taken.journal,
+        };
+        commit.effects.writes.extend(forgotten.into_iter().map(|key| (key, None)));
+        commit
+    }
+
+    /// What becomes of the saga that the message has a part in.
+    fn saga_change(&self, taken: &Taken, ending: &Ending) -> Option<SharedChange> {
+        let read = taken.saga.as_ref()?;
+        let expires_ms = self.now_ms.saturating_add(self.options.record_life_ms());
+        let moment = |event| SagaMoment { event, at_ms: self.now_ms };
+        let append = |events: Vec<SagaEvent>| {
+            let moments: Vec<SagaMoment> = events.into_iter().map(moment).collect();
+            Some(read.append(&moments, expires_ms).expect("the ending was judged by this saga").0)
+        };
+        let failed = |error: &String| {
+            let member = read.saga.member(&taken.member.own);
+            let joined = member.is_none().then(|| SagaEvent::Joined(Box::new(taken.member.clone())));
+            let member = member.unwrap_or(read.saga.members.len() as u32);
+            joined.into_iter().chain([SagaEvent::UndoStarted { member, error: error.clone() }])
+        };
+        match ending {
+            Ending::Completed { .. } if !read.id.is_named() => Some(read.forget(None)),
+            Ending::Completed { .. } if taken.completes_saga => append(vec![SagaEvent::Completed]),
+            Ending::Completed { .. } => Some(read.unchanged()),
+            Ending::Compensating { error } => append(failed(error).collect()),
+            // Nothing to undo, but nothing joins it any more.
+            Ending::DeadLettered { error } if read.id.is_named() && read.saga.state == SagaState::Open => {
+                append(failed(error).chain([SagaEvent::Ended]).collect())
+            }
+            Ending::DeadLettered { .. } if !read.id.is_named() && read.saga.state == SagaState::Open => {
+                Some(read.forget(None))
+            }
+            _ => None,
+        }
     }
 
     /// What becomes of the message among those that are kept. One that ended well goes, wherever it may be there.

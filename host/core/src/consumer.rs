@@ -11,6 +11,7 @@ use crate::clock::Clock;
 use crate::committer::{Committer, Pending, Room};
 use crate::conclude::Conclusion;
 use crate::context::{Context, Effects, ReadSet, StateView};
+use crate::early::{EarlyParts, Taken};
 use crate::ending::Ending;
 use crate::fault;
 use crate::guard::Breaker;
@@ -21,6 +22,7 @@ use crate::leave::Leave;
 use crate::message::Message;
 use crate::metrics::IdempotencyMetrics;
 use crate::options::Options;
+use crate::outside::Outside;
 use crate::overlay::{self, Overlay};
 use crate::processor::{Failure, Invocation, MessageProcessor, Output};
 use crate::record::{self, Event, Record};
@@ -45,6 +47,8 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// Where counts go.
     pub metrics: Arc<dyn IdempotencyMetrics>,
+    /// Who makes the processor's calls to the outside; `None`: it makes none.
+    pub outside: Option<Arc<dyn Outside>>,
     /// Settings.
     pub options: Options,
 }
@@ -70,6 +74,8 @@ pub(crate) struct Inner {
     component: Arc<str>,
     effect_limits: Arc<crate::context::EffectLimits>,
     notes: Arc<dyn RunningNotes>,
+    /// What runs make durable before they end.
+    pub(crate) early: Arc<EarlyParts>,
     /// A place for each message that may be in flight: that runs, or whose commit is on its way.
     pub(crate) runs: Semaphore,
     /// Says when nothing is run, since too much fails.
@@ -130,6 +136,10 @@ pub(crate) struct Claim {
     not_before_ms: u64,
     /// When it was admitted, likewise.
     pub(crate) now_ms: u64,
+    /// Whether an earlier run may have left something behind: steps, answers from outside.
+    pub(crate) ran_before: bool,
+    /// Whether the record says that it is claimed, and by this claim.
+    pub(crate) is_own: bool,
 }
 
 /// A run that ended, as it left its context.
@@ -139,6 +149,8 @@ pub(crate) struct Run {
     pub(crate) result: Result<Output, Failure>,
     pub(crate) reads: ReadSet,
     pub(crate) effects: Effects,
+    /// What it has made durable before.
+    pub(crate) taken: Taken,
 }
 
 /// A record that no message gets at.
@@ -164,6 +176,7 @@ impl IdempotentConsumer {
             cache: TerminalCache::new(parts.options.cache_bytes),
             overlay,
             effect_limits: Arc::new(parts.options.effects.clone()),
+            early: Arc::new(parts.early()),
             notes: parts.storage.running_notes(),
             breaker: parts.breaker(),
             runs: Semaphore::new(parts.options.runs_max.clamp(1, Semaphore::MAX_PERMITS)),
@@ -341,8 +354,11 @@ impl Inner {
                 Ok(leave) => leave,
                 Err(put_off) => return Ok(Some(put_off)),
             };
+            if self.claims() && !self.take_claim(message, &mut claim).await? {
+                return Ok(None);
+            }
             let running = self.overlay.begin();
-            let run = self.run_once(message, &claim).await;
+            let Some(run) = self.run_once(message, &mut claim).await? else { return Ok(None) };
             fault::point("invoked");
             let conclusion = self.conclusion(message);
             let (went, ended_ms) = (run.went(&claim), conclusion.now_ms);
@@ -352,6 +368,7 @@ impl Inner {
             let room = self.parts.committer.room(&commit).await;
             let Ok(pending) = self.sequence(commit, room) else {
                 self.parts.metrics.conflict(&self.parts.scope);
+                claim.ran_before = true;
                 continue;
             };
             drop(running);
@@ -384,12 +401,18 @@ impl Inner {
                 Verdict::Committed => {
                     let key = &message.identity.record;
                     self.cache.insert(key.clone(), Arc::new(record));
+                    if matches!(ending, Ending::Compensating { .. }) {
+                        self.parts.committer.undo();
+                    }
                     if !retry && self.parts.options.strategy.gaps().is_some() {
                         self.kept.settled(&message.identity);
                     }
                     return Ok(Some(ending));
                 }
-                Verdict::Conflict => self.parts.metrics.conflict(&self.parts.scope),
+                Verdict::Conflict => {
+                    self.parts.metrics.conflict(&self.parts.scope);
+                    claim.ran_before = true;
+                }
                 Verdict::Taken(_) => return Ok(None),
             }
         }
@@ -454,7 +477,19 @@ impl Inner {
         let found_attempts =
             if fault::mutated("attempts-forgotten") { 0 } else { found.as_ref().map_or(0, |record| record.attempts) };
         let attempts = found_attempts + deaths;
-        Claim { _leading: leading, turn, found, epoch, attempts, deaths, not_before_ms, now_ms }
+        let ran_before = found.is_some() || deaths > 0;
+        Claim {
+            _leading: leading,
+            turn,
+            found,
+            epoch,
+            attempts,
+            deaths,
+            not_before_ms,
+            now_ms,
+            ran_before,
+            is_own: false,
+        }
     }
 
     /// Waits out the backoff; an ending if the message is to be put off instead.
@@ -478,21 +513,24 @@ impl Inner {
     }
 
     /// Runs the message, unless the process has died over it as often as it may be tried.
-    async fn run_once(&self, message: &Accepted, claim: &Claim) -> Run {
+    ///
+    /// `None` if the claim was lost meanwhile.
+    async fn run_once(&self, message: &Accepted, claim: &mut Claim) -> Result<Option<Run>, StoreError> {
         if claim.deaths == 0 {
             return self.invoke(message, claim).await;
         }
         if claim.attempts >= self.parts.options.attempts_max {
             let result = Err(Failure::retry(format!("the host died {} times while it ran this message", claim.deaths)));
             let (reads, effects) = (ReadSet::default(), Effects::default());
-            return Run { attempts: claim.attempts, result, reads, effects };
+            let taken = self.early_of(message, claim).take(true).await?;
+            return Ok(Some(Run { attempts: claim.attempts, result, reads, effects, taken }));
         }
         let _alone = self.suspect.lock().await;
         self.invoke(message, claim).await
     }
 
-    /// Runs the processor. No transaction is held, nothing is written.
-    async fn invoke(&self, message: &Accepted, claim: &Claim) -> Run {
+    /// Runs the processor. No transaction is held; nothing is written but what `early.rs` writes, and the claim's renewals.
+    async fn invoke(&self, message: &Accepted, claim: &mut Claim) -> Result<Option<Run>, StoreError> {
         let invocation = Invocation {
             message: message.message.clone(),
             idempotency_key: message.identity.own.key.clone(),
@@ -501,18 +539,36 @@ impl Inner {
         };
         let noted = Noted::begin(&self.notes, &message.identity.own);
         fault::point_of("running", &message.message.id);
-        let mut context = Context::new(self.view.clone(), self.effect_limits.clone()).of(&message.identity.own);
-        let result = self.parts.processor.process(&invocation, &mut context).await;
+        let early = Arc::new(self.early_of(message, claim));
+        let mut context = self.context(&message.identity.own).with_early(early.clone());
+        let running = self.parts.processor.process(&invocation, &mut context);
+        let Some(result) = self.while_claimed(message, claim, &early, running).await? else { return Ok(None) };
         drop(noted);
         let (reads, effects) = context.finish();
-        Run { attempts: claim.attempts + 1, result, reads, effects }
+        let taken = early.take(claim.ran_before).await?;
+        Ok(Some(Run { attempts: claim.attempts + 1, result, reads, effects, taken }))
+    }
+
+    /// A context with nothing read or written yet.
+    pub(crate) fn context(&self, own: &RecordKey) -> Context {
+        Context::new(self.view.clone(), self.effect_limits.clone()).of(own)
     }
 
     /// Checks that what the run read still stands (also when it failed: it may have failed on what is no longer so), and
     /// gives the commit its place in the order. No other commit of this processor is sequenced in between.
-    fn sequence(&self, commit: Commit, room: Room) -> Result<Pending, overlay::Stale> {
+    pub(crate) fn sequence(&self, commit: Commit, room: Room) -> Result<Pending, overlay::Stale> {
         let mut turn = self.overlay.turn(&commit.reads)?;
         Ok(self.parts.committer.submit_in_turn(commit, room, &self.overlay, &mut turn))
+    }
+
+    /// Digest of the processor.
+    pub(crate) fn component(&self) -> &Arc<str> {
+        &self.component
+    }
+
+    /// A run is about to begin whose effects are checked in the end.
+    pub(crate) fn begin_run(&self) -> overlay::Running {
+        self.overlay.begin()
     }
 
     /// Everything that decides what becomes of a message, at this moment.
@@ -531,7 +587,7 @@ impl Inner {
     /// The mutation "the record is marked before the guest runs".
     async fn mark_first(&self, message: &Accepted, claim: &Claim) -> Result<(), StoreError> {
         let conclusion = self.conclusion(message);
-        let record = conclusion.record(claim, 1, Event::Completed(Output::default()));
+        let record = conclusion.record(claim, 1, None, Event::Completed(Output::default()));
         let commit = Commit { expected: Expected::Absent, record: RecordChange::Put(record), ..conclusion.commit() };
         let pending = self.parts.committer.submit(commit);
         pending.durable().await.map(drop)
@@ -548,5 +604,6 @@ impl Claim {
             _ => 0,
         };
         self.found = Some(Arc::new(record));
+        (self.ran_before, self.is_own) = (true, false);
     }
 }

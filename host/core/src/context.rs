@@ -8,7 +8,9 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+use crate::early::Early;
 use crate::key::RecordKey;
+use crate::processor::Failure;
 use crate::storage::StoreError;
 
 /// Names one write of one state key; 0 means "the key is absent". Opaque beyond equality.
@@ -96,6 +98,12 @@ pub enum ContextError {
     /// What is to be appended is no event, and would be none again: reject the message.
     #[error("{0}")]
     NoEvent(&'static str),
+    /// The run has lost its claim to the message: it ends here, and whoever has it now goes on.
+    #[error("the run's claim is over, and another owner may have taken the message over")]
+    Lost,
+    /// The saga or the lock does not take that, and would not again: reject the message.
+    #[error("{0}")]
+    Saga(String),
     /// The run is over one of its limits, and would be again: reject the message.
     #[error("{what} is over its limit of {limit}")]
     Limit {
@@ -148,13 +156,15 @@ pub struct Context {
     own: Option<RecordKey>,
     /// Events appended so far.
     pub(crate) appended: usize,
+    /// What the run makes durable before it ends.
+    pub(crate) early: Option<Arc<Early>>,
 }
 
 impl Context {
     /// A context over `view`, with nothing read or written.
     pub fn new(view: Arc<dyn StateView>, limits: Arc<EffectLimits>) -> Self {
         let (reads, effects) = (ReadSet::default(), Effects::default());
-        Self { view, limits, reads, effects, effect_bytes: 0, own: None, appended: 0 }
+        Self { view, limits, reads, effects, effect_bytes: 0, own: None, appended: 0, early: None }
     }
 
     /// The same for the message whose own key is `own`.
@@ -163,10 +173,15 @@ impl Context {
         Self { own: Some(own.clone()), ..self }
     }
 
+    /// The same with a way to make something durable before the run ends.
+    pub(crate) fn with_early(self, early: Arc<Early>) -> Self {
+        Self { early: Some(early), ..self }
+    }
+
     /// A context of the same message in which nothing was read or written yet.
     #[must_use]
     pub fn again(&self) -> Self {
-        Self { own: self.own.clone(), ..Self::new(self.view.clone(), self.limits.clone()) }
+        Self { own: self.own.clone(), early: self.early.clone(), ..Self::new(self.view.clone(), self.limits.clone()) }
     }
 
     /// The value under `key`, as this run left it.
@@ -294,6 +309,18 @@ impl Context {
 
     pub(crate) fn check(&self, what: &'static str, count: usize, limit: usize) -> Result<(), ContextError> {
         if count > limit { Err(ContextError::Limit { what, limit }) } else { Ok(()) }
+    }
+}
+
+/// What it means for the message: what would be so again is for good.
+impl From<ContextError> for Failure {
+    fn from(error: ContextError) -> Self {
+        match error {
+            ContextError::Store(_) | ContextError::Lost => Self::retry(error.to_string()),
+            ContextError::Reserved | ContextError::NoEvent(_) | ContextError::Saga(_) | ContextError::Limit { .. } => {
+                Self::Reject(error.to_string())
+            }
+        }
     }
 }
 

@@ -29,6 +29,21 @@ pub enum Ending {
         /// What went wrong.
         error: String,
     },
+    /// It failed for good, and what it has done outside is being undone; the host brings that to its end.
+    Compensating {
+        /// What went wrong.
+        error: String,
+    },
+    /// It failed for good, and what it had done outside is undone.
+    Compensated {
+        /// What went wrong.
+        error: String,
+    },
+    /// It failed for good, and what it had done outside could not be undone: an operator decides.
+    CompensationFailed {
+        /// What went wrong with the message.
+        error: String,
+    },
     /// It is due again later.
     Retry {
         /// What went wrong.
@@ -54,6 +69,7 @@ impl Ending {
         match self {
             Self::Completed { .. } | Self::Duplicate(_) | Self::Mismatch | Self::Stale => true,
             Self::Parked { .. } | Self::DeadLettered { .. } => true,
+            Self::Compensating { .. } | Self::Compensated { .. } | Self::CompensationFailed { .. } => true,
             Self::Retry { .. } | Self::InFlight { .. } | Self::Paused { .. } => false,
         }
     }
@@ -67,6 +83,9 @@ impl Ending {
             Self::Stale => "stale",
             Self::Parked { .. } => "parked",
             Self::DeadLettered { .. } => "dead-lettered",
+            Self::Compensating { .. } => "compensating",
+            Self::Compensated { .. } => "compensated",
+            Self::CompensationFailed { .. } => "compensation-failed",
             Self::Retry { .. } => "retry",
             Self::InFlight { .. } => "in-flight",
             Self::Paused { .. } => "paused",

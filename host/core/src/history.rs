@@ -70,11 +70,22 @@ fn error_of(event: &Event) -> Option<&str> {
     }
 }
 
+/// Whether a claim only goes on: a heartbeat stands in the place of the one before it.
+fn renews(last: Option<&Moment>, moment: &Moment) -> bool {
+    match (last.map(|last| &last.event), &moment.event) {
+        (Some(Event::Claimed { owner: was, .. }), Event::Claimed { owner, .. }) => was == owner,
+        _ => false,
+    }
+}
+
 /// The record that `moment` leaves, behind those of `history`.
 pub(crate) fn after(received: &Received, mut history: Vec<Moment>, state: State, moment: &Moment) -> Record {
     // An error that the record still shows stays whole.
     if matches!(state, State::Completed { .. }) || error_of(&moment.event).is_some() {
         history.iter_mut().for_each(|past| shorten(&mut past.event));
+    }
+    if renews(history.last(), moment) {
+        history.pop();
     }
     if !matches!(moment.event, Event::Completed(_)) {
         history.push(moment.clone());

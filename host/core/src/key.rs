@@ -24,6 +24,12 @@ impl Scope {
     pub fn of(processor: &str) -> Self {
         Self { tenant: "default".into(), processor: processor.into() }
     }
+
+    /// What is no processor's alone: sagas and locks of the same tenant. No processor can have its name.
+    #[must_use]
+    pub fn shared(&self) -> Self {
+        Self { tenant: self.tenant.clone(), processor: crate::context::RESERVED.to_string().into() }
+    }
 }
 
 /// Key of a deduplication record: `tenant / processor / source namespace / idempotency key`. Cheap to clone.
@@ -88,6 +94,19 @@ impl RecordKey {
         *self.hash(b"event", position as u64).as_bytes().first_chunk().expect("a hash has 32 bytes")
     }
 
+    /// Stable id of the `position`-th outside call of this record's message, 32 hex digits.
+    pub fn call_id(&self, position: u32) -> String {
+        self.hash(b"call", u64::from(position)).to_hex()[..32].to_owned()
+    }
+
+    /// The key that everything is derived from which the compensation of this message's `step`-th step of `saga` does:
+    /// `record/step/compensate`.
+    #[must_use]
+    pub fn compensation(&self, saga: &str, step: u32) -> Self {
+        let key = format!("{}/{saga}/{step}/compensate", self.0.key);
+        Self::new(self.0.scope.clone(), self.0.source.clone(), key.into())
+    }
+
     /// Names the record in a store and in every table of the host: 128 bits of a cryptographic hash of the whole key,
     /// computed once.
     pub fn digest(&self) -> u128 {
@@ -108,6 +127,24 @@ fn hash_of(scope: &Scope, source: &str, key: &str, purpose: &[u8], number: u64) 
     hasher.update(&number.to_le_bytes()).finalize()
 }
 
+/// A part of a key in its text form.
+pub(crate) fn escaped(part: &str) -> String {
+    part.replace('%', "%25").replace('/', "%2F")
+}
+
+/// As its text.
+impl Serialize for RecordKey {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for RecordKey {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 impl fmt::Display for RecordKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parts = [&self.scope.tenant, &self.scope.processor, &self.source, &self.key];
@@ -115,7 +152,7 @@ impl fmt::Display for RecordKey {
             if index > 0 {
                 f.write_str("/")?;
             }
-            f.write_str(&part.replace('%', "%25").replace('/', "%2F"))?;
+            f.write_str(&escaped(part))?;
         }
         Ok(())
     }

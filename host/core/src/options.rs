@@ -1,5 +1,7 @@
 //! What a processor's owner may set, with units and defaults. Reading it from a file is the binary's.
 
+use std::sync::Arc;
+
 use crate::breaker::BreakerPolicy;
 use crate::context::EffectLimits;
 use crate::key::RecordKey;
@@ -43,6 +45,13 @@ pub struct Options {
     pub effects: EffectLimits,
     /// Bytes of terminal records kept in memory.
     pub cache_bytes: u64,
+    /// Whose claims these are, where effects can leave the transaction. Only one process at a time may use a name: who comes back
+    /// under it takes up at once what it had claimed before.
+    pub owner: Arc<str>,
+    /// How long a claim holds, in milliseconds; renewed while the run is under way.
+    pub lease_ms: u64,
+    /// Attempts to undo one step before an operator is asked; at least 1, at most [`ATTEMPTS_MAX`].
+    pub undo_attempts_max: u32,
 }
 
 impl Default for Options {
@@ -62,6 +71,9 @@ impl Default for Options {
             ordering: Ordering::PartitionKey,
             effects: EffectLimits::default(),
             cache_bytes: 32 << 20,
+            owner: "host".into(),
+            lease_ms: 30_000,
+            undo_attempts_max: 20,
         }
     }
 }

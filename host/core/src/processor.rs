@@ -72,6 +72,34 @@ pub trait MessageProcessor: Send + Sync + 'static {
 
     /// Digest of what runs, kept in each record it makes.
     fn digest(&self) -> &str;
+
+    /// The way back, if it takes steps outside the transaction; `None`: it takes none.
+    fn compensation(&self) -> Option<&dyn Compensation> {
+        None
+    }
+}
+
+/// A step that is to be undone.
+#[derive(Debug, Clone)]
+pub struct StepToUndo {
+    /// The message that registered it; seed and attempt are the compensation's own.
+    pub invocation: Invocation,
+    /// The step's name.
+    pub name: String,
+    /// What was registered with it.
+    pub payload: Bytes,
+}
+
+/// Undoes what a processor has done outside the transaction.
+///
+/// Contract: as of [`MessageProcessor`]: effects go through `context`, and the same step may be asked for again, also after it
+/// was undone. A step that was registered and never taken is undone by doing nothing.
+pub trait Compensation: Send + Sync {
+    /// The steps it can undo.
+    fn steps(&self) -> &[String];
+
+    /// Undoes one.
+    fn compensate<'a>(&'a self, step: &'a StepToUndo, context: &'a mut Context) -> BoxFuture<'a, Result<(), Failure>>;
 }
 
 /// A processor compiled into the host.

@@ -136,7 +136,10 @@ async fn settle(
         Ending::Completed { .. } | Ending::Duplicate(_) | Ending::Stale | Ending::Parked { .. } => {
             delivery.ack().await?
         }
-        Ending::DeadLettered { error } => delivery.dead_letter(error).await?,
+        Ending::DeadLettered { error }
+        | Ending::Compensating { error }
+        | Ending::Compensated { error }
+        | Ending::CompensationFailed { error } => delivery.dead_letter(error).await?,
         Ending::Mismatch => delivery.dead_letter("the idempotency key was used before with another body").await?,
         Ending::Retry { after_ms, .. } | Ending::InFlight { after_ms } | Ending::Paused { after_ms } => {
             delivery.nack(*after_ms).await?

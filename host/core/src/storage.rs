@@ -1,5 +1,6 @@
 //! The seam to a store: what the pipeline asks of it, and what it promises back. Verbs of the domain, not of a database.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -53,9 +54,20 @@ pub struct Commit {
     pub effects: Effects,
     /// What becomes of the message that the store keeps under the record's key, if anything.
     pub letter: Option<LetterChange>,
+    /// What it reads and writes of the state that is no processor's: sagas and locks.
+    pub shared: Option<Box<SharedChange>>,
     /// When it was decided, in milliseconds since the Unix epoch. The feed tells it of a commit that leaves no record; a
     /// record has its own.
     pub at_ms: u64,
+}
+
+/// A commit's part in the state that all processors of a tenant share ([`Scope::shared`]).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SharedChange {
+    /// Versions that must still stand, by key; 0 where there must be nothing.
+    pub reads: BTreeMap<String, Version>,
+    /// What is written, under the commit's version; `None` deletes.
+    pub writes: BTreeMap<String, Option<Bytes>>,
 }
 
 /// The record that a commit rests on.
@@ -331,6 +343,7 @@ impl Commit {
             reads: ReadSet::default(),
             effects: Effects::default(),
             letter: None,
+            shared: None,
             at_ms: 0,
         }
     }
@@ -347,6 +360,8 @@ impl Commit {
             Some(LetterChange::Put(letter)) => letter.message.data.len(),
             Some(LetterChange::Remove(_)) | None => 0,
         };
+        let shared = self.shared.iter().flat_map(|shared| &shared.writes);
+        let writes = writes.chain(shared.map(|(key, value)| key.len() + value.as_ref().map_or(0, Bytes::len)));
         256 + record + writes.sum::<usize>() + outgoing.sum::<usize>() + letter
     }
 

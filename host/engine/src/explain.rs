@@ -21,12 +21,7 @@ const PLUMBING: [&str; 12] = [
 pub(crate) fn failure(error: &Error, state: &HostState) -> Failure {
     let limits = &state.shared.limits;
     if let Some(error) = error.downcast_ref::<ContextError>() {
-        return match error {
-            ContextError::Limit { .. } | ContextError::Reserved | ContextError::NoEvent(_) => {
-                Failure::Reject(error.to_string())
-            }
-            ContextError::Store(_) => Failure::retry(error.to_string()),
-        };
+        return error.clone().into();
     }
     if let Some(error) = error.downcast_ref::<NotSendable>() {
         return Failure::Reject(error.to_string());

@@ -30,6 +30,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         processor: Arc::new(NativeProcessor::new(count)),
         committer: Committer::start(store.clone()).await?,
         storage: store,
+        outside: None,
         clock: Arc::new(SystemClock),
         metrics: Arc::new(Counters::default()),
         options: Options::default(),

@@ -94,7 +94,7 @@ fn in_two(
 ) -> Result<Vec<Verdict>, StoreError> {
     let (mut records, mut effects) = (Builder::new(group.commits.len()), Builder::new(group.commits.len()));
     for (commit, _) in group.commits.iter().zip(&verdicts).filter(|(_, verdict)| **verdict == Verdict::Committed) {
-        records.push(&Commit { effects: Default::default(), letter: None, ..commit.clone() });
+        records.push(&Commit { effects: Default::default(), letter: None, shared: None, ..commit.clone() });
         effects.push(&Commit { record: RecordChange::Keep, ..commit.clone() });
     }
     group.sent.iter().for_each(|sent| effects.push_sent(*sent));
@@ -111,13 +111,18 @@ struct Judge<'a> {
     records: HashMap<u128, Option<&'a Record>, BuildHasherDefault<Hashed>>,
     /// Versions that the group's commits wrote, 0 where they deleted; kept only if anybody of the group has read.
     written: Option<BTreeMap<(&'a Scope, &'a str), Version>>,
+    /// The same for what is no processor's, by tenant.
+    shared: BTreeMap<(&'a str, &'a str), Version>,
 }
 
 impl<'a> Judge<'a> {
     fn new(core: &'a Core, group: &Group) -> Self {
-        let anybody_read =
-            group.commits.iter().any(|commit| !commit.reads.keys.is_empty() || !commit.reads.ranges.is_empty());
-        Self { core, records: HashMap::default(), written: anybody_read.then(BTreeMap::new) }
+        let has_read = |commit: &Commit| {
+            let reads = &commit.reads;
+            !(reads.keys.is_empty() && reads.ranges.is_empty()) || commit.shared.is_some()
+        };
+        let anybody_read = group.commits.iter().any(has_read);
+        Self { core, records: HashMap::default(), written: anybody_read.then(BTreeMap::new), shared: BTreeMap::new() }
     }
 
     fn verdict(&self, commit: &Commit) -> Result<Verdict, StoreError> {
@@ -128,7 +133,7 @@ impl<'a> Judge<'a> {
         if !commit.expected.stands(found.as_ref().map(|record| record.epoch)) {
             return Ok(Verdict::Taken(found.map(Box::new)));
         }
-        Ok(if self.stands(commit)? { Verdict::Committed } else { Verdict::Conflict })
+        Ok(if self.stands(commit)? && self.shared_stands(commit)? { Verdict::Committed } else { Verdict::Conflict })
     }
 
     fn note(&mut self, commit: &'a Commit) {
@@ -139,6 +144,8 @@ impl<'a> Judge<'a> {
             let scope = &commit.key.scope;
             let version = |value: &Option<_>| if value.is_some() { commit.version } else { 0 };
             written.extend(commit.effects.writes.iter().map(|(key, value)| ((scope, key.as_str()), version(value))));
+            let shared = commit.shared.iter().flat_map(|shared| &shared.writes);
+            self.shared.extend(shared.map(|(key, value)| ((&*scope.tenant, key.as_str()), version(value))));
         }
     }
 
@@ -158,6 +165,23 @@ impl<'a> Judge<'a> {
         }
         for range in &commit.reads.ranges {
             if !self.range_stands(written, scope, &prefix, range)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The same for what is no processor's.
+    fn shared_stands(&self, commit: &Commit) -> Result<bool, StoreError> {
+        let Some(shared) = &commit.shared else { return Ok(true) };
+        let scope = commit.key.scope.shared();
+        let prefix = layout::scope_prefix(&scope);
+        for (key, version) in &shared.reads {
+            let now = match self.shared.get(&(&*scope.tenant, key.as_str())) {
+                Some(now) => *now,
+                None => read::state(self.core, &prefix, key)?.0,
+            };
+            if now != *version {
                 return Ok(false);
             }
         }

@@ -1,9 +1,12 @@
 //! A frame: what one group of commits makes durable, encoded once. The same bytes go to the journal, are read by everyone
 //! until they are applied, and are what the tables store. Knows no file and no table.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use hapax_core::context::Version;
 use hapax_core::feed::FeedEntry;
+use hapax_core::key::Scope;
 use hapax_core::storage::{Commit, Expected, LetterChange, OutboxPosition, RecordChange};
 
 use crate::layout;
@@ -118,15 +121,9 @@ impl Builder {
                 self.bytes.extend(commit.key.digest().to_le_bytes());
             }
         }
-        if !commit.effects.writes.is_empty() {
-            let prefix = layout::scope_prefix(&commit.key.scope);
-            for (key, value) in &commit.effects.writes {
-                self.bytes.push(if value.is_some() { STATE } else { STATE_DELETED });
-                self.push_bytes(&[&prefix, key.as_bytes()]);
-                if let Some(value) = value {
-                    self.push_bytes(&[&commit.version.to_le_bytes(), value]);
-                }
-            }
+        self.push_state(&commit.key.scope, &commit.effects.writes, commit.version);
+        if let Some(shared) = &commit.shared {
+            self.push_state(&commit.key.scope.shared(), &shared.writes, commit.version);
         }
         for row in commit.outbox_rows() {
             self.bytes.push(OUTGOING);
@@ -148,6 +145,20 @@ impl Builder {
         }
         if let Some(told) = commit.told() {
             self.push_event(&told);
+        }
+    }
+
+    fn push_state(&mut self, scope: &Scope, writes: &BTreeMap<String, Option<Bytes>>, version: Version) {
+        if writes.is_empty() {
+            return;
+        }
+        let prefix = layout::scope_prefix(scope);
+        for (key, value) in writes {
+            self.bytes.push(if value.is_some() { STATE } else { STATE_DELETED });
+            self.push_bytes(&[&prefix, key.as_bytes()]);
+            if let Some(value) = value {
+                self.push_bytes(&[&version.to_le_bytes(), value]);
+            }
         }
     }
 

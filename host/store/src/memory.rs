@@ -92,12 +92,15 @@ impl Inner {
         if !keys_stand || !ranges_stand {
             return Verdict::Conflict;
         }
-        for (key, value) in &commit.effects.writes {
-            match value {
-                Some(value) => drop(state.insert(key.clone(), (commit.version, value.clone()))),
-                None => drop(state.remove(key)),
+        if let Some(change) = &commit.shared {
+            let shared = self.state.entry(commit.key.scope.shared()).or_default();
+            let version = |key: &String| shared.get(key).map_or(0, |(now, _)| *now);
+            if !change.reads.iter().all(|(key, read)| version(key) == *read) {
+                return Verdict::Conflict;
             }
+            write_all(shared, &change.writes, commit.version);
         }
+        write_all(self.state.entry(commit.key.scope.clone()).or_default(), &commit.effects.writes, commit.version);
         self.outbox.extend(commit.outbox_rows().map(|row| (row.position, row.message)));
         match &commit.record {
             RecordChange::Keep => {}
@@ -115,10 +118,20 @@ impl Inner {
     }
 }
 
+fn write_all(state: &mut State, writes: &BTreeMap<String, Option<Bytes>>, version: Version) {
+    for (key, value) in writes {
+        match value {
+            Some(value) => drop(state.insert(key.clone(), (version, value.clone()))),
+            None => drop(state.remove(key)),
+        }
+    }
+}
+
 /// Whether anything of a commit becomes durable.
 fn writes(commit: &Commit) -> bool {
     let effects = &commit.effects;
-    commit.told().is_some() || !(effects.writes.is_empty() && effects.outgoing.is_empty())
+    let shared = commit.shared.as_ref().is_some_and(|shared| !shared.writes.is_empty());
+    commit.told().is_some() || shared || !(effects.writes.is_empty() && effects.outgoing.is_empty())
 }
 
 fn scan(state: &State, start: &str, end: Option<&str>, limit: usize) -> Vec<Entry> {

@@ -135,6 +135,7 @@ impl Host {
             processor,
             committer: self.committer.clone(),
             storage: self.counted.clone(),
+            outside: None,
             clock: Arc::new(SystemClock),
             metrics: Arc::new(Counters::default()),
             options: Options { cache_bytes, ..Options::default() },

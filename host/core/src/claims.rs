@@ -1,0 +1,133 @@
+//! Claims: where effects can leave the transaction, a message is claimed durably before it runs, for a time that is renewed
+//! while it does. Who is too slow loses its claim, and with it the right to write anything.
+
+use std::sync::Arc;
+
+use crate::consumer::{Accepted, Claim, Inner, Parts};
+use crate::early::{ClaimNow, Claimed, Early, EarlyParts, Fence, Whose};
+use crate::fault;
+use crate::lock::StoreLocks;
+use crate::processor::{Failure, Output};
+use crate::record::{Event, Record, State};
+use crate::saga_log::SagaLog;
+use crate::storage::{Commit, Expected, RecordChange, StoreError, Verdict};
+
+/// A claim is renewed so many times before it would be over.
+const RENEWALS: u64 = 3;
+
+impl Parts {
+    /// What the consumer's runs make durable before they end.
+    pub(crate) fn early(&self) -> EarlyParts {
+        let storage = &*self.storage;
+        EarlyParts {
+            scope: self.scope.clone(),
+            committer: self.committer.clone(),
+            storage: self.storage.clone(),
+            clock: self.clock.clone(),
+            outside: self.outside.clone(),
+            locks: Arc::new(StoreLocks::new(storage, self.committer.clone(), self.clock.clone(), &self.scope)),
+            log: SagaLog::new(storage, &self.scope),
+            steps: self.processor.compensation().map_or_else(Vec::new, |undoes| undoes.steps().to_vec()),
+        }
+    }
+}
+
+impl Inner {
+    /// Whether messages are claimed before they run: where an effect can leave the transaction.
+    pub(crate) fn claims(&self) -> bool {
+        (self.parts.outside.is_some() || self.parts.processor.compensation().is_some())
+            && !fault::mutated("runs-without-a-claim")
+    }
+
+    /// Claims a message durably. `false` if somebody else was faster.
+    pub(crate) async fn take_claim(&self, message: &Accepted, claim: &mut Claim) -> Result<bool, StoreError> {
+        let left_ms = claim.claimed().lease_end_ms.map(|end_ms| end_ms.saturating_sub(self.parts.clock.now_ms()));
+        if claim.is_own && left_ms.is_some_and(|left_ms| left_ms > self.parts.options.lease_ms / 2) {
+            return Ok(true);
+        }
+        let (commit, record) = self.claiming(message, claim);
+        let verdict = self.parts.committer.submit(commit).durable().await?;
+        fault::point("claimed");
+        claim.take_over(record);
+        Ok(verdict == Verdict::Committed)
+    }
+
+    /// The commit that claims a message, or renews its claim.
+    fn claiming(&self, message: &Accepted, claim: &Claim) -> (Commit, Record) {
+        let conclusion = self.conclusion(message);
+        let now_ms = conclusion.now_ms;
+        let owner = self.parts.options.owner.to_string();
+        let lease_end_ms = now_ms.saturating_add(self.parts.options.lease_ms);
+        let event = Event::Claimed { owner, now_ms, lease_end_ms };
+        let record = conclusion.record(claim, claim.attempts, None, event);
+        let commit = Commit {
+            expected: Expected::of(claim.epoch),
+            record: RecordChange::Put(record.clone()),
+            ..conclusion.commit()
+        };
+        (commit, record)
+    }
+
+    /// What the run makes durable before it ends rests on its claim.
+    pub(crate) fn early_of(&self, message: &Accepted, claim: &Claim) -> Early {
+        let whose = Whose {
+            record: message.identity.record.clone(),
+            own: message.identity.own.clone(),
+            message: message.message.clone(),
+            component: self.component().clone(),
+        };
+        Early::new(self.early.clone(), whose, Fence::Claim(Arc::new(ClaimNow::new(claim.claimed()))))
+    }
+
+    /// Waits for the run, and renews its claim meanwhile. `None` if the claim was lost: the run is abandoned then.
+    pub(crate) async fn while_claimed(
+        &self,
+        message: &Accepted,
+        claim: &mut Claim,
+        early: &Early,
+        run: impl Future<Output = Result<Output, Failure>>,
+    ) -> Result<Option<Result<Output, Failure>>, StoreError> {
+        if !self.claims() {
+            return Ok(Some(run.await));
+        }
+        let mut run = std::pin::pin!(run);
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut run => return Ok(Some(result)),
+                () = self.parts.clock.sleep((self.parts.options.lease_ms / RENEWALS).max(1)) => {}
+            }
+            let (commit, record) = self.claiming(message, claim);
+            claim.take_over(record);
+            let Some(pending) = early.renew(commit, claim.claimed()) else { continue };
+            tokio::select! {
+                biased;
+                verdict = pending.durable() => {
+                    if verdict? != Verdict::Committed {
+                        return Ok(None);
+                    }
+                }
+                // The commit that follows rests on the renewed claim, and comes after it.
+                result = &mut run => return Ok(Some(result)),
+            }
+        }
+    }
+}
+
+impl Claim {
+    /// What is written down of the claim.
+    pub(crate) fn claimed(&self) -> Claimed {
+        let lease_end_ms = match self.found.as_ref().map(|record| &record.state) {
+            Some(State::InProgress { lease_end_ms, .. }) => Some(*lease_end_ms),
+            _ => None,
+        };
+        Claimed { epoch: self.epoch, lease_end_ms }
+    }
+
+    /// The claim is as `record` tells.
+    fn take_over(&mut self, record: Record) {
+        self.epoch = Some(record.epoch);
+        self.is_own = matches!(record.state, State::InProgress { .. });
+        self.found = Some(Arc::new(record));
+    }
+}

@@ -1,0 +1,665 @@
+//! What a run makes durable before its own commit: steps of its saga, answers from outside, locks. Each is a small commit that
+//! rests on the run's claim: who has lost it can write none. What a re-run asks for again is answered from here.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Clock;
+use crate::committer::{Committer, Pending};
+use crate::context::{Context, ContextError, RESERVED};
+use crate::fault;
+use crate::key::{RecordKey, Scope};
+use crate::lock::{Acquired, Ask, DistributedLock, LOCK_NAME_BYTES, Lock};
+use crate::message::Message;
+use crate::outside::{CallError, Outside, Request, Response};
+use crate::processor::{Failure, Output};
+use crate::saga::{Member, SagaEvent, SagaId, SagaMoment, SagaState};
+use crate::saga_log::{ReadSaga, SagaLog};
+use crate::storage::{Commit, Expected, IdempotencyStorage, SharedChange, StoreError, Verdict};
+use crate::sync::Mutex;
+
+/// Steps that one saga may have, at most.
+const STEPS_MAX: usize = 1_000;
+/// Calls that one run may make, at most.
+const CALLS_MAX: u32 = 1_000;
+/// An append to a saga that meets another one is tried again so often.
+const APPENDS_MAX: usize = 100;
+
+/// What all runs of a consumer share.
+pub(crate) struct EarlyParts {
+    pub(crate) scope: Scope,
+    pub(crate) committer: Arc<Committer>,
+    pub(crate) storage: Arc<dyn IdempotencyStorage>,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// Who calls outside; `None`: nobody may.
+    pub(crate) outside: Option<Arc<dyn Outside>>,
+    pub(crate) locks: Arc<dyn DistributedLock>,
+    pub(crate) log: SagaLog,
+    /// The steps that can be undone.
+    pub(crate) steps: Vec<String>,
+}
+
+/// What the small commits of a run rest on.
+pub(crate) enum Fence {
+    /// The record has this epoch, as the claim has left it.
+    Claim(Arc<ClaimNow>),
+    /// The saga that is being undone is as it was read.
+    Saga(Box<ReadSaga>),
+}
+
+/// The claim of a run, which its heartbeat renews.
+#[derive(Debug)]
+pub(crate) struct ClaimNow(Mutex<Claimed>);
+
+/// See [`ClaimNow`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Claimed {
+    /// Epoch of the record; `None`: there is none.
+    pub(crate) epoch: Option<u64>,
+    /// Until when nobody else may take it over, in milliseconds since the Unix epoch; `None`: it is not written down.
+    pub(crate) lease_end_ms: Option<u64>,
+}
+
+impl ClaimNow {
+    pub(crate) fn new(claimed: Claimed) -> Self {
+        Self(Mutex::new(claimed))
+    }
+
+    pub(crate) fn get(&self) -> Claimed {
+        *self.0.lock()
+    }
+
+    /// Sequences `commit` on top of the claim; what comes later rests on what it makes of it.
+    pub(crate) fn renew(&self, committer: &Committer, mut commit: Commit, claimed: Claimed) -> Pending {
+        let mut now = self.0.lock();
+        commit.expected = Expected::of(now.epoch);
+        *now = claimed;
+        committer.submit(commit)
+    }
+
+    /// Sequences a commit that leaves the claim as it is.
+    fn submit(&self, committer: &Committer, mut commit: Commit) -> Pending {
+        let now = self.0.lock();
+        if !fault::mutated("early-writes-unfenced") {
+            commit.expected = Expected::of(now.epoch);
+        }
+        committer.submit(commit)
+    }
+}
+
+/// Whose run it is.
+pub(crate) struct Whose {
+    pub(crate) record: RecordKey,
+    pub(crate) own: RecordKey,
+    pub(crate) message: Arc<Message>,
+    pub(crate) component: Arc<str>,
+}
+
+/// One run's.
+pub(crate) struct Early {
+    parts: Arc<EarlyParts>,
+    whose: Whose,
+    fence: Fence,
+    saga: tokio::sync::Mutex<SagaSoFar>,
+    journal: tokio::sync::Mutex<Option<Journal>>,
+    calls: AtomicU32,
+    held: tokio::sync::Mutex<Vec<Lock>>,
+    /// Why the run must end, whatever the processor says.
+    over: Mutex<Option<Failure>>,
+}
+
+/// The run's part in its saga.
+struct SagaSoFar {
+    id: SagaId,
+    /// As it was read last; `None`: not yet.
+    read: Option<ReadSaga>,
+    /// Steps before this one were registered again by this run, or are other members'.
+    cursor: usize,
+    /// The processor wants it completed.
+    completes: bool,
+}
+
+/// Answers by the place of their call.
+type Journal = BTreeMap<u32, Answered>;
+
+/// A call with its answer, as it is kept until its message has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Answered {
+    method: String,
+    url: String,
+    body: [u8; 16],
+    response: Response,
+}
+
+/// What the end of a run takes along.
+pub(crate) struct Taken {
+    /// The message, as a member of its saga.
+    pub(crate) member: Member,
+    /// The saga, if the message has joined one by name or there are steps.
+    pub(crate) saga: Option<ReadSaga>,
+    pub(crate) completes_saga: bool,
+    /// Keys of all answers that are kept.
+    pub(crate) journal: Vec<String>,
+    /// Those of the first refusal (4xx) and of what came after it.
+    pub(crate) refused: Vec<String>,
+    pub(crate) held: Vec<Lock>,
+    over: Option<Failure>,
+}
+
+impl Taken {
+    /// How the run has ended, by what the processor says and what there is besides.
+    pub(crate) fn judged(&self, result: Result<Output, Failure>) -> Result<Output, Failure> {
+        if let Some(failure) = &self.over {
+            return Err(failure.clone());
+        }
+        match &self.saga {
+            Some(read) if result.is_ok() && !read.saga.state.is_forward() => {
+                let state = read.saga.state.name();
+                Err(Failure::Reject(format!("the saga {} is {state}: nothing joins it any more", read.id)))
+            }
+            _ => result,
+        }
+    }
+
+    /// Why the run has ended, whatever the processor says.
+    pub(crate) fn over(&self) -> Option<Failure> {
+        self.over.clone()
+    }
+
+    /// The saga's name, if it has one of its own.
+    pub(crate) fn saga_name(&self) -> Option<&str> {
+        self.saga.as_ref().filter(|read| read.id.is_named()).map(|read| read.id.as_str())
+    }
+}
+
+impl Early {
+    pub(crate) fn new(parts: Arc<EarlyParts>, whose: Whose, fence: Fence) -> Self {
+        // What the attribute says is looked at when it is needed: a name that is none fails the run then.
+        let named = whose.message.extensions.get("saga").and_then(|name| SagaId::named(name).ok());
+        let id = named.unwrap_or_else(|| SagaId::of_message(&whose.own));
+        Self {
+            parts,
+            whose,
+            fence,
+            saga: SagaSoFar { id, read: None, cursor: 0, completes: false }.into(),
+            journal: None.into(),
+            calls: AtomicU32::new(0),
+            held: Vec::new().into(),
+            over: Mutex::new(None),
+        }
+    }
+
+    /// Renews the run's claim; `None` where it rests on none.
+    pub(crate) fn renew(&self, commit: Commit, claimed: Claimed) -> Option<Pending> {
+        match &self.fence {
+            Fence::Claim(claim) => Some(claim.renew(&self.parts.committer, commit, claimed)),
+            Fence::Saga(_) => None,
+        }
+    }
+
+    /// Ends the run, whatever the processor makes of it.
+    fn end(&self, failure: Failure) {
+        self.over.lock().get_or_insert(failure);
+    }
+
+    /// Whether the run may still do something that cannot be taken back.
+    fn check_claim(&self) -> Result<(), ContextError> {
+        let Fence::Claim(claim) = &self.fence else { return Ok(()) };
+        let over = claim.get().lease_end_ms.is_some_and(|end_ms| end_ms <= self.parts.clock.now_ms());
+        if over && !fault::mutated("zombie-goes-on") { Err(self.lost()) } else { Ok(()) }
+    }
+
+    fn lost(&self) -> ContextError {
+        self.end(Failure::retry(LOST));
+        ContextError::Lost
+    }
+
+    /// Makes `commit` durable on top of the claim. `Conflict` where the shared state is no longer as it was read.
+    async fn write(&self, commit: Commit) -> Result<Verdict, ContextError> {
+        let verdict = match &self.fence {
+            Fence::Claim(claim) => claim.submit(&self.parts.committer, commit).durable().await?,
+            Fence::Saga(read) => {
+                let mut shared = commit.shared.map_or_else(SharedChange::default, |shared| *shared);
+                shared.reads.extend(read.unchanged().reads);
+                let commit = Commit { shared: Some(Box::new(shared)), ..commit };
+                self.parts.committer.submit(commit).durable().await?
+            }
+        };
+        match verdict {
+            Verdict::Taken(_) => Err(self.lost()),
+            verdict => Ok(verdict),
+        }
+    }
+
+    fn commit(&self) -> Commit {
+        Commit { own: self.whose.own.clone(), at_ms: self.parts.clock.now_ms(), ..Commit::of(&self.whose.record) }
+    }
+
+    fn moment(&self, event: SagaEvent) -> SagaMoment {
+        SagaMoment { event, at_ms: self.parts.clock.now_ms() }
+    }
+
+    /// The run's saga, read at its first use; refuses one that does not go forward.
+    async fn forward<'a>(&self, so_far: &'a mut SagaSoFar) -> Result<&'a ReadSaga, ContextError> {
+        if so_far.read.is_none() {
+            so_far.read = Some(self.parts.log.read(&so_far.id).await?);
+        }
+        let read = so_far.read.as_ref().expect("it was read");
+        match read.saga.state {
+            SagaState::Open | SagaState::Pivoted => Ok(read),
+            state => {
+                Err(ContextError::Saga(format!("the saga {} is {}: nothing joins it any more", read.id, state.name())))
+            }
+        }
+    }
+
+    /// Appends what `events` makes of the saga as it is, until nobody came in between; nothing where it makes none.
+    async fn append(
+        &self,
+        so_far: &mut SagaSoFar,
+        events: impl Fn(&Early, &ReadSaga) -> Result<Vec<SagaEvent>, ContextError>,
+    ) -> Result<(), ContextError> {
+        for _ in 0..APPENDS_MAX {
+            let read = self.forward(so_far).await?;
+            let moments: Vec<SagaMoment> = events(self, read)?.into_iter().map(|event| self.moment(event)).collect();
+            if moments.is_empty() {
+                return Ok(());
+            }
+            let appended = read.append(&moments, u64::MAX).map_err(|error| ContextError::Saga(error.to_string()))?;
+            self.check_claim()?;
+            let commit = Commit { shared: Some(Box::new(appended.0)), ..self.commit() };
+            let verdict = self.write(commit).await?;
+            // Its own append is in there now, or somebody else's.
+            so_far.read = Some(self.parts.log.read(&so_far.id).await?);
+            if verdict == Verdict::Committed {
+                return Ok(());
+            }
+        }
+        Err(ContextError::Saga(format!("the saga {} changes too often", so_far.id)))
+    }
+
+    /// The event by which this message joins, unless it has.
+    fn joining(&self, read: &ReadSaga) -> (u32, Option<SagaEvent>) {
+        match read.saga.member(&self.whose.own) {
+            Some(member) => (member, None),
+            None => (read.saga.members.len() as u32, Some(SagaEvent::Joined(Box::new(self.member())))),
+        }
+    }
+
+    fn member(&self) -> Member {
+        Member {
+            record: self.whose.record.clone(),
+            own: self.whose.own.clone(),
+            message: (*self.whose.message).clone(),
+            component: self.whose.component.clone(),
+        }
+    }
+
+    async fn step(&self, name: &str, payload: Bytes) -> Result<(), ContextError> {
+        if let Fence::Saga(_) = self.fence {
+            return Err(ContextError::Saga("a compensation registers no steps".into()));
+        }
+        if !self.parts.steps.iter().any(|known| known == name) {
+            let known = self.parts.steps.join("`, `");
+            let text = format!("the step `{name}` cannot be undone: the component's compensations are for `{known}`");
+            return Err(ContextError::Saga(text));
+        }
+        let mut so_far = self.saga.lock().await;
+        let read = self.forward(&mut so_far).await?;
+        if read.saga.steps.len() >= STEPS_MAX {
+            return Err(ContextError::Limit { what: "steps of a saga", limit: STEPS_MAX });
+        }
+        // A re-run registers what it registered before: that stands.
+        let member = read.saga.member(&self.whose.own);
+        let cursor = so_far.cursor;
+        let again = so_far
+            .read
+            .iter()
+            .flat_map(|read| (0..).zip(&read.saga.steps))
+            .skip(cursor)
+            .find(|(_, step)| Some(step.member) == member && step.name == name && step.payload == payload);
+        if let Some((index, _)) = again {
+            so_far.cursor = index + 1;
+            return Ok(());
+        }
+        if fault::mutated("step-not-durable") {
+            return Ok(());
+        }
+        fault::point("step-called");
+        self.append(&mut so_far, |early, read| {
+            let (member, joined) = early.joining(read);
+            let registered = SagaEvent::Registered { member, step: name.to_owned(), payload: payload.clone() };
+            Ok(joined.into_iter().chain([registered]).collect())
+        })
+        .await?;
+        so_far.cursor = so_far.read.as_ref().map_or(0, |read| read.saga.steps.len());
+        fault::point("step-registered");
+        Ok(())
+    }
+
+    async fn pivot(&self) -> Result<(), ContextError> {
+        let mut so_far = self.saga.lock().await;
+        self.append(&mut so_far, |early, read| {
+            if read.saga.state == SagaState::Pivoted {
+                return Ok(Vec::new());
+            }
+            let (member, joined) = early.joining(read);
+            Ok(joined.into_iter().chain([SagaEvent::PivotPassed { member }]).collect())
+        })
+        .await
+    }
+
+    async fn join(&self, name: &str) -> Result<(), ContextError> {
+        let id = SagaId::named(name).map_err(|error| ContextError::Saga(error.to_string()))?;
+        let mut so_far = self.saga.lock().await;
+        if so_far.id == id {
+            return Ok(());
+        }
+        if so_far.id.is_named() || so_far.read.is_some() {
+            let text = format!("the message has a part in the saga {} already: it joins no other", so_far.id);
+            return Err(ContextError::Saga(text));
+        }
+        *so_far = SagaSoFar { id, read: None, cursor: 0, completes: so_far.completes };
+        // One that is undone already takes nobody in.
+        self.forward(&mut so_far).await.map(drop)
+    }
+
+    async fn complete(&self) -> Result<(), ContextError> {
+        let mut so_far = self.saga.lock().await;
+        self.forward(&mut so_far).await?;
+        so_far.completes = true;
+        Ok(())
+    }
+
+    async fn acquire(&self, name: &str, ttl_ms: u64) -> Result<Acquired, ContextError> {
+        if name.is_empty() || name.len() > LOCK_NAME_BYTES {
+            return Err(ContextError::Saga(format!(
+                "a lock's name has 1 to {LOCK_NAME_BYTES} bytes, not {}",
+                name.len()
+            )));
+        }
+        self.check_claim()?;
+        let owner = self.whose.own.to_string();
+        let acquired = self.parts.locks.acquire(Ask { name, owner: &owner, ttl_ms }).await?;
+        if let Acquired::Held(lock) = &acquired {
+            let mut held = self.held.lock().await;
+            held.retain(|held| held.name != lock.name);
+            held.push(lock.clone());
+        }
+        Ok(acquired)
+    }
+
+    async fn extend(&self, name: &str, fence: u64, ttl_ms: u64) -> Result<bool, ContextError> {
+        let mut held = self.held.lock().await;
+        let Some(lock) = held.iter_mut().find(|held| held.name == name && held.fence == fence) else {
+            return Ok(false);
+        };
+        match self.parts.locks.extend(lock, ttl_ms).await? {
+            Some(extended) => {
+                *lock = extended;
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+
+    async fn release(&self, name: &str, fence: u64) -> Result<(), ContextError> {
+        let mut held = self.held.lock().await;
+        let Some(place) = held.iter().position(|held| held.name == name && held.fence == fence) else { return Ok(()) };
+        let lock = held.remove(place);
+        Ok(self.parts.locks.release(&lock).await?)
+    }
+
+    /// What the end of the run takes along. `reads_journal`: earlier runs may have left answers that this one did not ask for.
+    pub(crate) async fn take(&self, reads_journal: bool) -> Result<Taken, StoreError> {
+        let mut so_far = self.saga.lock().await;
+        if so_far.read.is_none() && (so_far.id.is_named() || (reads_journal && !self.parts.steps.is_empty())) {
+            so_far.read = Some(self.parts.log.read(&so_far.id).await?);
+        }
+        let mut journal = self.journal.lock().await;
+        if journal.is_none() && reads_journal && self.parts.outside.is_some() {
+            *journal = Some(self.read_journal().await?);
+        }
+        let mut journal: Vec<(u32, u16)> =
+            journal.iter().flatten().map(|(place, answered)| (*place, answered.response.status)).collect();
+        journal.sort_unstable();
+        let refused = journal.iter().skip_while(|(_, status)| *status < 400);
+        let key = |(place, _): &(u32, u16)| self.journal_key(*place);
+        Ok(Taken {
+            member: self.member(),
+            refused: refused.map(key).collect(),
+            saga: so_far.read.take().filter(|read| read.id.is_named() || read.saga.events > 0),
+            completes_saga: so_far.completes,
+            journal: journal.iter().map(key).collect(),
+            held: std::mem::take(&mut *self.held.lock().await),
+            over: self.over.lock().take(),
+        })
+    }
+
+    fn journal_key(&self, place: u32) -> String {
+        format!("{RESERVED}call/{:032x}/{place:06}", self.whose.own.digest())
+    }
+
+    async fn read_journal(&self) -> Result<Journal, StoreError> {
+        let view = self.parts.storage.view(&self.parts.scope);
+        let (start, end) = (self.journal_key(0), self.journal_key(CALLS_MAX));
+        let entries = view.scan(&start, Some(&end), CALLS_MAX as usize).await?;
+        let damaged = |key: &str| StoreError::Damaged(format!("an answer from outside, `{key}`").into());
+        let read = |(key, _, value): (String, u64, Bytes)| {
+            let place = key.rsplit_once('/').and_then(|(_, place)| place.parse().ok());
+            let answered = postcard::from_bytes(&value).ok();
+            Ok((place.ok_or_else(|| damaged(&key))?, answered.ok_or_else(|| damaged(&key))?))
+        };
+        entries.into_iter().map(read).collect()
+    }
+}
+
+/// What a run is told that has lost its claim.
+const LOST: &str = "the run was too slow: its claim is over, and another owner may have taken the message over";
+
+/// Makes a run's calls to the outside. Independent of the context, so that calls may be under way at the same time.
+#[derive(Clone)]
+pub struct Caller(Arc<Early>);
+
+/// One call's place among those of its run: the same on every re-run.
+pub struct Call {
+    early: Arc<Early>,
+    place: u32,
+}
+
+impl Caller {
+    /// Gives the next call its place. Asked in the order in which the processor calls.
+    pub fn next(&self) -> Call {
+        Call { early: self.0.clone(), place: self.0.calls.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
+impl Call {
+    /// The step key: the same on every re-run of the message, and no other call's. 32 hex digits.
+    pub fn key(&self) -> String {
+        self.early.whose.own.call_id(self.place)
+    }
+
+    /// Makes the call, or answers what an earlier run of the message was answered. Adds `idempotency-key` and `traceparent`
+    /// where the processor has set none.
+    ///
+    /// Answers are kept but for those that ask for another try (408, 425, 429 and 5xx): a retry calls these again, under the same key.
+    pub async fn send(&self, mut request: Request) -> Result<Response, CallError> {
+        let early = &*self.early;
+        let Some(outside) = &early.parts.outside else {
+            return Err(CallError::Denied(
+                "the processor was granted no outside calls (`http` in its settings)".into(),
+            ));
+        };
+        if self.place >= CALLS_MAX {
+            early.end(Failure::Reject(format!("calls of one message are over their limit of {CALLS_MAX}")));
+            return Err(CallError::Ended("too many calls".into()));
+        }
+        let asked = Asked::of(&request);
+        if let Some(response) = self.answered_before(&asked).await? {
+            return Ok(response);
+        }
+        early.check_claim().map_err(ended)?;
+        self.complete_headers(&mut request);
+        fault::point("call-out");
+        let response = outside.call(&request).await?;
+        fault::point("call-answered");
+        if is_final(response.status) && !fault::mutated("answer-not-journalled") {
+            self.keep(asked, response.clone()).await?;
+            fault::point("answer-kept");
+        }
+        Ok(response)
+    }
+
+    async fn answered_before(&self, asked: &Asked) -> Result<Option<Response>, CallError> {
+        let early = &*self.early;
+        let mut journal = early.journal.lock().await;
+        if journal.is_none() {
+            *journal = Some(early.read_journal().await.map_err(|error| ended(error.into()))?);
+        }
+        let Some(kept) = journal.as_ref().and_then(|journal| journal.get(&self.place)) else { return Ok(None) };
+        let now = (&asked.method, &asked.url, &asked.body);
+        if now == (&kept.method, &kept.url, &kept.body) || fault::mutated("divergence-unchecked") {
+            return Ok(Some(kept.response.clone()));
+        }
+        let what = if (now.0, now.1) == (&kept.method, &kept.url) { " with another body" } else { "" };
+        let text = format!(
+            "diverged at its call {}: an earlier run of this message called {} {}, this one calls {} {}{what}; what was \
+             answered then does not answer this",
+            self.place + 1,
+            kept.method,
+            kept.url,
+            asked.method,
+            asked.url,
+        );
+        early.end(Failure::Reject(text.clone()));
+        Err(CallError::Diverged(text))
+    }
+
+    fn complete_headers(&self, request: &mut Request) {
+        let has = |name: &str| request.headers.iter().any(|(is, _)| is.eq_ignore_ascii_case(name));
+        let (keyed, traced) = (has("idempotency-key"), has("traceparent"));
+        if !keyed {
+            let key = if fault::mutated("step-key-of-the-attempt") { format!("{:p}", self) } else { self.key() };
+            request.headers.push(("idempotency-key".into(), key.into()));
+        }
+        if !traced {
+            request.headers.push(("traceparent".into(), self.traceparent().into()));
+            let state = self.early.whose.message.extensions.get("tracestate");
+            request.headers.extend(state.map(|state| ("tracestate".into(), Bytes::copy_from_slice(state.as_bytes()))));
+        }
+    }
+
+    /// W3C trace context: the trace of the message where it has one, and the call as a span of its own, the same on every
+    /// re-run.
+    fn traceparent(&self) -> String {
+        let key = self.key();
+        let given = self.early.whose.message.extensions.get("traceparent").map(String::as_str);
+        let (trace, flags) = given.and_then(trace_of).unwrap_or_else(|| {
+            let trace = self.early.whose.own.digest().max(1);
+            (format!("{trace:032x}"), "01".to_owned())
+        });
+        format!("00-{trace}-{}-{flags}", &key[..16])
+    }
+
+    async fn keep(&self, asked: Asked, response: Response) -> Result<(), CallError> {
+        let early = &*self.early;
+        let Asked { method, url, body } = asked;
+        let answered = Answered { method, url, body, response };
+        let value = postcard::to_stdvec(&answered).expect("an answer can be encoded");
+        let mut commit = early.commit();
+        commit.effects.writes.insert(early.journal_key(self.place), Some(value.into()));
+        match early.write(commit).await.map_err(ended)? {
+            Verdict::Committed => {
+                early.journal.lock().await.get_or_insert_default().insert(self.place, answered);
+                Ok(())
+            }
+            Verdict::Conflict | Verdict::Taken(_) => Err(ended(early.lost())),
+        }
+    }
+}
+
+/// What makes a call the same as an earlier one.
+struct Asked {
+    method: String,
+    url: String,
+    body: [u8; 16],
+}
+
+impl Asked {
+    fn of(request: &Request) -> Self {
+        let hash = blake3::hash(&request.body);
+        let body = *hash.as_bytes().first_chunk().expect("a hash has 32 bytes");
+        Self { method: request.method.clone(), url: request.url.clone(), body }
+    }
+}
+
+/// Whether the answer is one: who gives another one asks to be called again.
+fn is_final(status: u16) -> bool {
+    !matches!(status, 408 | 425 | 429 | 500..)
+}
+
+/// Trace id and flags of a `traceparent`.
+fn trace_of(text: &str) -> Option<(String, String)> {
+    let mut parts = text.split('-');
+    let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let hex = |text: &str, digits: usize| text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let fits =
+        hex(version, 2) && hex(trace, 32) && hex(span, 16) && hex(flags, 2) && trace.bytes().any(|byte| byte != b'0');
+    fits.then(|| (trace.to_ascii_lowercase(), flags.to_owned()))
+}
+
+fn ended(error: ContextError) -> CallError {
+    CallError::Ended(error.to_string())
+}
+
+impl Context {
+    /// Registers a step before its outside effect. Durable when it returns; a re-run that registers the same again registers
+    /// nothing. What fails here ends the run.
+    pub async fn step(&mut self, name: &str, payload: impl Into<Bytes>) -> Result<(), ContextError> {
+        self.early()?.step(name, payload.into()).await
+    }
+
+    /// From here on there is no way back: nothing of the saga is undone. Durable when it returns.
+    pub async fn pivot(&mut self) -> Result<(), ContextError> {
+        self.early()?.pivot().await
+    }
+
+    /// Makes the message part of the saga `name`; before its first step only.
+    pub async fn join_saga(&mut self, name: &str) -> Result<(), ContextError> {
+        self.early()?.join(name).await
+    }
+
+    /// The saga is complete once the message has committed.
+    pub async fn complete_saga(&mut self) -> Result<(), ContextError> {
+        self.early()?.complete().await
+    }
+
+    /// Acquires a lock. The message commits only if it is still held then, and gives it back.
+    pub async fn acquire(&mut self, name: &str, ttl_ms: u64) -> Result<Acquired, ContextError> {
+        self.early()?.acquire(name, ttl_ms).await
+    }
+
+    /// Holds a lock for `ttl_ms` from now; `false` if it is lost.
+    pub async fn extend(&mut self, name: &str, fence: u64, ttl_ms: u64) -> Result<bool, ContextError> {
+        self.early()?.extend(name, fence, ttl_ms).await
+    }
+
+    /// Gives a lock back before the message ends.
+    pub async fn release(&mut self, name: &str, fence: u64) -> Result<(), ContextError> {
+        self.early()?.release(name, fence).await
+    }
+
+    /// Who makes the run's calls to the outside. `None` where a context is no message's.
+    pub fn caller(&self) -> Option<Caller> {
+        self.early.clone().map(Caller)
+    }
+
+    fn early(&self) -> Result<&Early, ContextError> {
+        self.early.as_deref().ok_or_else(|| ContextError::Saga("this context is no message's".into()))
+    }
+}
