@@ -1,5 +1,5 @@
-//! The feed of record events: memtables hold them one by one, the applier packs them into blocks, and the oldest blocks go when
-//! there are too many. Reads go through the tables first, then through what is not applied yet: the order of the feed.
+//! The feed of record events: memtables pack them into blocks as they come, the applier writes the blocks, and the oldest go
+//! when there are too many. Reads go through the tables first, then through what is not applied yet: the order of the feed.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -18,6 +18,44 @@ use crate::view::{Snapshot, View};
 
 /// An event in its place.
 pub(crate) type Placed = (Cursor, FeedEntry);
+
+/// Events in order, packed as the table has them.
+#[derive(Debug, Default)]
+pub(crate) struct Blocks {
+    /// The blocks that are full, and the one that is being filled; each with the place of its first event.
+    blocks: Vec<(Cursor, Vec<u8>)>,
+    /// Events in all of them.
+    count: u64,
+}
+
+impl Blocks {
+    /// Adds an event behind all others. Answers the bytes that it takes.
+    pub(crate) fn push(&mut self, placed: &Placed) -> usize {
+        let full = |block: &Vec<u8>| block.len() + EVENT_BYTES_MAX > BLOCK_BYTES;
+        if self.blocks.last().is_none_or(|(_, block)| full(block)) {
+            self.blocks.push((placed.0, Vec::with_capacity(BLOCK_BYTES)));
+        }
+        let (first, block) = self.blocks.last_mut().expect("there is one by now");
+        let before = block.len();
+        layout::push_placed(block, first.sequence, placed);
+        self.count += 1;
+        block.len() - before
+    }
+
+    /// Those behind the place `after`, in order.
+    fn after(&self, after: Cursor) -> Result<Vec<Placed>, StoreError> {
+        let from = self.blocks.partition_point(|(first, _)| *first <= after).saturating_sub(1);
+        let mut found = Vec::new();
+        for (first, block) in &self.blocks[from..] {
+            found.extend(layout::parse_block(first.sequence, block).ok_or_else(damaged)?);
+        }
+        found.retain(|(cursor, _)| *cursor > after);
+        Ok(found)
+    }
+}
+
+/// An event in a block takes so many bytes at most: two varints, kind, digest, four varints.
+const EVENT_BYTES_MAX: usize = (10 + 5) + 1 + 16 + (10 + 5 + 10 + 10);
 
 /// Which events a reader wants.
 #[derive(Debug, Clone, Copy)]
@@ -38,29 +76,20 @@ impl Wanted {
 pub(crate) fn write(
     txn: &WriteTransaction,
     mut facts: FeedFacts,
-    events: &[Placed],
+    events: &Blocks,
     events_max: u64,
 ) -> Result<(), StoreError> {
     if fault::mutated("feed-not-applied") {
         return Ok(());
     }
-    let Some(&(mut first, _)) = events.first() else { return Ok(()) };
-    let mut table = txn.open_table(layout::FEED).map_err(running_error)?;
-    let (mut block, mut next) = (Vec::with_capacity(BLOCK_BYTES), Vec::new());
-    for placed in events {
-        next.clear();
-        layout::push_placed(&mut next, first.sequence, placed);
-        if !block.is_empty() && block.len() + next.len() > BLOCK_BYTES {
-            table.insert((first.sequence, first.index), block.as_slice()).map_err(running_error)?;
-            block.clear();
-            next.clear();
-            first = placed.0;
-            layout::push_placed(&mut next, first.sequence, placed);
-        }
-        block.extend_from_slice(&next);
+    if events.count == 0 {
+        return Ok(());
     }
-    table.insert((first.sequence, first.index), block.as_slice()).map_err(running_error)?;
-    facts.events += events.len() as u64;
+    let mut table = txn.open_table(layout::FEED).map_err(running_error)?;
+    for (first, block) in &events.blocks {
+        table.insert((first.sequence, first.index), block.as_slice()).map_err(running_error)?;
+    }
+    facts.events += events.count;
     trim(&mut table, &mut facts, events_max)?;
     let mut meta = txn.open_table(layout::META).map_err(running_error)?;
     meta.insert(layout::META_FEED, &facts.encode()[..]).map_err(running_error)?;
@@ -104,7 +133,7 @@ pub(crate) fn events(
     }
     let (above, end, snapshot) = {
         let view = core.view.read();
-        (above(&view, &wanted), view.last_sequence(), view.snapshot.clone())
+        (above(&view, &wanted)?, view.last_sequence(), view.snapshot.clone())
     };
     let mut found = below(&snapshot, &wanted)?;
     found.extend(above);
@@ -126,13 +155,16 @@ fn key(core: &Core, digest: u128) -> Result<Option<RecordKey>, StoreError> {
 }
 
 /// What the memtables have, oldest first.
-fn above(view: &View, wanted: &Wanted) -> Vec<Placed> {
-    let memtables = view.frozen.iter().map(|memtable| &**memtable).chain(std::iter::once(&view.active));
-    let events = memtables.flat_map(|memtable| {
-        let from = memtable.events.partition_point(|(cursor, _)| *cursor <= wanted.after);
-        &memtable.events[from..]
-    });
-    events.filter(|placed| wanted.wants(placed)).take(wanted.limit).copied().collect()
+fn above(view: &View, wanted: &Wanted) -> Result<Vec<Placed>, StoreError> {
+    let mut found = Vec::new();
+    for memtable in view.frozen.iter().map(|memtable| &**memtable).chain(std::iter::once(&view.active)) {
+        found.extend(memtable.events.after(wanted.after)?.into_iter().filter(|placed| wanted.wants(placed)));
+        if found.len() >= wanted.limit {
+            break;
+        }
+    }
+    found.truncate(wanted.limit);
+    Ok(found)
 }
 
 /// What the table has.

@@ -10,7 +10,7 @@ use hapax_core::context::Version;
 use hapax_core::feed::Cursor;
 use hapax_core::storage::OutboxPosition;
 
-use crate::feed::Placed;
+use crate::feed::Blocks;
 use crate::frame::{Entry, Frame};
 
 /// Bytes of memory that an entry takes beside its frame, roughly.
@@ -28,7 +28,7 @@ pub(crate) struct Memtable {
     /// Kept messages by encoded key; `None` where it is kept no longer.
     pub(crate) dead_letters: BTreeMap<Bytes, Option<Bytes>>,
     /// Events of the feed, in order.
-    pub(crate) events: Vec<Placed>,
+    pub(crate) events: Blocks,
     /// Buckets that are to be dropped.
     pub(crate) buckets_gone: Vec<u64>,
     /// Sequence number of its first frame.
@@ -85,11 +85,11 @@ pub(crate) struct Unreadable;
 impl Memtable {
     /// Takes in a frame that is durable; `next_offset` is where the journal goes on after it.
     pub(crate) fn insert(&mut self, frame: &Frame, next_offset: u64) -> Result<(), Unreadable> {
-        let (mut entries, mut index) = (0, 0);
+        let (mut entries, mut index, mut event_bytes) = (0, 0, 0);
         for entry in frame.entries() {
             match entry.ok_or(Unreadable)? {
                 Entry::Event(event) => {
-                    self.events.push((Cursor { sequence: frame.sequence, index }, event));
+                    event_bytes += self.events.push(&(Cursor { sequence: frame.sequence, index }, event));
                     index += 1;
                 }
                 other => {
@@ -101,7 +101,7 @@ impl Memtable {
         if self.is_empty() {
             self.first = frame.sequence;
         }
-        self.bytes += frame.bytes.len() + entries * ENTRY_BYTES + index as usize * size_of::<Placed>();
+        self.bytes += frame.bytes.len() + entries * ENTRY_BYTES + event_bytes;
         self.end = End { sequence: frame.sequence, next_offset, last_version: frame.last_version };
         Ok(())
     }
