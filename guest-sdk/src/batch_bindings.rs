@@ -11,6 +11,7 @@
 //   * with "hapax:processor/events@0.1.0" = "crate::bindings::hapax::processor::events"
 //   * with "hapax:processor/outbox@0.1.0" = "crate::bindings::hapax::processor::outbox"
 //   * with "hapax:processor/saga@0.1.0" = "crate::bindings::hapax::processor::saga"
+//   * with "hapax:processor/lock@0.1.0" = "crate::bindings::hapax::processor::lock"
 //   * with "hapax:processor/log@0.1.0" = "crate::bindings::hapax::processor::log"
 //   * with "hapax:processor/config@0.1.0" = "crate::bindings::hapax::processor::config"
 //   * default-bindings-module: "::hapax_sdk::batch_bindings"
@@ -25,11 +26,13 @@ use crate::bindings::hapax::processor::outbox as __with_name2;
 #[allow(unfulfilled_lint_expectations, unused_imports)]
 use crate::bindings::hapax::processor::saga as __with_name3;
 #[allow(unfulfilled_lint_expectations, unused_imports)]
-use crate::bindings::hapax::processor::log as __with_name4;
+use crate::bindings::hapax::processor::lock as __with_name4;
 #[allow(unfulfilled_lint_expectations, unused_imports)]
-use crate::bindings::hapax::processor::config as __with_name5;
+use crate::bindings::hapax::processor::log as __with_name5;
 #[allow(unfulfilled_lint_expectations, unused_imports)]
-use crate::bindings::hapax::processor::types as __with_name6;
+use crate::bindings::hapax::processor::config as __with_name6;
+#[allow(unfulfilled_lint_expectations, unused_imports)]
+use crate::bindings::hapax::processor::types as __with_name7;
 #[rustfmt::skip]
 #[allow(dead_code, clippy::all)]
 pub mod hapax {
@@ -63,251 +66,6 @@ pub mod hapax {
                 }
             }
         }
-        /// Locks that all processors of the host share, by name. Each has a fence, which
-        /// grows with every holder: the message commits only if every lock that it
-        /// acquired is still its own. What it holds when it ends is released.
-        #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
-        pub mod lock {
-            #[used]
-            #[doc(hidden)]
-            static __FORCE_SECTION_REF: fn() = super::super::super::__link_custom_section_describing_imports;
-            use super::super::super::_rt;
-            /// A lock that is held.
-            #[derive(Clone)]
-            pub struct Token {
-                pub name: _rt::String,
-                /// Greater than that of every earlier holder: to be given to whoever
-                /// must not listen to one that has lost the lock.
-                pub fence: u64,
-            }
-            impl ::core::fmt::Debug for Token {
-                fn fmt(
-                    &self,
-                    f: &mut ::core::fmt::Formatter<'_>,
-                ) -> ::core::fmt::Result {
-                    f.debug_struct("Token")
-                        .field("name", &self.name)
-                        .field("fence", &self.fence)
-                        .finish()
-                }
-            }
-            /// Somebody else holds it.
-            #[repr(C)]
-            #[derive(Clone, Copy)]
-            pub struct Busy {
-                /// Until then at most, if it is not extended.
-                pub retry_after_ms: u64,
-            }
-            impl ::core::fmt::Debug for Busy {
-                fn fmt(
-                    &self,
-                    f: &mut ::core::fmt::Formatter<'_>,
-                ) -> ::core::fmt::Result {
-                    f.debug_struct("Busy")
-                        .field("retry-after-ms", &self.retry_after_ms)
-                        .finish()
-                }
-            }
-            impl ::core::fmt::Display for Busy {
-                fn fmt(
-                    &self,
-                    f: &mut ::core::fmt::Formatter<'_>,
-                ) -> ::core::fmt::Result {
-                    write!(f, "{:?}", self)
-                }
-            }
-            impl ::core::error::Error for Busy {}
-            /// The lock is somebody else's by now, or nobody's.
-            #[derive(Clone)]
-            pub struct Lost {
-                pub name: _rt::String,
-            }
-            impl ::core::fmt::Debug for Lost {
-                fn fmt(
-                    &self,
-                    f: &mut ::core::fmt::Formatter<'_>,
-                ) -> ::core::fmt::Result {
-                    f.debug_struct("Lost").field("name", &self.name).finish()
-                }
-            }
-            impl ::core::fmt::Display for Lost {
-                fn fmt(
-                    &self,
-                    f: &mut ::core::fmt::Formatter<'_>,
-                ) -> ::core::fmt::Result {
-                    write!(f, "{:?}", self)
-                }
-            }
-            impl ::core::error::Error for Lost {}
-            #[allow(unused_unsafe, clippy::all)]
-            /// Acquires the lock for `ttl-ms`, if nobody holds it. Durable when it returns.
-            #[allow(async_fn_in_trait)]
-            pub fn acquire(name: &str, ttl_ms: u64) -> Result<Token, Busy> {
-                unsafe {
-                    #[repr(align(8))]
-                    struct RetArea(
-                        [::core::mem::MaybeUninit<
-                            u8,
-                        >; 16 + 2 * ::core::mem::size_of::<*const u8>()],
-                    );
-                    let mut ret_area = RetArea(
-                        [::core::mem::MaybeUninit::uninit(); 16
-                            + 2 * ::core::mem::size_of::<*const u8>()],
-                    );
-                    let vec0 = name;
-                    let ptr0 = vec0.as_ptr().cast::<u8>();
-                    let len0 = vec0.len();
-                    let ptr1 = ret_area.0.as_mut_ptr().cast::<u8>();
-                    #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "hapax:processor/lock@0.1.0")]
-                    unsafe extern "C" {
-                        #[link_name = "acquire"]
-                        fn wit_import2(_: *mut u8, _: usize, _: i64, _: *mut u8);
-                    }
-                    #[cfg(not(target_arch = "wasm32"))]
-                    unsafe extern "C" fn wit_import2(
-                        _: *mut u8,
-                        _: usize,
-                        _: i64,
-                        _: *mut u8,
-                    ) {
-                        unreachable!()
-                    }
-                    wit_import2(ptr0.cast_mut(), len0, _rt::as_i64(&ttl_ms), ptr1);
-                    let l3 = i32::from(*ptr1.add(0).cast::<u8>());
-                    let result9 = match l3 {
-                        0 => {
-                            let e = {
-                                let l4 = *ptr1.add(8).cast::<*mut u8>();
-                                let l5 = *ptr1
-                                    .add(8 + 1 * ::core::mem::size_of::<*const u8>())
-                                    .cast::<usize>();
-                                let len6 = l5;
-                                let bytes6 = _rt::Vec::from_raw_parts(
-                                    l4.cast(),
-                                    len6,
-                                    len6,
-                                );
-                                let l7 = *ptr1
-                                    .add(8 + 2 * ::core::mem::size_of::<*const u8>())
-                                    .cast::<i64>();
-                                Token {
-                                    name: _rt::string_lift(bytes6),
-                                    fence: l7 as u64,
-                                }
-                            };
-                            Ok(e)
-                        }
-                        1 => {
-                            let e = {
-                                let l8 = *ptr1.add(8).cast::<i64>();
-                                Busy { retry_after_ms: l8 as u64 }
-                            };
-                            Err(e)
-                        }
-                        _ => _rt::invalid_enum_discriminant(),
-                    };
-                    result9
-                }
-            }
-            #[allow(unused_unsafe, clippy::all)]
-            /// Holds it for `ttl-ms` from now.
-            #[allow(async_fn_in_trait)]
-            pub fn extend(token: &Token, ttl_ms: u64) -> Result<(), Lost> {
-                unsafe {
-                    #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
-                    #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
-                    struct RetArea(
-                        [::core::mem::MaybeUninit<
-                            u8,
-                        >; 3 * ::core::mem::size_of::<*const u8>()],
-                    );
-                    let mut ret_area = RetArea(
-                        [::core::mem::MaybeUninit::uninit(); 3
-                            * ::core::mem::size_of::<*const u8>()],
-                    );
-                    let Token { name: name0, fence: fence0 } = token;
-                    let vec1 = name0;
-                    let ptr1 = vec1.as_ptr().cast::<u8>();
-                    let len1 = vec1.len();
-                    let ptr2 = ret_area.0.as_mut_ptr().cast::<u8>();
-                    #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "hapax:processor/lock@0.1.0")]
-                    unsafe extern "C" {
-                        #[link_name = "extend"]
-                        fn wit_import3(_: *mut u8, _: usize, _: i64, _: i64, _: *mut u8);
-                    }
-                    #[cfg(not(target_arch = "wasm32"))]
-                    unsafe extern "C" fn wit_import3(
-                        _: *mut u8,
-                        _: usize,
-                        _: i64,
-                        _: i64,
-                        _: *mut u8,
-                    ) {
-                        unreachable!()
-                    }
-                    wit_import3(
-                        ptr1.cast_mut(),
-                        len1,
-                        _rt::as_i64(fence0),
-                        _rt::as_i64(&ttl_ms),
-                        ptr2,
-                    );
-                    let l4 = i32::from(*ptr2.add(0).cast::<u8>());
-                    let result8 = match l4 {
-                        0 => {
-                            let e = ();
-                            Ok(e)
-                        }
-                        1 => {
-                            let e = {
-                                let l5 = *ptr2
-                                    .add(::core::mem::size_of::<*const u8>())
-                                    .cast::<*mut u8>();
-                                let l6 = *ptr2
-                                    .add(2 * ::core::mem::size_of::<*const u8>())
-                                    .cast::<usize>();
-                                let len7 = l6;
-                                let bytes7 = _rt::Vec::from_raw_parts(
-                                    l5.cast(),
-                                    len7,
-                                    len7,
-                                );
-                                Lost {
-                                    name: _rt::string_lift(bytes7),
-                                }
-                            };
-                            Err(e)
-                        }
-                        _ => _rt::invalid_enum_discriminant(),
-                    };
-                    result8
-                }
-            }
-            #[allow(unused_unsafe, clippy::all)]
-            /// Gives it back at once. What was lost already is left alone.
-            #[allow(async_fn_in_trait)]
-            pub fn release(token: &Token) -> () {
-                unsafe {
-                    let Token { name: name0, fence: fence0 } = token;
-                    let vec1 = name0;
-                    let ptr1 = vec1.as_ptr().cast::<u8>();
-                    let len1 = vec1.len();
-                    #[cfg(target_arch = "wasm32")]
-                    #[link(wasm_import_module = "hapax:processor/lock@0.1.0")]
-                    unsafe extern "C" {
-                        #[link_name = "release"]
-                        fn wit_import2(_: *mut u8, _: usize, _: i64);
-                    }
-                    #[cfg(not(target_arch = "wasm32"))]
-                    unsafe extern "C" fn wit_import2(_: *mut u8, _: usize, _: i64) {
-                        unreachable!()
-                    }
-                    wit_import2(ptr1.cast_mut(), len1, _rt::as_i64(fence0));
-                }
-            }
-        }
     }
 }
 #[rustfmt::skip]
@@ -323,9 +81,9 @@ pub mod exports {
                 #[doc(hidden)]
                 static __FORCE_SECTION_REF: fn() = super::super::super::super::__link_custom_section_describing_imports;
                 use super::super::super::super::_rt;
-                pub type Message = super::super::super::super::__with_name6::Message;
-                pub type Outcome = super::super::super::super::__with_name6::Outcome;
-                pub type Failure = super::super::super::super::__with_name6::Failure;
+                pub type Message = super::super::super::super::__with_name7::Message;
+                pub type Outcome = super::super::super::super::__with_name7::Outcome;
+                pub type Failure = super::super::super::super::__with_name7::Failure;
                 #[doc(hidden)]
                 #[allow(non_snake_case, unused_unsafe)]
                 pub unsafe fn _export_handle_batch_cabi<T_: Guest>(
@@ -342,7 +100,7 @@ pub mod exports {
                                 let base = base1.add(i * 4);
                                 let e1 = {
                                     let l0 = *base.add(0).cast::<i32>();
-                                    super::super::super::super::__with_name6::Message::from_handle(
+                                    super::super::super::super::__with_name7::Message::from_handle(
                                         l0 as u32,
                                     )
                                 };
@@ -373,7 +131,7 @@ pub mod exports {
                                 match e {
                                     Ok(e) => {
                                         *base.add(0).cast::<u8>() = (0i32) as u8;
-                                        let super::super::super::super::__with_name6::Outcome {
+                                        let super::super::super::super::__with_name7::Outcome {
                                             content_type: content_type4,
                                             data: data4,
                                         } = e;
@@ -409,11 +167,11 @@ pub mod exports {
                                     }
                                     Err(e) => {
                                         *base.add(0).cast::<u8>() = (1i32) as u8;
-                                        use super::super::super::super::__with_name6::Failure as V11;
+                                        use super::super::super::super::__with_name7::Failure as V11;
                                         match e {
                                             V11::Retry(e) => {
                                                 *base.add(8).cast::<u8>() = (0i32) as u8;
-                                                let super::super::super::super::__with_name6::RetryLater {
+                                                let super::super::super::super::__with_name7::RetryLater {
                                                     reason: reason7,
                                                     after_ms: after_ms7,
                                                 } = e;
@@ -652,7 +410,20 @@ mod _rt {
             self as i32
         }
     }
-    pub use alloc_crate::string::String;
+    #[cfg(target_arch = "wasm32")]
+    pub fn run_ctors_once() {
+        wit_bindgen::rt::run_ctors_once();
+    }
+    pub use alloc_crate::vec::Vec;
+    pub unsafe fn cabi_dealloc(ptr: *mut u8, size: usize, align: usize) {
+        if size == 0 {
+            return;
+        }
+        unsafe {
+            let layout = alloc::Layout::from_size_align_unchecked(size, align);
+            alloc::dealloc(ptr, layout);
+        }
+    }
     pub fn as_i64<T: AsI64>(t: T) -> i64 {
         t.as_i64()
     }
@@ -674,34 +445,6 @@ mod _rt {
         #[inline]
         fn as_i64(self) -> i64 {
             self as i64
-        }
-    }
-    pub use alloc_crate::vec::Vec;
-    pub unsafe fn string_lift(bytes: Vec<u8>) -> String {
-        if cfg!(debug_assertions) {
-            String::from_utf8(bytes).unwrap()
-        } else {
-            unsafe { String::from_utf8_unchecked(bytes) }
-        }
-    }
-    pub unsafe fn invalid_enum_discriminant<T>() -> T {
-        if cfg!(debug_assertions) {
-            panic!("invalid enum discriminant")
-        } else {
-            unsafe { core::hint::unreachable_unchecked() }
-        }
-    }
-    #[cfg(target_arch = "wasm32")]
-    pub fn run_ctors_once() {
-        wit_bindgen::rt::run_ctors_once();
-    }
-    pub unsafe fn cabi_dealloc(ptr: *mut u8, size: usize, align: usize) {
-        if size == 0 {
-            return;
-        }
-        unsafe {
-            let layout = alloc::Layout::from_size_align_unchecked(size, align);
-            alloc::dealloc(ptr, layout);
         }
     }
     pub use alloc_crate::alloc;

@@ -1,6 +1,11 @@
 //! What a processor may do while it handles one message. Holds no effect itself: each goes straight to the host.
 
+use std::time::Duration;
+
 use crate::host::{Backend, Host as _};
+use crate::http::Http;
+use crate::lock::{Busy, Lock, millis};
+use crate::saga::Saga;
 use crate::{Events, Level, Message, Outgoing, Rng, State};
 
 /// The one door to state, event streams, outbox, log and configuration, for the time of one message.
@@ -28,6 +33,24 @@ impl Context {
     /// The processor's own event streams. Reads see this message's appends.
     pub fn events(&self) -> Events<'_> {
         Events { backend: &self.backend }
+    }
+
+    /// Steps outside the transaction, and their way back.
+    pub fn saga(&self) -> Saga<'_> {
+        Saga { backend: &self.backend }
+    }
+
+    /// Calls to the outside, where the processor is granted any.
+    pub fn http(&self) -> Http<'_> {
+        Http { backend: &self.backend }
+    }
+
+    /// Acquires the lock `name` for `ttl`, if nobody else holds it.
+    pub fn lock(&self, name: &str, ttl: Duration) -> Result<Lock<'_>, Busy> {
+        match self.backend.acquire(name, millis(ttl)) {
+            Ok(fence) => Ok(Lock { backend: &self.backend, name: name.to_owned(), fence }),
+            Err(after_ms) => Err(Busy { name: name.to_owned(), retry_after: Duration::from_millis(after_ms) }),
+        }
     }
 
     /// Sends `message` once this one has committed, under an id that is the same however often it is sent.

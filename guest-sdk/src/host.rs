@@ -1,6 +1,7 @@
 //! The seam between `Context` and what stands behind it: the host's imports in a component, the test kit elsewhere.
 //! Only one of the two is ever compiled in.
 
+use crate::http::{HttpError, Request, Response};
 use crate::{Event, NewEvent, Outgoing};
 
 #[cfg(target_arch = "wasm32")]
@@ -38,6 +39,16 @@ pub(crate) trait Host {
     fn events(&self, stream: &str, after: u64, limit: u32) -> Vec<Event>;
     fn version(&self, stream: &str) -> u64;
     fn send(&self, message: Outgoing);
+    fn step(&self, name: &str, payload: &[u8]);
+    fn pivot(&self);
+    fn join(&self, saga: &str);
+    fn complete(&self);
+    /// The fence, or in how many milliseconds to ask again.
+    fn acquire(&self, name: &str, ttl_ms: u64) -> Result<u64, u64>;
+    /// Whether it is still held.
+    fn extend(&self, name: &str, fence: u64, ttl_ms: u64) -> bool;
+    fn release(&self, name: &str, fence: u64);
+    fn call(&self, request: &Request) -> Result<Response, HttpError>;
     fn log(&self, level: Level, text: &str);
     fn config(&self, key: &str) -> Option<String>;
 }

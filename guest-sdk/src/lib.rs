@@ -47,15 +47,19 @@
 #[cfg(any(target_arch = "wasm32", test))]
 mod arena;
 mod batch;
+mod compensation;
 mod context;
 mod events;
 mod failure;
 mod handler;
 mod host;
+mod http;
+mod lock;
 mod message;
 mod outcome;
 mod outgoing;
 mod rng;
+mod saga;
 mod state;
 
 #[cfg(target_arch = "wasm32")]
@@ -65,24 +69,34 @@ pub mod batch_bindings;
 #[cfg(target_arch = "wasm32")]
 #[doc(hidden)]
 pub mod bindings;
+#[cfg(target_arch = "wasm32")]
+#[doc(hidden)]
+#[rustfmt::skip] // As its generator writes it.
+pub mod compensator_bindings;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
 #[cfg(target_arch = "wasm32")]
 mod wasm;
+#[cfg(target_arch = "wasm32")]
+mod wasm_http;
 #[cfg(not(target_arch = "wasm32"))]
 mod world;
 
 pub use batch::{Answers, Batch, BatchHandler};
+pub use compensation::Compensate;
 pub use context::Context;
 pub use events::{Conflict, Event, Events, NewEvent, Read};
 pub use failure::Failure;
 pub use handler::Handler;
-pub use hapax_sdk_macros::{batch_processor, processor};
+pub use hapax_sdk_macros::{batch_processor, compensation, processor};
 pub use host::Level;
+pub use http::{Calling, Http, HttpError, Request, Response};
+pub use lock::{Busy, Lock, Lost};
 pub use message::{FromMessage, Json, Message};
 pub use outcome::Outcome;
 pub use outgoing::Outgoing;
 pub use rng::Rng;
+pub use saga::Saga;
 pub use state::{Scan, State};
 
 /// For the code that `#[processor]` writes. Not part of the API.
@@ -97,7 +111,12 @@ pub mod __private {
     pub use crate::bindings::export_processor;
     #[cfg(target_arch = "wasm32")]
     pub use crate::bindings::exports::hapax::processor::handler::{Failure, Guest, Message, Outcome};
+    pub use crate::compensation::{Undoes, call_compensation};
+    #[cfg(target_arch = "wasm32")]
+    pub use crate::compensator_bindings::export_compensator;
+    #[cfg(target_arch = "wasm32")]
+    pub use crate::compensator_bindings::exports::hapax::processor::compensation::Guest as CompensationGuest;
     pub use crate::handler::call;
     #[cfg(target_arch = "wasm32")]
-    pub use crate::wasm::{run, run_batch};
+    pub use crate::wasm::{compensate, run, run_batch};
 }

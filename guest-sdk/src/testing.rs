@@ -3,21 +3,37 @@
 //! It keeps the promise that matters to a processor: what a message did is there if it succeeded, and gone if not.
 //! It does not skip duplicates, has no limits and tries nothing again: those are the host's.
 
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
 use serde::Serialize;
 
 use crate::batch::Item;
 use crate::host::Host as _;
 use crate::world::World;
-use crate::{Answers, Batch, BatchHandler, Context, Event, Failure, Handler, Level, Message, Outcome, Outgoing};
+use crate::{
+    Answers, Batch, BatchHandler, Compensate, Context, Event, Failure, Handler, HttpError, Level, Message, Outcome,
+    Outgoing, Request, Response,
+};
 
 /// Runs messages, each in its own context; the contexts come back, with an answer each.
 type Processor = dyn Fn(Vec<(Message, World)>) -> Vec<(World, Result<Outcome, Failure>)>;
+
+/// Undoes a step of the message given, whose data is the step's payload.
+type Undo = dyn Fn(Message, &mut Context) -> Result<(), Failure>;
 
 /// A host in memory that runs one processor.
 pub struct Harness {
     handler: Box<Processor>,
     world: World,
+    undoes: BTreeMap<String, Box<Undo>>,
+    /// Steps of messages that have joined a saga and completed, oldest first; each with its message.
+    sagas: BTreeMap<String, Vec<Taken>>,
+    undone: Vec<String>,
 }
+
+/// A registered step, with the message that registered it and its payload as that message's data.
+type Taken = (String, Message);
 
 impl Harness {
     /// A host for `handler`, with empty state.
@@ -27,7 +43,7 @@ impl Harness {
             let result = handler.handle(message, &mut context);
             (context.into_backend(), result)
         };
-        Self { handler: Box::new(move |items| items.into_iter().map(&one).collect()), world: World::default() }
+        Self::with(Box::new(move |items| items.into_iter().map(&one).collect()))
     }
 
     /// A host for a batch processor, with empty state.
@@ -39,7 +55,27 @@ impl Harness {
             assert_eq!(answers.len(), worlds.len(), "a batch processor answers every message, and each once");
             worlds.into_iter().zip(answers).collect()
         };
-        Self { handler: Box::new(all), world: World::default() }
+        Self::with(Box::new(all))
+    }
+
+    fn with(handler: Box<Processor>) -> Self {
+        let (undoes, sagas) = (BTreeMap::new(), BTreeMap::new());
+        Self { handler, world: World::default(), undoes, sagas, undone: Vec::new() }
+    }
+
+    /// Has `compensation` undo the step `step`.
+    #[must_use]
+    pub fn compensation<P>(mut self, step: &str, compensation: impl Compensate<P> + 'static) -> Self {
+        let undo = move |message: Message, context: &mut Context| compensation.compensate(message, context);
+        self.undoes.insert(step.to_owned(), Box::new(undo));
+        self
+    }
+
+    /// Has `outside` answer the processor's calls; without it, none is granted.
+    #[must_use]
+    pub fn http(mut self, outside: impl Fn(&Request) -> Result<Response, HttpError> + 'static) -> Self {
+        self.world.answer_by(Rc::new(outside));
+        self
     }
 
     /// Starts with `text` under `key`.
@@ -58,9 +94,54 @@ impl Harness {
 
     /// Runs the processor. What it did stays if it succeeds; only its log stays if it fails.
     pub fn deliver(&mut self, message: impl Into<Message>) -> Result<Outcome, Failure> {
-        let (after, result) = (self.handler)(vec![(message.into(), self.world.separate())]).remove(0);
+        let message = message.into();
+        self.world.early().begin(message.attribute("saga"));
+        let (after, result) = (self.handler)(vec![(message.clone(), self.world.separate())]).remove(0);
         self.settle(&after, &result);
+        self.world.release_all();
+        self.settle_saga(message, &result);
         result
+    }
+
+    /// What becomes of the message's steps: they are kept for the saga that it has joined, forgotten, or undone, the last one first.
+    fn settle_saga(&mut self, message: Message, result: &Result<Outcome, Failure>) {
+        let early = self.world.early().clone();
+        let taken: Vec<Taken> =
+            early.steps.into_iter().map(|(step, data)| (step, Message { data, ..message.clone() })).collect();
+        for (step, _) in &taken {
+            assert!(
+                self.undoes.contains_key(step),
+                "the step `{step}` has no compensation: give it one with `compensation`"
+            );
+        }
+        let name = early.saga.unwrap_or_default();
+        let before = self.sagas.remove(&name).unwrap_or_default();
+        match result {
+            Ok(_) if early.completes || name.is_empty() => {}
+            Ok(_) => drop(self.sagas.insert(name, before.into_iter().chain(taken).collect())),
+            Err(Failure::Retry { .. }) => drop(self.sagas.insert(name, before)),
+            Err(_) if early.pivoted => {}
+            Err(_) => before.into_iter().chain(taken).rev().for_each(|step| self.undo(step)),
+        }
+    }
+
+    fn undo(&mut self, (step, message): Taken) {
+        let mut context = Context::new(self.world.separate(), &message);
+        let result = self.undoes[&step](message, &mut context);
+        let after = context.into_backend();
+        self.settle(&after, &result.clone().map(|()| Outcome::default()));
+        result.unwrap_or_else(|failure| panic!("the step `{step}` could not be undone: {failure}"));
+        self.undone.push(step);
+    }
+
+    /// Steps that were undone, in the order in which they were.
+    pub fn undone(&self) -> &[String] {
+        &self.undone
+    }
+
+    /// The calls that were made, in order.
+    pub fn calls(&self) -> Vec<Request> {
+        self.world.calls()
     }
 
     /// Runs all messages in one call of a batch processor. Each succeeds or fails by itself; one that has read what an

@@ -6,8 +6,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::batch::Item;
 use crate::batch_bindings::hapax::processor::batch;
-use crate::bindings::hapax::processor::{config, events, log, outbox, state, types};
+use crate::bindings::hapax::processor::{config, events, lock, log, outbox, saga, state, types};
+use crate::compensation::Undoes;
 use crate::host::{Entry, Host};
+use crate::http::{HttpError, Request, Response};
+use crate::wasm_http;
 use crate::{Answers, Batch, Context, Event, Failure, Level, Message, NewEvent, Outcome, Outgoing};
 
 /// The host, as the component imports it. What a processor does not use is not imported.
@@ -90,6 +93,42 @@ impl Host for Imports {
         outbox::send(&outbox::Outgoing { type_, subject, content_type, data, extensions });
     }
 
+    fn step(&self, name: &str, payload: &[u8]) {
+        saga::step(name, payload);
+    }
+
+    fn pivot(&self) {
+        saga::pivot();
+    }
+
+    fn join(&self, saga: &str) {
+        saga::join(saga);
+    }
+
+    fn complete(&self) {
+        saga::complete();
+    }
+
+    fn acquire(&self, name: &str, ttl_ms: u64) -> Result<u64, u64> {
+        self.select();
+        lock::acquire(name, ttl_ms).map(|token| token.fence).map_err(|busy| busy.retry_after_ms)
+    }
+
+    fn extend(&self, name: &str, fence: u64, ttl_ms: u64) -> bool {
+        self.select();
+        lock::extend(&lock::Token { name: name.to_owned(), fence }, ttl_ms).is_ok()
+    }
+
+    fn release(&self, name: &str, fence: u64) {
+        self.select();
+        lock::release(&lock::Token { name: name.to_owned(), fence });
+    }
+
+    fn call(&self, request: &Request) -> Result<Response, HttpError> {
+        self.select();
+        wasm_http::call(request)
+    }
+
     fn log(&self, level: Level, text: &str) {
         self.select();
         let level = match level {
@@ -116,6 +155,22 @@ pub fn run(
     let message = read(message);
     let mut context = Context::new(Imports { item: None }, &message);
     told(processor(message, &mut context))
+}
+
+/// What the component's way back does, around the processor's compensations.
+pub fn compensate(
+    step: &str,
+    payload: Vec<u8>,
+    message: &types::Message,
+    undoes: &[Undoes],
+) -> Result<(), types::Failure> {
+    panics_to_the_log();
+    let Some((_, undo)) = undoes.iter().find(|(name, _)| *name == step) else {
+        return Err(types::Failure::Reject(format!("there is no compensation for the step `{step}`")));
+    };
+    let message = Message { data: payload, ..read(message) };
+    let mut context = Context::new(Imports { item: None }, &message);
+    undo(message, &mut context).map_err(failure)
 }
 
 /// The same for an export that takes many messages.
@@ -146,15 +201,19 @@ fn read(message: &types::Message) -> Message {
 }
 
 fn told(result: Result<Outcome, Failure>) -> Result<types::Outcome, types::Failure> {
-    let Outcome { content_type, data } = result.map_err(|failure| match failure {
+    let Outcome { content_type, data } = result.map_err(failure)?;
+    Ok(types::Outcome { content_type, data })
+}
+
+fn failure(failure: Failure) -> types::Failure {
+    match failure {
         Failure::Retry { reason, after } => {
             let after_ms = after.map(|delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
             types::Failure::Retry(types::RetryLater { reason, after_ms })
         }
         Failure::Reject(reason) => types::Failure::Reject(reason),
         Failure::Invalid(reason) => types::Failure::Invalid(reason),
-    })?;
-    Ok(types::Outcome { content_type, data })
+    }
 }
 
 /// A panic ends as a trap, which carries no text; without WASI there is no standard error either.

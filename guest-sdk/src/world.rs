@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use crate::host::{Entry, Host};
+use crate::http::{HttpError, Request, Response};
 use crate::{Event, Level, NewEvent, Outgoing};
 
 /// State, streams, outbox, log and configuration. Clones are the same world.
@@ -16,6 +17,35 @@ pub(crate) struct World {
     now: Rc<RefCell<Facts>>,
     read: Rc<RefCell<Reads>>,
     config: BTreeMap<String, String>,
+    /// Who answers calls; `None`: the processor is granted none.
+    outside: Option<Rc<Outside>>,
+    /// What of it the message cannot take back.
+    early: Rc<RefCell<Early>>,
+}
+
+type Outside = dyn Fn(&Request) -> Result<Response, HttpError>;
+
+/// What is durable at once.
+#[derive(Clone, Default)]
+pub(crate) struct Early {
+    /// Steps of the message that is being handled, or of its saga.
+    pub(crate) steps: Vec<(String, Vec<u8>)>,
+    /// The saga that the message has joined.
+    pub(crate) saga: Option<String>,
+    pub(crate) pivoted: bool,
+    pub(crate) completes: bool,
+    calls: Vec<Request>,
+    /// Locks by name, with their last fence, and whether they are held.
+    locks: BTreeMap<String, (u64, bool)>,
+}
+
+impl Early {
+    /// Begins a message that has joined `saga`, or none.
+    pub(crate) fn begin(&mut self, saga: Option<&str>) {
+        self.steps.clear();
+        self.saga = saga.map(str::to_owned);
+        (self.pivoted, self.completes) = (false, false);
+    }
 }
 
 #[derive(Clone, Default)]
@@ -43,7 +73,27 @@ impl World {
             now: Rc::new(RefCell::new(facts)),
             read: Rc::default(),
             config: self.config.clone(),
+            outside: self.outside.clone(),
+            early: self.early.clone(),
         }
+    }
+
+    pub(crate) fn answer_by(&mut self, outside: Rc<Outside>) {
+        self.outside = Some(outside);
+    }
+
+    /// What is durable at once, to be changed.
+    pub(crate) fn early(&self) -> std::cell::RefMut<'_, Early> {
+        self.early.borrow_mut()
+    }
+
+    pub(crate) fn calls(&self) -> Vec<Request> {
+        self.early.borrow().calls.clone()
+    }
+
+    /// Gives back all locks that a message has held.
+    pub(crate) fn release_all(&self) {
+        self.early.borrow_mut().locks.values_mut().for_each(|(_, held)| *held = false);
     }
 
     pub(crate) fn configure(&mut self, key: &str, value: &str) {
@@ -159,6 +209,46 @@ impl Host for World {
 
     fn send(&self, message: Outgoing) {
         self.now.borrow_mut().sent.push(message);
+    }
+
+    fn step(&self, name: &str, payload: &[u8]) {
+        let mut early = self.early.borrow_mut();
+        assert!(!early.pivoted, "the step `{name}` comes behind the pivot: it could never be undone");
+        early.steps.push((name.to_owned(), payload.to_owned()));
+    }
+
+    fn pivot(&self) {
+        self.early.borrow_mut().pivoted = true;
+    }
+
+    fn join(&self, saga: &str) {
+        self.early.borrow_mut().saga = Some(saga.to_owned());
+    }
+
+    fn complete(&self) {
+        self.early.borrow_mut().completes = true;
+    }
+
+    fn acquire(&self, name: &str, _: u64) -> Result<u64, u64> {
+        let mut early = self.early.borrow_mut();
+        let (fence, held) = early.locks.entry(name.to_owned()).or_default();
+        (*fence, *held) = (*fence + 1, true);
+        Ok(*fence)
+    }
+
+    fn extend(&self, name: &str, fence: u64, _: u64) -> bool {
+        self.early.borrow().locks.get(name) == Some(&(fence, true))
+    }
+
+    fn release(&self, name: &str, fence: u64) {
+        if let Some((_, held)) = self.early.borrow_mut().locks.get_mut(name).filter(|(of, _)| *of == fence) {
+            *held = false;
+        }
+    }
+
+    fn call(&self, request: &Request) -> Result<Response, HttpError> {
+        self.early.borrow_mut().calls.push(request.clone());
+        self.outside.as_ref().ok_or(HttpError::Denied)?(request)
     }
 
     fn log(&self, level: Level, text: &str) {

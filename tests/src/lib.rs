@@ -8,6 +8,7 @@ pub mod clock;
 pub mod conformance;
 pub mod model;
 pub mod mutation;
+pub mod payments;
 pub mod process;
 pub mod processors;
 pub mod random;

@@ -135,8 +135,8 @@ fn components_that_do_not_fit_are_refused_in_words() {
     refused(&folder.run_component(&cut, &input, &[]), 4, &["cut.wasm", "truncated or damaged", "build it again"]);
     let wrong = guest("wrong-world").display().to_string();
     refused(&folder.run_component(&wrong, &input, &[]), 4, &["hapax:processor/handler"]);
-    let future = guest("future").display().to_string();
-    refused(&folder.run_component(&future, &input, &[]), 4, &["saga", "not supported yet"]);
+    let one_way = guest("one-way").display().to_string();
+    refused(&folder.run_component(&one_way, &input, &[]), 4, &["`saga`", "exports no `compensation`"]);
     let text = folder.file("text.wasm", "no wasm");
     refused(&folder.run_component(&text, &input, &[]), 4, &["text.wasm", "this is not WASM"]);
     refused(&folder.run_component("/nowhere.wasm", &input, &[]), 4, &["/nowhere.wasm"]);

@@ -9,27 +9,34 @@ use wit_bindgen_core::{Files, WorldGenerator as _};
 use wit_bindgen_rust::{Opts, WithOption};
 
 /// What is generated from what.
-const ALL: [Bindings; 3] = [
+const ALL: [Bindings; 4] = [
     Bindings {
         wit: "wit/processor.wit",
         world: "processor",
         path: "guest-sdk/src/bindings.rs",
         module: "::hapax_sdk::bindings",
-        shared: None,
+        shared: &[],
+    },
+    Bindings {
+        wit: "wit/processor.wit",
+        world: "compensator",
+        path: "guest-sdk/src/compensator_bindings.rs",
+        module: "::hapax_sdk::compensator_bindings",
+        shared: &["types"],
     },
     Bindings {
         wit: "wit/processor.wit",
         world: "batch-processor",
         path: "guest-sdk/src/batch_bindings.rs",
         module: "::hapax_sdk::batch_bindings",
-        shared: Some("crate::bindings::hapax::processor"),
+        shared: &SHARED,
     },
     Bindings {
         wit: "tests/fixtures/wrong-world/world.wit",
         world: "wrong",
         path: "tests/fixtures/wrong-world/src/bindings.rs",
         module: "crate::bindings",
-        shared: None,
+        shared: &[],
     },
 ];
 
@@ -39,12 +46,15 @@ struct Bindings {
     path: &'static str,
     /// Where the macro that exports a component finds them.
     module: &'static str,
-    /// Where the bindings stand already of what is imported by more than one world.
-    shared: Option<&'static str>,
+    /// What more than one world imports: its bindings stand with those of the plain world already.
+    shared: &'static [&'static str],
 }
 
+/// Where that is.
+const SHARED_MODULE: &str = "crate::bindings::hapax::processor";
+
 /// Imports of every world of the contract.
-const SHARED: [&str; 7] = ["types", "state", "events", "outbox", "saga", "log", "config"];
+const SHARED: [&str; 8] = ["types", "state", "events", "outbox", "saga", "lock", "log", "config"];
 
 const HEADER: &str = "\
 //! A world in WIT, as Rust. Made by `cargo xtask bindings`: holds nothing written by hand.
@@ -78,9 +88,8 @@ impl Bindings {
         let text = std::fs::read_to_string(root.join(self.wit)).context(self.wit)?;
         let package = resolve.push_source(self.wit, &text)?;
         let world = resolve.select_world(&[package], Some(self.world))?;
-        let shared = self.shared.iter().flat_map(|module| SHARED.map(|name| (name, module)));
-        let with = shared.map(|(name, module)| {
-            (format!("hapax:processor/{name}@0.1.0"), WithOption::Path(format!("{module}::{name}")))
+        let with = self.shared.iter().map(|name| {
+            (format!("hapax:processor/{name}@0.1.0"), WithOption::Path(format!("{SHARED_MODULE}::{name}")))
         });
         let options = Opts {
             with: with.collect(),

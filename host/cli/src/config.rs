@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use crate::breaker::BreakerSetting;
 use crate::exit::Failed;
+use crate::outside::{GrantSetting, OutsideSettings, SecretSetting};
 use crate::strategy::StrategySetting;
 
 /// The whole file.
@@ -109,6 +110,19 @@ pub(crate) struct Processor {
     batch_wait_ms: Option<u64>,
     ordering: Option<OrderingName>,
     mismatch: Option<MismatchName>,
+    /// Origins that it may call; none without.
+    #[serde(default)]
+    pub(crate) http: Vec<GrantSetting>,
+    #[serde(default)]
+    secrets: BTreeMap<String, SecretSetting>,
+    http_timeout_ms: Option<u64>,
+    http_response_bytes: Option<usize>,
+    http_calls: Option<usize>,
+    http_ca_file: Option<PathBuf>,
+    lease_ms: Option<u64>,
+    /// How long its source waits for an acknowledgement before it delivers again, where that is known.
+    redelivery_after_ms: Option<u64>,
+    undo_attempts_max: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -179,6 +193,8 @@ impl Config {
         config.store = folder.join(&config.store);
         for processor in config.processors.values_mut() {
             processor.component = folder.join(&processor.component);
+            processor.secrets.values_mut().for_each(|secret| secret.settle(folder));
+            processor.http_ca_file = processor.http_ca_file.take().map(|file| folder.join(file));
         }
         if let Some(Outbox::File(file)) = &mut config.outbox
             && file.as_os_str() != "-"
@@ -220,6 +236,47 @@ impl Processor {
             batch_wait_ms: None,
             ordering: None,
             mismatch: None,
+            http: Vec::new(),
+            secrets: BTreeMap::new(),
+            http_timeout_ms: None,
+            http_response_bytes: None,
+            http_calls: None,
+            http_ca_file: None,
+            lease_ms: None,
+            redelivery_after_ms: None,
+            undo_attempts_max: None,
+        }
+    }
+
+    /// What it may call, and how.
+    pub(crate) fn outside(&self) -> OutsideSettings<'_> {
+        OutsideSettings {
+            grants: &self.http,
+            secrets: Some(&self.secrets),
+            timeout_ms: self.http_timeout_ms,
+            response_bytes: self.http_response_bytes,
+            calls: self.http_calls,
+            ca_file: self.http_ca_file.as_deref(),
+        }
+    }
+
+    /// Whether a claim holds for as long as it must, where there are claims: longer than a run may take, and not so long that the source has
+    /// delivered again before it is over.
+    pub(crate) fn check_lease(&self) -> Result<(), String> {
+        let (lease_ms, deadline_ms) =
+            (self.lease_ms.unwrap_or(Options::default().lease_ms), self.limits().deadline.as_millis());
+        if u128::from(lease_ms) <= deadline_ms {
+            return Err(format!(
+                "lease_ms is {lease_ms}, and a run may take {deadline_ms} ms (deadline_ms): a claim must outlast its run; \
+                 raise lease_ms or lower deadline_ms"
+            ));
+        }
+        match self.redelivery_after_ms {
+            Some(after_ms) if after_ms <= lease_ms => Err(format!(
+                "redelivery_after_ms is {after_ms}, and a claim holds for {lease_ms} ms (lease_ms): its source would deliver \
+                 again what nobody may take over yet; lower lease_ms or raise the source's redelivery time"
+            )),
+            _ => Ok(()),
         }
     }
 
@@ -251,11 +308,14 @@ impl Processor {
             kept_max: default.kept_max,
             effects: default.effects,
             owner: default.owner,
-            lease_ms: default.lease_ms,
-            undo_attempts_max: default.undo_attempts_max,
+            lease_ms: self.lease_ms.unwrap_or(default.lease_ms),
+            undo_attempts_max: self.undo_attempts_max.unwrap_or(default.undo_attempts_max),
         };
         if !(1..=ATTEMPTS_MAX).contains(&options.attempts_max) {
             return Err(format!("attempts_max is {}; give it 1 to {ATTEMPTS_MAX}", options.attempts_max));
+        }
+        if !(1..=ATTEMPTS_MAX).contains(&options.undo_attempts_max) {
+            return Err(format!("undo_attempts_max is {}; give it 1 to {ATTEMPTS_MAX}", options.undo_attempts_max));
         }
         self.check_retention(&options)?;
         Ok(options)

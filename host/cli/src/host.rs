@@ -13,8 +13,8 @@ use hapax_core::storage::StoreError;
 use hapax_core::transport::Publisher;
 use hapax_core::undo::{self, RunningVersions, UndoParts};
 use hapax_core::{
-    Breaker, BreakerParts, BreakerPolicy, Committer, IdempotentConsumer, Options, Parts, Scope, SystemClock, keeper,
-    sweeper,
+    Breaker, BreakerParts, BreakerPolicy, Committer, IdempotentConsumer, MessageProcessor as _, Options, Parts, Scope,
+    SystemClock, keeper, sweeper,
 };
 use hapax_engine::{Engine, EngineConfig, LoadOptions};
 use hapax_store::{RedbStore, StoreOptions};
@@ -46,8 +46,18 @@ impl Host {
 
     /// Loads a processor's component and joins its consumer.
     pub(crate) fn consumer(&self, name: &str, processor: &Processor) -> anyhow::Result<IdempotentConsumer> {
+        let wrong = |error: String| Failed::usage(format!("processors.{name}: {error}"));
+        let outside = processor.outside().client().map_err(wrong)?;
         let component = load(&self.engine, name, processor)?;
-        let options = processor.options().map_err(|error| Failed::usage(format!("processors.{name}: {error}")))?;
+        let options = processor.options().map_err(wrong)?;
+        if outside.is_some() || component.compensation().is_some() {
+            processor.check_lease().map_err(wrong)?;
+        }
+        if component.imports_http() && outside.is_none() {
+            tracing::warn!(
+                "processors.{name}: it imports wasi:http and is granted no calls (`http`): each of them will be denied"
+            );
+        }
         let effects = (**component.effect_limits()).clone();
         let options = Options { effects, runs_max: self.concurrency, ..options };
         let counters = Arc::new(Counters::default());
@@ -57,7 +67,7 @@ impl Host {
             processor: Arc::new(component),
             storage: self.store.clone(),
             committer: self.committer.clone(),
-            outside: None,
+            outside,
             clock: Arc::new(SystemClock),
             metrics: counters,
             options,

@@ -11,6 +11,7 @@ mod events;
 mod exit;
 mod host;
 mod ops;
+mod outside;
 mod place;
 mod progress;
 mod records;

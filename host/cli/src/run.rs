@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::config::{self, Config, Outbox, Processor};
 use crate::exit::{Failed, INTERRUPTED, INVALID_INPUT};
 use crate::host::{self, Host};
+use crate::outside::GrantSetting;
 use crate::progress::Progress;
 use crate::report::{KeptPrinter, Printer, Style, UndonePrinter};
 
@@ -27,6 +28,12 @@ pub(crate) struct Args {
     /// A configuration: its store, and the processor that --processor names, with its settings.
     #[arg(long, value_name = "FILE", requires = "processor")]
     config: Option<PathBuf>,
+    /// An origin that the processor may call, as `http` in a configuration; may be given more than once.
+    #[arg(long, value_name = "URL", conflicts_with = "config")]
+    http: Vec<String>,
+    /// What the component reads under KEY through `config`; may be given more than once.
+    #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "config", value_parser = setting)]
+    set: Vec<(String, String)>,
     /// Folder of the store; created where it is absent [default: hapax-store, or what the configuration says]
     #[arg(long, value_name = "PATH")]
     store: Option<PathBuf>,
@@ -60,6 +67,11 @@ pub(crate) fn command(args: Args, json: bool) -> anyhow::Result<ExitCode> {
     host::block_on(run(args, json))
 }
 
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
 /// What is run, over which store.
 struct Chosen {
     name: String,
@@ -75,7 +87,10 @@ fn chosen(args: &Args) -> anyhow::Result<Chosen> {
         let name = args.processor.clone().or_else(|| Some(component.file_stem()?.to_str()?.to_owned()));
         let name = name.ok_or_else(|| Failed::usage("give the processor a name with --processor"))?;
         let store = args.store.clone().unwrap_or_else(|| "hapax-store".into());
-        return Ok(Chosen { name, processor: Processor::plain(component), store, options: StoreOptions::default() });
+        let mut processor = Processor::plain(component);
+        processor.http = args.http.iter().cloned().map(GrantSetting::Url).collect();
+        processor.config = args.set.iter().cloned().collect();
+        return Ok(Chosen { name, processor, store, options: StoreOptions::default() });
     };
     let mut config = Config::read(path)?;
     let name = args.processor.clone().unwrap_or_default();

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::consumer::{Accepted, Claim, Inner, Parts};
+use crate::consumer::{Accepted, Claim, Handling, Inner, Parts};
 use crate::early::{ClaimNow, Claimed, Early, EarlyParts, Fence, Whose};
 use crate::fault;
 use crate::lock::StoreLocks;
@@ -14,6 +14,8 @@ use crate::storage::{Commit, Expected, RecordChange, StoreError, Verdict};
 
 /// A claim is renewed so many times before it would be over.
 const RENEWALS: u64 = 3;
+/// A record that another owner is at work on is looked at again after this long, at most.
+const LOOK_AGAIN_MS: u64 = 200;
 
 impl Parts {
     /// What the consumer's runs make durable before they end.
@@ -37,6 +39,20 @@ impl Inner {
     pub(crate) fn claims(&self) -> bool {
         (self.parts.outside.is_some() || self.parts.processor.compensation().is_some())
             && !fault::mutated("runs-without-a-claim")
+    }
+
+    /// Waits for a message that another owner runs, or that is being undone, before its record is looked at again. `false` where
+    /// the delivery is put off instead.
+    pub(crate) async fn waits_elsewhere(&self, message: &Accepted, after_ms: u64) -> bool {
+        let Handling { wait_in_flight, retry_here } = message.handling;
+        let mut stopping = self.stopping.subscribe();
+        if !(wait_in_flight && retry_here) || *stopping.borrow() {
+            return false;
+        }
+        tokio::select! {
+            () = self.parts.clock.sleep(after_ms.clamp(1, LOOK_AGAIN_MS)) => true,
+            _ = stopping.wait_for(|stop| *stop) => false,
+        }
     }
 
     /// Claims a message durably. `false` if somebody else was faster.
@@ -75,6 +91,7 @@ impl Inner {
             own: message.identity.own.clone(),
             message: message.message.clone(),
             component: self.component().clone(),
+            trace: message.identity.own.digest(),
         };
         Early::new(self.early.clone(), whose, Fence::Claim(Arc::new(ClaimNow::new(claim.claimed()))))
     }

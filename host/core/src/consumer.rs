@@ -15,8 +15,8 @@ use crate::early::{EarlyParts, Taken};
 use crate::ending::Ending;
 use crate::fault;
 use crate::guard::Breaker;
-use crate::kept::{Found, Kept};
-use crate::key::{Fingerprint, RecordKey, Scope};
+use crate::kept::Kept;
+use crate::key::{RecordKey, Scope};
 use crate::lanes::{Lanes, Place, Turn};
 use crate::leave::Leave;
 use crate::message::Message;
@@ -27,10 +27,7 @@ use crate::overlay::{self, Overlay};
 use crate::processor::{Failure, Invocation, MessageProcessor, Output};
 use crate::record::{self, Event, Record};
 use crate::running::{Noted, RunningNotes};
-use crate::storage::{
-    Commit, DeadLetter, Expected, IdempotencyStorage, LetterChange, LetterKey, RecordChange, Standing, StoreError,
-    Verdict,
-};
+use crate::storage::{Commit, Expected, IdempotencyStorage, LetterChange, RecordChange, StoreError, Verdict};
 use crate::strategy::{Identity, NotIdentified};
 
 /// What a consumer is made of.
@@ -225,32 +222,6 @@ impl IdempotentConsumer {
         }
     }
 
-    /// Takes a message that the store keeps, as [`Self::accept`] one that was delivered.
-    pub(crate) fn accept_kept(&self, letter: DeadLetter, past_gap: bool) -> Accepted {
-        Accepted { kept: true, past_gap, ..self.accept(letter.message, Handling::default()) }
-    }
-
-    /// A parked message's time is over: it becomes a dead letter, unless it may run after all.
-    pub(crate) async fn give_up_parked(&self, letter: DeadLetter) -> Result<Ending, StoreError> {
-        let error = format!("{} and its time was over", letter.error);
-        let accepted = self.accept_kept(letter, false);
-        let held = self.hold(&accepted.identity.record).await;
-        if self.inner.is_early(&accepted.identity).await? {
-            self.inner.keep(&accepted, Standing::Dead, error.clone()).await?;
-            return Ok(Ending::DeadLettered { error });
-        }
-        drop(held);
-        self.process(accepted).await
-    }
-
-    /// A message that was kept under this key has ended, under this or another one: it is kept here no longer. Its identity
-    /// changes with the processor's strategy.
-    pub(crate) async fn kept_no_longer(&self, key: &LetterKey, fingerprint: Fingerprint) -> Result<(), StoreError> {
-        let letter = Some(LetterChange::Remove(fingerprint));
-        let commit = Commit { letter, at_ms: self.clock().now_ms(), ..Commit::of(&key.record) };
-        self.inner.parts.committer.submit(commit).durable().await.map(drop)
-    }
-
     /// Keeps every message off a record, until what is answered is dropped; what the record says is read again then.
     pub(crate) async fn hold(&self, key: &RecordKey) -> Held {
         loop {
@@ -266,35 +237,6 @@ impl IdempotentConsumer {
                 Err(following) => following.ended().await,
             }
         }
-    }
-
-    /// Has messages run that an operator has redriven.
-    pub(crate) fn redriven<'a>(&self, letters: impl IntoIterator<Item = &'a (LetterKey, DeadLetter)>) {
-        self.inner.kept.redriven(letters.into_iter().map(|(key, letter)| self.one_found(key, letter, false)));
-    }
-
-    /// Has messages run that were found in the store: redriven ones at once, parked ones when their time has come.
-    pub(crate) async fn found(&self, letters: &[(LetterKey, DeadLetter)]) -> Result<(), StoreError> {
-        let mut found = Vec::with_capacity(letters.len());
-        for (key, letter) in letters {
-            let early = match letter.standing {
-                Standing::Parked { .. } => self.inner.is_early(&Identity::kept(key, letter)).await?,
-                Standing::Redriven | Standing::Dead => false,
-            };
-            found.push(self.one_found(key, letter, early));
-        }
-        self.inner.kept.found(found);
-        Ok(())
-    }
-
-    fn one_found<'a>(&self, key: &LetterKey, letter: &'a DeadLetter, early: bool) -> Found<'a> {
-        let lane = self.options().ordering.key(&letter.message).map(str::to_owned);
-        Found { key: key.clone(), letter, lane, early }
-    }
-
-    /// What the store keeps for this consumer to run.
-    pub(crate) fn kept(&self) -> &Kept {
-        &self.inner.kept
     }
 
     /// The settings.
@@ -329,6 +271,9 @@ impl Inner {
                     Some(ending) => return Ok(ending),
                     None => continue,
                 },
+                Admitted::Ended(Ending::InFlight { after_ms }) if self.waits_elsewhere(&message, after_ms).await => {
+                    continue;
+                }
                 Admitted::Ended(ending) => {
                     self.keep_no_longer(&message, &ending).await?;
                     return Ok(ending);

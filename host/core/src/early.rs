@@ -1,21 +1,20 @@
 //! What a run makes durable before its own commit: steps of its saga, answers from outside, locks. Each is a small commit that
 //! rests on the run's claim: who has lost it can write none. What a re-run asks for again is answered from here.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 
+use crate::calls::{Caller, Journal};
 use crate::clock::Clock;
 use crate::committer::{Committer, Pending};
-use crate::context::{Context, ContextError, RESERVED};
+use crate::context::{Context, ContextError};
 use crate::fault;
 use crate::key::{RecordKey, Scope};
 use crate::lock::{Acquired, Ask, DistributedLock, LOCK_NAME_BYTES, Lock};
 use crate::message::Message;
-use crate::outside::{CallError, Outside, Request, Response};
+use crate::outside::Outside;
 use crate::processor::{Failure, Output};
 use crate::saga::{Member, SagaEvent, SagaId, SagaMoment, SagaState};
 use crate::saga_log::{ReadSaga, SagaLog};
@@ -24,8 +23,6 @@ use crate::sync::Mutex;
 
 /// Steps that one saga may have, at most.
 const STEPS_MAX: usize = 1_000;
-/// Calls that one run may make, at most.
-const CALLS_MAX: u32 = 1_000;
 /// An append to a saga that meets another one is tried again so often.
 const APPENDS_MAX: usize = 100;
 
@@ -97,16 +94,18 @@ pub(crate) struct Whose {
     pub(crate) own: RecordKey,
     pub(crate) message: Arc<Message>,
     pub(crate) component: Arc<str>,
+    /// The trace of its calls, unless the message has one.
+    pub(crate) trace: u128,
 }
 
 /// One run's.
 pub(crate) struct Early {
-    parts: Arc<EarlyParts>,
-    whose: Whose,
+    pub(crate) parts: Arc<EarlyParts>,
+    pub(crate) whose: Whose,
     fence: Fence,
     saga: tokio::sync::Mutex<SagaSoFar>,
-    journal: tokio::sync::Mutex<Option<Journal>>,
-    calls: AtomicU32,
+    pub(crate) journal: tokio::sync::Mutex<Option<Journal>>,
+    pub(crate) calls: AtomicU32,
     held: tokio::sync::Mutex<Vec<Lock>>,
     /// Why the run must end, whatever the processor says.
     over: Mutex<Option<Failure>>,
@@ -121,18 +120,6 @@ struct SagaSoFar {
     cursor: usize,
     /// The processor wants it completed.
     completes: bool,
-}
-
-/// Answers by the place of their call.
-type Journal = BTreeMap<u32, Answered>;
-
-/// A call with its answer, as it is kept until its message has ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Answered {
-    method: String,
-    url: String,
-    body: [u8; 16],
-    response: Response,
 }
 
 /// What the end of a run takes along.
@@ -202,24 +189,24 @@ impl Early {
     }
 
     /// Ends the run, whatever the processor makes of it.
-    fn end(&self, failure: Failure) {
+    pub(crate) fn end(&self, failure: Failure) {
         self.over.lock().get_or_insert(failure);
     }
 
     /// Whether the run may still do something that cannot be taken back.
-    fn check_claim(&self) -> Result<(), ContextError> {
+    pub(crate) fn check_claim(&self) -> Result<(), ContextError> {
         let Fence::Claim(claim) = &self.fence else { return Ok(()) };
         let over = claim.get().lease_end_ms.is_some_and(|end_ms| end_ms <= self.parts.clock.now_ms());
         if over && !fault::mutated("zombie-goes-on") { Err(self.lost()) } else { Ok(()) }
     }
 
-    fn lost(&self) -> ContextError {
+    pub(crate) fn lost(&self) -> ContextError {
         self.end(Failure::retry(LOST));
         ContextError::Lost
     }
 
     /// Makes `commit` durable on top of the claim. `Conflict` where the shared state is no longer as it was read.
-    async fn write(&self, commit: Commit) -> Result<Verdict, ContextError> {
+    pub(crate) async fn write(&self, commit: Commit) -> Result<Verdict, ContextError> {
         let verdict = match &self.fence {
             Fence::Claim(claim) => claim.submit(&self.parts.committer, commit).durable().await?,
             Fence::Saga(read) => {
@@ -235,7 +222,7 @@ impl Early {
         }
     }
 
-    fn commit(&self) -> Commit {
+    pub(crate) fn commit(&self) -> Commit {
         Commit { own: self.whose.own.clone(), at_ms: self.parts.clock.now_ms(), ..Commit::of(&self.whose.record) }
     }
 
@@ -439,183 +426,10 @@ impl Early {
             over: self.over.lock().take(),
         })
     }
-
-    fn journal_key(&self, place: u32) -> String {
-        format!("{RESERVED}call/{:032x}/{place:06}", self.whose.own.digest())
-    }
-
-    async fn read_journal(&self) -> Result<Journal, StoreError> {
-        let view = self.parts.storage.view(&self.parts.scope);
-        let (start, end) = (self.journal_key(0), self.journal_key(CALLS_MAX));
-        let entries = view.scan(&start, Some(&end), CALLS_MAX as usize).await?;
-        let damaged = |key: &str| StoreError::Damaged(format!("an answer from outside, `{key}`").into());
-        let read = |(key, _, value): (String, u64, Bytes)| {
-            let place = key.rsplit_once('/').and_then(|(_, place)| place.parse().ok());
-            let answered = postcard::from_bytes(&value).ok();
-            Ok((place.ok_or_else(|| damaged(&key))?, answered.ok_or_else(|| damaged(&key))?))
-        };
-        entries.into_iter().map(read).collect()
-    }
 }
 
 /// What a run is told that has lost its claim.
 const LOST: &str = "the run was too slow: its claim is over, and another owner may have taken the message over";
-
-/// Makes a run's calls to the outside. Independent of the context, so that calls may be under way at the same time.
-#[derive(Clone)]
-pub struct Caller(Arc<Early>);
-
-/// One call's place among those of its run: the same on every re-run.
-pub struct Call {
-    early: Arc<Early>,
-    place: u32,
-}
-
-impl Caller {
-    /// Gives the next call its place. Asked in the order in which the processor calls.
-    pub fn next(&self) -> Call {
-        Call { early: self.0.clone(), place: self.0.calls.fetch_add(1, Ordering::Relaxed) }
-    }
-}
-
-impl Call {
-    /// The step key: the same on every re-run of the message, and no other call's. 32 hex digits.
-    pub fn key(&self) -> String {
-        self.early.whose.own.call_id(self.place)
-    }
-
-    /// Makes the call, or answers what an earlier run of the message was answered. Adds `idempotency-key` and `traceparent`
-    /// where the processor has set none.
-    ///
-    /// Answers are kept but for those that ask for another try (408, 425, 429 and 5xx): a retry calls these again, under the same key.
-    pub async fn send(&self, mut request: Request) -> Result<Response, CallError> {
-        let early = &*self.early;
-        let Some(outside) = &early.parts.outside else {
-            return Err(CallError::Denied(
-                "the processor was granted no outside calls (`http` in its settings)".into(),
-            ));
-        };
-        if self.place >= CALLS_MAX {
-            early.end(Failure::Reject(format!("calls of one message are over their limit of {CALLS_MAX}")));
-            return Err(CallError::Ended("too many calls".into()));
-        }
-        let asked = Asked::of(&request);
-        if let Some(response) = self.answered_before(&asked).await? {
-            return Ok(response);
-        }
-        early.check_claim().map_err(ended)?;
-        self.complete_headers(&mut request);
-        fault::point("call-out");
-        let response = outside.call(&request).await?;
-        fault::point("call-answered");
-        if is_final(response.status) && !fault::mutated("answer-not-journalled") {
-            self.keep(asked, response.clone()).await?;
-            fault::point("answer-kept");
-        }
-        Ok(response)
-    }
-
-    async fn answered_before(&self, asked: &Asked) -> Result<Option<Response>, CallError> {
-        let early = &*self.early;
-        let mut journal = early.journal.lock().await;
-        if journal.is_none() {
-            *journal = Some(early.read_journal().await.map_err(|error| ended(error.into()))?);
-        }
-        let Some(kept) = journal.as_ref().and_then(|journal| journal.get(&self.place)) else { return Ok(None) };
-        let now = (&asked.method, &asked.url, &asked.body);
-        if now == (&kept.method, &kept.url, &kept.body) || fault::mutated("divergence-unchecked") {
-            return Ok(Some(kept.response.clone()));
-        }
-        let what = if (now.0, now.1) == (&kept.method, &kept.url) { " with another body" } else { "" };
-        let text = format!(
-            "diverged at its call {}: an earlier run of this message called {} {}, this one calls {} {}{what}; what was \
-             answered then does not answer this",
-            self.place + 1,
-            kept.method,
-            kept.url,
-            asked.method,
-            asked.url,
-        );
-        early.end(Failure::Reject(text.clone()));
-        Err(CallError::Diverged(text))
-    }
-
-    fn complete_headers(&self, request: &mut Request) {
-        let has = |name: &str| request.headers.iter().any(|(is, _)| is.eq_ignore_ascii_case(name));
-        let (keyed, traced) = (has("idempotency-key"), has("traceparent"));
-        if !keyed {
-            let key = if fault::mutated("step-key-of-the-attempt") { format!("{:p}", self) } else { self.key() };
-            request.headers.push(("idempotency-key".into(), key.into()));
-        }
-        if !traced {
-            request.headers.push(("traceparent".into(), self.traceparent().into()));
-            let state = self.early.whose.message.extensions.get("tracestate");
-            request.headers.extend(state.map(|state| ("tracestate".into(), Bytes::copy_from_slice(state.as_bytes()))));
-        }
-    }
-
-    /// W3C trace context: the trace of the message where it has one, and the call as a span of its own, the same on every
-    /// re-run.
-    fn traceparent(&self) -> String {
-        let key = self.key();
-        let given = self.early.whose.message.extensions.get("traceparent").map(String::as_str);
-        let (trace, flags) = given.and_then(trace_of).unwrap_or_else(|| {
-            let trace = self.early.whose.own.digest().max(1);
-            (format!("{trace:032x}"), "01".to_owned())
-        });
-        format!("00-{trace}-{}-{flags}", &key[..16])
-    }
-
-    async fn keep(&self, asked: Asked, response: Response) -> Result<(), CallError> {
-        let early = &*self.early;
-        let Asked { method, url, body } = asked;
-        let answered = Answered { method, url, body, response };
-        let value = postcard::to_stdvec(&answered).expect("an answer can be encoded");
-        let mut commit = early.commit();
-        commit.effects.writes.insert(early.journal_key(self.place), Some(value.into()));
-        match early.write(commit).await.map_err(ended)? {
-            Verdict::Committed => {
-                early.journal.lock().await.get_or_insert_default().insert(self.place, answered);
-                Ok(())
-            }
-            Verdict::Conflict | Verdict::Taken(_) => Err(ended(early.lost())),
-        }
-    }
-}
-
-/// What makes a call the same as an earlier one.
-struct Asked {
-    method: String,
-    url: String,
-    body: [u8; 16],
-}
-
-impl Asked {
-    fn of(request: &Request) -> Self {
-        let hash = blake3::hash(&request.body);
-        let body = *hash.as_bytes().first_chunk().expect("a hash has 32 bytes");
-        Self { method: request.method.clone(), url: request.url.clone(), body }
-    }
-}
-
-/// Whether the answer is one: who gives another one asks to be called again.
-fn is_final(status: u16) -> bool {
-    !matches!(status, 408 | 425 | 429 | 500..)
-}
-
-/// Trace id and flags of a `traceparent`.
-fn trace_of(text: &str) -> Option<(String, String)> {
-    let mut parts = text.split('-');
-    let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let hex = |text: &str, digits: usize| text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let fits =
-        hex(version, 2) && hex(trace, 32) && hex(span, 16) && hex(flags, 2) && trace.bytes().any(|byte| byte != b'0');
-    fits.then(|| (trace.to_ascii_lowercase(), flags.to_owned()))
-}
-
-fn ended(error: ContextError) -> CallError {
-    CallError::Ended(error.to_string())
-}
 
 impl Context {
     /// Registers a step before its outside effect. Durable when it returns; a re-run that registers the same again registers

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::consumer::IdempotentConsumer;
+use crate::consumer::{Accepted, Handling, IdempotentConsumer};
 use crate::ending::Ending;
-use crate::kept::{COME_AGAIN_MS, Due};
+use crate::kept::{COME_AGAIN_MS, Due, Found, Kept};
+use crate::key::Fingerprint;
 use crate::run::{Observer, Report};
-use crate::storage::{DeadLetter, Inspect, Standing, StoreError};
-use crate::strategy::GapPolicy;
+use crate::storage::{Commit, DeadLetter, Inspect, LetterChange, LetterKey, Standing, StoreError};
+use crate::strategy::{GapPolicy, Identity};
 
 /// Kept messages on their way at one time.
 const AT_ONCE: usize = 64;
@@ -117,4 +118,63 @@ async fn run_again(consumer: &IdempotentConsumer, due: &Due, letter: DeadLetter)
         consumer.kept().ended(&due.key, None);
     }
     Ok(ending)
+}
+
+impl IdempotentConsumer {
+    /// Takes a message that the store keeps, as [`Self::accept`] one that was delivered.
+    pub(crate) fn accept_kept(&self, letter: DeadLetter, past_gap: bool) -> Accepted {
+        let mut accepted = self.accept(letter.message, Handling::default());
+        (accepted.kept, accepted.past_gap) = (true, past_gap);
+        accepted
+    }
+
+    /// A parked message's time is over: it becomes a dead letter, unless it may run after all.
+    pub(crate) async fn give_up_parked(&self, letter: DeadLetter) -> Result<Ending, StoreError> {
+        let error = format!("{} and its time was over", letter.error);
+        let accepted = self.accept_kept(letter, false);
+        let held = self.hold(&accepted.identity.record).await;
+        if self.inner.is_early(&accepted.identity).await? {
+            self.inner.keep(&accepted, Standing::Dead, error.clone()).await?;
+            return Ok(Ending::DeadLettered { error });
+        }
+        drop(held);
+        self.process(accepted).await
+    }
+
+    /// A message that was kept under this key has ended, under this or another one: it is kept here no longer. Its identity
+    /// changes with the processor's strategy.
+    pub(crate) async fn kept_no_longer(&self, key: &LetterKey, fingerprint: Fingerprint) -> Result<(), StoreError> {
+        let letter = Some(LetterChange::Remove(fingerprint));
+        let commit = Commit { letter, at_ms: self.clock().now_ms(), ..Commit::of(&key.record) };
+        self.inner.parts.committer.submit(commit).durable().await.map(drop)
+    }
+
+    /// Has messages run that an operator has redriven.
+    pub(crate) fn redriven<'a>(&self, letters: impl IntoIterator<Item = &'a (LetterKey, DeadLetter)>) {
+        self.inner.kept.redriven(letters.into_iter().map(|(key, letter)| self.one_found(key, letter, false)));
+    }
+
+    /// Has messages run that were found in the store: redriven ones at once, parked ones when their time has come.
+    pub(crate) async fn found(&self, letters: &[(LetterKey, DeadLetter)]) -> Result<(), StoreError> {
+        let mut found = Vec::with_capacity(letters.len());
+        for (key, letter) in letters {
+            let early = match letter.standing {
+                Standing::Parked { .. } => self.inner.is_early(&Identity::kept(key, letter)).await?,
+                Standing::Redriven | Standing::Dead => false,
+            };
+            found.push(self.one_found(key, letter, early));
+        }
+        self.inner.kept.found(found);
+        Ok(())
+    }
+
+    fn one_found<'a>(&self, key: &LetterKey, letter: &'a DeadLetter, early: bool) -> Found<'a> {
+        let lane = self.options().ordering.key(&letter.message).map(str::to_owned);
+        Found { key: key.clone(), letter, lane, early }
+    }
+
+    /// What the store keeps for this consumer to run.
+    pub(crate) fn kept(&self) -> &Kept {
+        &self.inner.kept
+    }
 }

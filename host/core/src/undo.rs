@@ -2,7 +2,8 @@
 //! record of the message that failed. Takes up after a crash at the first step that is not marked as undone. What a saga may
 //! become is `saga.rs`'; how a step's effects commit is here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
@@ -89,10 +90,12 @@ pub async fn run(parts: UndoParts, mut stop: watch::Receiver<bool>) -> Result<()
         parts,
     });
     let mut under_way: JoinSet<(SagaId, Result<(), StoreError>)> = JoinSet::new();
-    let mut taken: BTreeSet<SagaId> = BTreeSet::new();
+    // Each with how often something new had come when it was taken.
+    let (mut taken, mut news): (BTreeMap<SagaId, u64>, u64) = (BTreeMap::new(), 0);
     loop {
         for id in undo.left().await? {
-            if taken.insert(id.clone()) {
+            if let Entry::Vacant(place) = taken.entry(id.clone()) {
+                place.insert(news);
                 let undo = undo.clone();
                 under_way.spawn(async move {
                     let ended = undo.bring_to_its_end(&id).await;
@@ -101,34 +104,42 @@ pub async fn run(parts: UndoParts, mut stop: watch::Receiver<bool>) -> Result<()
             }
         }
         undo.forget().await?;
-        // What is left and cannot go on says so at once: nobody waits for it here.
-        while let Some(ended) = under_way.try_join_next() {
-            ended_one(ended, &mut taken)?;
+        // Those that have come as far as they can are left alone until there is something new: it may be for them.
+        let mut resting: Vec<SagaId> = Vec::new();
+        loop {
+            let stopping = *stop.borrow();
+            if stopping && under_way.is_empty() {
+                return Ok(());
+            }
+            tokio::select! {
+                biased;
+                () = undo.parts.committer.undo_asked() => {
+                    news += 1;
+                    break;
+                }
+                _ = stop.wait_for(|stop| *stop), if !stopping => break,
+                Some(ended) = under_way.join_next() => {
+                    let id = ended_one(ended)?;
+                    let missed_something = taken.get(&id).is_some_and(|seen| *seen < news);
+                    resting.push(id);
+                    if missed_something {
+                        break;
+                    }
+                }
+                () = async { undo.parts.clock.sleep(LOOK_AGAIN_MS).await }, if !stopping => break,
+            };
         }
-        let stopping = *stop.borrow();
-        if stopping && under_way.is_empty() {
-            return Ok(());
-        }
-        tokio::select! {
-            _ = stop.wait_for(|stop| *stop), if !stopping => {}
-            () = undo.parts.committer.undo_asked() => {}
-            Some(ended) = under_way.join_next() => ended_one(ended, &mut taken)?,
-            () = undo.parts.clock.sleep(LOOK_AGAIN_MS), if !stopping => {}
+        for id in resting {
+            taken.remove(&id);
         }
     }
 }
 
-fn ended_one(
-    ended: Result<(SagaId, Result<(), StoreError>), tokio::task::JoinError>,
-    taken: &mut BTreeSet<SagaId>,
-) -> Result<(), StoreError> {
+fn ended_one(ended: Result<(SagaId, Result<(), StoreError>), tokio::task::JoinError>) -> Result<SagaId, StoreError> {
     match ended {
-        Ok((id, result)) => {
-            taken.remove(&id);
-            result
-        }
+        Ok((id, result)) => result.map(|()| id),
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        Err(_) => Ok(()),
+        Err(error) => Err(StoreError::Closed(error.to_string().into())),
     }
 }
 
@@ -183,10 +194,7 @@ impl Undo {
                     self.undo(&read, index, step).await?
                 }
                 (SagaState::Undoing, None) => self.tell(&read, Event::CompensationDone).await?,
-                (SagaState::Halted, _) => {
-                    self.tell(&read, Event::CompensationGivenUp).await?;
-                    return Ok(());
-                }
+                (SagaState::Halted, _) => self.tell(&read, Event::CompensationGivenUp).await?,
                 _ => return Ok(()),
             };
             if let Went::Waits = went {
@@ -318,6 +326,7 @@ impl Inner {
             own: own.clone(),
             message: to_undo.invocation.message.clone(),
             component: member.component.clone(),
+            trace: member.own.digest(),
         };
         let early = Arc::new(Early::new(self.early.clone(), whose, Fence::Saga(Box::new(read.clone()))));
         let mut context = self.context(&own).with_early(early.clone());

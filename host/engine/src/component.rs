@@ -7,7 +7,7 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use hapax_core::context::EffectLimits;
-use hapax_core::{Context, Failure, Invocation, MessageProcessor, Output};
+use hapax_core::{Compensation, Context, Failure, Invocation, MessageProcessor, Output};
 use tokio::sync::SemaphorePermit;
 
 use crate::batch::Gathering;
@@ -39,6 +39,11 @@ pub struct WasmProcessor {
     /// Slots of the pool an instance takes.
     pub(crate) permits: u32,
     pub(crate) from_cache: bool,
+    /// Whether it may wait for the host longer than a read takes.
+    pub(crate) waits: bool,
+    pub(crate) imports_http: bool,
+    /// The steps it can undo; it undoes none unless it has a way back.
+    pub(crate) steps: Vec<String>,
 }
 
 impl std::fmt::Debug for WasmProcessor {
@@ -64,6 +69,11 @@ impl WasmProcessor {
     /// Whether it takes many messages in one call.
     pub fn takes_batches(&self) -> bool {
         self.gathering.is_some()
+    }
+
+    /// Whether it calls outside, where that is granted.
+    pub fn imports_http(&self) -> bool {
+        self.imports_http
     }
 
     /// The limits to make its contexts with.
@@ -100,8 +110,8 @@ impl WasmProcessor {
         &self,
         call: impl Future<Output = wasmtime::Result<T>>,
     ) -> Option<wasmtime::Result<T>> {
-        if self.wasi {
-            // The epoch stops code; a guest that sleeps in WASI's poll runs none.
+        if self.waits {
+            // The epoch stops code; a guest that sleeps in WASI's poll, or waits for an answer, runs none.
             tokio::time::timeout(self.shared.limits.deadline, call).await.ok()
         } else {
             Some(call.await)
@@ -185,6 +195,10 @@ impl MessageProcessor for WasmProcessor {
     fn digest(&self) -> &str {
         &self.digest
     }
+
+    fn compensation(&self) -> Option<&dyn Compensation> {
+        matches!(self.pre, Pre::Compensating(_)).then_some(self as &dyn Compensation)
+    }
 }
 
 impl Drop for WasmProcessor {
@@ -194,7 +208,7 @@ impl Drop for WasmProcessor {
 }
 
 /// A failure as the guest put it.
-fn refusal(failure: types::Failure) -> Failure {
+pub(crate) fn refusal(failure: types::Failure) -> Failure {
     let short = |text: String| cut(&text, REASON_BYTES).to_owned();
     match failure {
         types::Failure::Retry(later) => Failure::Retry { reason: short(later.reason), after_ms: later.after_ms },

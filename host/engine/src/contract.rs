@@ -12,11 +12,10 @@ use crate::signature::{Depth, same_types, signature};
 const NAMESPACE: &str = "hapax";
 const PACKAGE: &str = "processor";
 /// Imports that work, as they are granted to every processor. `types` is the message itself.
-const GRANTED: [&str; 7] = ["types", "state", "events", "outbox", "batch", "log", "config"];
-/// Parts of the contract that do not work yet, and when they will.
-const PLANNED: [(&str, &str); 2] = [("saga", "part 4, compensation"), ("compensation", "part 4, compensation")];
-/// What WASI 0.2 offers here. Linked, but without files, sockets, environment or arguments behind it.
-const WASI: [(&str, &[&str]); 6] = [
+const GRANTED: [&str; 9] = ["types", "state", "events", "outbox", "saga", "lock", "batch", "log", "config"];
+/// What WASI 0.2 offers here. Linked, but with calls only where they are granted, and without files, sockets, environment or arguments behind it.
+const WASI: [(&str, &[&str]); 7] = [
+    ("http", &["types", "outgoing-handler"]),
     ("io", &["error", "poll", "streams"]),
     ("clocks", &["monotonic-clock", "wall-clock"]),
     ("random", &["random", "insecure", "insecure-seed"]),
@@ -52,12 +51,18 @@ static CONTRACT: LazyLock<Resolve> = LazyLock::new(|| {
 });
 
 /// What a component that fits asks of the linker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Needs {
     /// It imports something of WASI.
     pub(crate) wasi: bool,
+    /// It calls over HTTP.
+    pub(crate) http: bool,
+    /// It registers steps.
+    pub(crate) saga: bool,
     /// It handles many messages in one call.
     pub(crate) batches: bool,
+    /// It undoes steps.
+    pub(crate) compensates: bool,
 }
 
 /// Checks `bytes` from the outside in: file, component, exports, imports.
@@ -68,8 +73,26 @@ pub(crate) fn check(bytes: &[u8]) -> Result<Needs, LoadError> {
         return Err(LoadError::Malformed("it holds a WIT package and no code".into()));
     };
     let guest = Guest::of(&resolve, world)?;
-    let batches = check_exports(&guest)?;
-    Ok(Needs { wasi: check_imports(&guest)?, batches })
+    let exports = check_exports(&guest)?;
+    let needs = Needs { batches: exports.batches, compensates: exports.compensates, ..check_imports(&guest)? };
+    check_combination(&needs)?;
+    Ok(needs)
+}
+
+/// A step needs a way back, and a message of its own to belong to.
+fn check_combination(needs: &Needs) -> Result<(), LoadError> {
+    let text = match needs {
+        Needs { batches: true, saga: true, .. } | Needs { batches: true, compensates: true, .. } => {
+            "it takes batches, and steps of sagas belong to one message: export `handler` and not `batch-handler`, or \
+             register no steps"
+        }
+        Needs { saga: true, compensates: false, .. } => {
+            "it imports `saga`, by which it registers steps, and exports no `compensation` that would undo them: export \
+             it (world `compensating-processor`; in Rust `#[hapax_sdk::compensation]`), or register no steps"
+        }
+        _ => return Ok(()),
+    };
+    Err(LoadError::Combination(text))
 }
 
 fn check_preamble(bytes: &[u8]) -> Result<(), LoadError> {
@@ -135,44 +158,56 @@ impl<'a> Guest<'a> {
     }
 }
 
-/// Whether it handles batches: who can, does.
-fn check_exports(guest: &Guest<'_>) -> Result<bool, LoadError> {
+/// What a component can do.
+struct Exports {
+    /// It handles batches: who can, does.
+    batches: bool,
+    compensates: bool,
+}
+
+fn check_exports(guest: &Guest<'_>) -> Result<Exports, LoadError> {
     let ours = || guest.exports.iter().filter(|interface| guest.is_ours(interface));
     for interface in ours() {
         check_version(guest, interface)?;
     }
-    for interface in ours() {
-        check_planned(guest, interface, "exports")?;
-    }
     let exported = |wanted| ours().find(|interface| name(interface) == wanted);
     let handler = exported("batch-handler").or_else(|| exported("handler")).ok_or_else(|| no_handler(guest))?;
-    let (host_id, host) = host_interface(name(handler)).expect("the contract has both handlers");
+    let compensation = exported("compensation");
+    for interface in [Some(handler), compensation].into_iter().flatten() {
+        check_export(guest, interface)?;
+    }
+    Ok(Exports { batches: name(handler) == "batch-handler", compensates: compensation.is_some() })
+}
+
+fn check_export(guest: &Guest<'_>, exported: &Interface) -> Result<(), LoadError> {
+    let (host_id, host) = host_interface(name(exported)).expect("the contract has all that is looked for");
     for (function_name, function) in &host.functions {
         let missing = || LoadError::MissingFunction {
             interface: host_id.clone(),
             function: signature(&CONTRACT, function, Depth::Short),
         };
-        let exported = handler.functions.get(function_name).ok_or_else(missing)?;
-        check_types(guest, &host_id, exported, function)?;
+        let theirs = exported.functions.get(function_name).ok_or_else(missing)?;
+        check_types(guest, &host_id, theirs, function)?;
     }
-    Ok(name(handler) == "batch-handler")
+    Ok(())
 }
 
-/// Whether it needs WASI.
-fn check_imports(guest: &Guest<'_>) -> Result<bool, LoadError> {
-    let mut wasi = false;
+/// What it needs of the linker.
+fn check_imports(guest: &Guest<'_>) -> Result<Needs, LoadError> {
+    let mut needs = Needs::default();
     for interface in &guest.imports {
         if guest.is_ours(interface) {
             check_version(guest, interface)?;
-            check_planned(guest, interface, "imports")?;
             check_import(guest, interface)?;
+            needs.saga |= name(interface) == "saga";
         } else if is_granted_wasi(guest, interface) {
-            wasi = true;
+            needs.wasi = true;
+            needs.http |= guest.package(interface).is_some_and(|package| package.name == "http");
         } else {
             return Err(no_such_import(format!("`{}`", guest.id(interface))));
         }
     }
-    Ok(wasi)
+    Ok(needs)
 }
 
 fn check_import(guest: &Guest<'_>, interface: &Interface) -> Result<(), LoadError> {
@@ -202,13 +237,6 @@ fn check_version(guest: &Guest<'_>, interface: &Interface) -> Result<(), LoadErr
         return Ok(());
     }
     Err(LoadError::Version { component: guest.id(interface), host: host.interface_id(name(interface)) })
-}
-
-fn check_planned(guest: &Guest<'_>, interface: &Interface, uses: &'static str) -> Result<(), LoadError> {
-    match PLANNED.iter().find(|(planned, _)| *planned == name(interface)) {
-        Some((_, plan)) => Err(LoadError::NotSupported { uses, interface: guest.id(interface), plan }),
-        None => Ok(()),
-    }
 }
 
 fn check_types(guest: &Guest<'_>, interface: &str, theirs: &Function, ours: &Function) -> Result<(), LoadError> {

@@ -81,16 +81,23 @@ pub enum LoadError {
         /// What could be.
         granted: String,
     },
-    /// A part of the contract that this host will support.
-    #[error("it {uses} `{interface}`: not supported yet by this host (comes with {plan})")]
-    NotSupported {
-        /// `imports` or `exports`.
-        uses: &'static str,
-        /// The interface.
-        interface: String,
-        /// When it comes.
-        plan: &'static str,
+    /// Parts of the contract that do not go together.
+    #[error("{0}")]
+    Combination(&'static str),
+    /// A step that would have no way back.
+    #[error(
+        "it registers the step `{step}`, which its `compensate` does not undo: it undoes {known}. Give it a \
+         compensation for `{step}`"
+    )]
+    NotUndone {
+        /// The step.
+        step: String,
+        /// The steps that it undoes.
+        known: String,
     },
+    /// It does not say which steps it has.
+    #[error("it was asked which steps it registers and undoes, and: {0}")]
+    Steps(String),
     /// More than the processor is granted, before its first message.
     #[error("it needs {needs} to start, and its limit is {limit}")]
     Limit {
@@ -120,7 +127,9 @@ impl LoadError {
             Self::Types { .. } => "contract-types",
             Self::MissingFunction { .. } => "contract-missing-function",
             Self::Import { .. } => "contract-import",
-            Self::NotSupported { .. } => "contract-not-supported",
+            Self::Combination(_) => "contract-combination",
+            Self::NotUndone { .. } => "contract-step-not-undone",
+            Self::Steps(_) => "component-steps",
             Self::Limit { .. } => "component-limit",
             Self::Compile(_) => "component-compile",
             Self::Link(_) => "component-link",

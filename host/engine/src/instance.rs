@@ -5,6 +5,7 @@ use hapax_core::{Context, Invocation};
 use wasmtime::{Store, UpdateDeadline};
 
 use crate::bindings::batches::{BatchProcessor, BatchProcessorPre};
+use crate::bindings::compensating::{CompensatingProcessor, CompensatingProcessorPre};
 use crate::bindings::hapax::processor::types;
 use crate::bindings::{Processor, ProcessorPre};
 use crate::component::WasmProcessor;
@@ -19,6 +20,8 @@ pub(crate) type Answer = Result<types::Outcome, types::Failure>;
 pub(crate) enum Pre {
     /// It handles one message a call.
     One(ProcessorPre<HostState>),
+    /// The same, and it can undo what it did.
+    Compensating(CompensatingProcessorPre<HostState>),
     /// It handles many.
     Batch(BatchProcessorPre<HostState>),
 }
@@ -26,6 +29,7 @@ pub(crate) enum Pre {
 /// An instance's exports.
 enum Guest {
     One(Processor),
+    Compensating(CompensatingProcessor),
     Batch(BatchProcessor),
 }
 
@@ -63,8 +67,42 @@ impl Instance {
     /// Has the guest handle its one message.
     pub(crate) async fn call(&mut self, of: &WasmProcessor) -> wasmtime::Result<Answer> {
         self.instantiate(of).await?;
-        let Some(Guest::One(guest)) = &self.guest else { return Err(wasmtime::format_err!("it takes batches only")) };
-        guest.hapax_processor_handler().call_handle(&mut self.store, message::borrow()).await
+        match &self.guest {
+            Some(Guest::One(guest)) => {
+                guest.hapax_processor_handler().call_handle(&mut self.store, message::borrow()).await
+            }
+            Some(Guest::Compensating(guest)) => {
+                guest.hapax_processor_handler().call_handle(&mut self.store, message::borrow()).await
+            }
+            Some(Guest::Batch(_)) | None => Err(wasmtime::format_err!("it takes batches only")),
+        }
+    }
+
+    /// Has the guest undo a step of its one message.
+    pub(crate) async fn compensate(
+        &mut self,
+        of: &WasmProcessor,
+        step: &str,
+        payload: &[u8],
+    ) -> wasmtime::Result<Result<(), types::Failure>> {
+        self.instantiate(of).await?;
+        let Some(Guest::Compensating(guest)) = &self.guest else {
+            return Err(wasmtime::format_err!("it undoes nothing"));
+        };
+        let compensation = guest.hapax_processor_compensation();
+        compensation.call_compensate(&mut self.store, step, payload, message::borrow()).await
+    }
+
+    /// The steps that the guest registers, and those that it undoes.
+    pub(crate) async fn declared(&mut self, of: &WasmProcessor) -> wasmtime::Result<(Vec<String>, Vec<String>)> {
+        self.instantiate(of).await?;
+        let Some(Guest::Compensating(guest)) = &self.guest else {
+            return Err(wasmtime::format_err!("it undoes nothing"));
+        };
+        let compensation = guest.hapax_processor_compensation();
+        let registers = compensation.call_registers(&mut self.store).await?;
+        let steps = compensation.call_steps(&mut self.store).await?;
+        Ok((registers, steps))
     }
 
     /// Has the guest handle its `count` messages.
@@ -79,6 +117,7 @@ impl Instance {
         if self.guest.is_none() {
             self.guest = Some(match &of.pre {
                 Pre::One(pre) => Guest::One(pre.instantiate_async(&mut self.store).await?),
+                Pre::Compensating(pre) => Guest::Compensating(pre.instantiate_async(&mut self.store).await?),
                 Pre::Batch(pre) => Guest::Batch(pre.instantiate_async(&mut self.store).await?),
             });
             self.born_bytes = self.store.data().memory.used_bytes();

@@ -7,6 +7,7 @@
 mod batch;
 mod bindings;
 mod cache;
+mod compensation;
 mod component;
 mod contract;
 mod engine;

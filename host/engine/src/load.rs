@@ -8,12 +8,13 @@ use wasmtime::component::{Component, HasSelf, Linker};
 
 use crate::batch::Gathering;
 use crate::bindings::batches::BatchProcessorPre;
+use crate::bindings::compensating::CompensatingProcessorPre;
 use crate::bindings::{ProcessorPre, hapax::processor as wit};
 use crate::component::WasmProcessor;
 use crate::contract::{self, Needs};
 use crate::engine::{Engine, TABLES_PER_SLOT};
 use crate::error::LoadError;
-use crate::host::{HostState, Shared, events, items, message, state};
+use crate::host::{HostState, Shared, events, items, lock, message, saga, state};
 use crate::instance::Pre;
 use crate::limits::{Batching, InstanceMode, ProcessorLimits, human_bytes};
 use crate::wasi;
@@ -47,7 +48,7 @@ impl Engine {
         // Done at the first instance otherwise, which would be a message's.
         component.initialize_copy_on_write_image().map_err(|error| LoadError::Compile(format!("{error:#}")))?;
         let LoadOptions { name, config, limits, instance, batching } = options;
-        Ok(WasmProcessor {
+        let processor = WasmProcessor {
             engine: Arc::clone(&self.inner),
             pre,
             digest: format!("blake3:{}", hash.to_hex()),
@@ -59,7 +60,11 @@ impl Engine {
             id: self.inner.next_id(),
             permits,
             from_cache,
-        })
+            waits: needs.wasi || needs.saga,
+            imports_http: needs.http,
+            steps: Vec::new(),
+        };
+        if needs.compensates { processor.with_steps_asked() } else { Ok(processor) }
     }
 
     fn compile(&self, bytes: &[u8], hash: &blake3::Hash) -> Result<(Component, bool), LoadError> {
@@ -106,9 +111,10 @@ impl Engine {
                 wasi::add_imports(&mut linker)?;
             }
             let pre = linker.instantiate_pre(component)?;
-            Ok(match needs.batches {
-                true => Pre::Batch(BatchProcessorPre::new(pre)?),
-                false => Pre::One(ProcessorPre::new(pre)?),
+            Ok(match (needs.batches, needs.compensates) {
+                (true, _) => Pre::Batch(BatchProcessorPre::new(pre)?),
+                (false, true) => Pre::Compensating(CompensatingProcessorPre::new(pre)?),
+                (false, false) => Pre::One(ProcessorPre::new(pre)?),
             })
         };
         link().map_err(|error| LoadError::Link(format!("{error:#}")))
@@ -121,6 +127,8 @@ fn add_imports(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
     state::add_to_linker(linker)?;
     events::add_to_linker(linker)?;
     items::add_to_linker(linker)?;
+    saga::add_to_linker(linker)?;
+    lock::add_to_linker(linker)?;
     wit::outbox::add_to_linker::<_, HasSelf<HostState>>(linker, |state| state)?;
     wit::log::add_to_linker::<_, HasSelf<HostState>>(linker, |state| state)?;
     wit::config::add_to_linker::<_, HasSelf<HostState>>(linker, |state| state)

@@ -1,5 +1,5 @@
-//! WASI 0.2 for components that import it: a clock and randomness seeded by the message, output to the log, and
-//! nothing else: no files, no sockets, no environment, no arguments.
+//! WASI 0.2 for components that import it: a clock and randomness seeded by the message, output to the log, calls over HTTP
+//! through the pipeline, and nothing else: no files, no sockets, no environment, no arguments.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -18,6 +18,7 @@ use wasmtime_wasi::p2::{DynOutputStream, OutputStream, Pollable, StreamResult};
 use wasmtime_wasi::{HostMonotonicClock, HostWallClock, WasiCtx, WasiCtxView, WasiView};
 
 use crate::bindings::hapax::processor::log::Level;
+use crate::host::http::{self, Http};
 use crate::host::log::{Granted, LogBudget, emit};
 use crate::host::{HostState, Shared};
 
@@ -34,13 +35,15 @@ const LINE_BYTES: usize = 8 << 10;
 
 /// Offers the granted part of WASI to the linker.
 pub(crate) fn add_imports(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
-    wasmtime_wasi::p2::add_to_linker_async(linker)
+    wasmtime_wasi::p2::add_to_linker_async(linker)?;
+    http::add_to_linker(linker)
 }
 
 /// One instance's WASI, for one message at a time.
 pub(crate) struct Wasi {
     ctx: WasiCtx,
     table: ResourceTable,
+    http: Http,
     stdout: Output,
     stderr: Output,
     /// What both may still log for the message.
@@ -63,7 +66,12 @@ impl Wasi {
         let (stdout, stderr) = (output(Level::Info), output(Level::Warn));
         let mut table = ResourceTable::new();
         table.set_max_capacity(MAX_HANDLES);
-        Self { ctx: seeded(invocation, &stdout, &stderr), table, stdout, stderr, budget }
+        Self { ctx: seeded(invocation, &stdout, &stderr), table, http: Http::default(), stdout, stderr, budget }
+    }
+
+    /// The table of handles, and what calls to the outside need.
+    pub(crate) fn http(&mut self) -> (&mut ResourceTable, &mut Http) {
+        (&mut self.table, &mut self.http)
     }
 
     /// Another call's clock, randomness and log. Standard output and error stay open: a language runtime opens them once;

@@ -168,5 +168,5 @@ async fn the_example_keeps_the_good_readings() {
 #[test]
 fn who_handles_one_message_takes_no_batches() {
     assert!(!support::load(&built("hapax-fixtures")).unwrap().takes_batches());
-    assert_eq!(load_error(&built("future")).code(), "contract-not-supported");
+    assert_eq!(load_error(&built("one-way")).code(), "contract-combination");
 }

@@ -124,20 +124,16 @@ fn unknown_imports() {
 }
 
 #[test]
-fn not_supported_yet() {
-    let cases = [
-        ("import hapax:processor/saga@0.1.0; export hapax:processor/handler@0.1.0;", "imports", "saga", "part 4"),
-        (
-            "export hapax:processor/handler@0.1.0; export hapax:processor/compensation@0.1.0;",
-            "exports",
-            "compensation",
-            "part 4",
-        ),
-    ];
-    for (world, uses, interface, plan) in cases {
-        let id = format!("{uses} `hapax:processor/{interface}@0.1.0`");
-        refused(&dummy(world), "contract-not-supported", &[&id, "not supported yet by this host", plan]);
-    }
+fn steps_need_a_way_back_and_a_message_of_their_own() {
+    let saga = "import hapax:processor/saga@0.1.0;";
+    let handler = "export hapax:processor/handler@0.1.0;";
+    let batch = "export hapax:processor/batch-handler@0.1.0;";
+    let compensation = "export hapax:processor/compensation@0.1.0;";
+    refused(&dummy(&format!("{saga} {handler}")), "contract-combination", &["exports no `compensation`", "export it"]);
+    refused(&dummy(&format!("{saga} {batch}")), "contract-combination", &["takes batches"]);
+    refused(&dummy(&format!("{batch} {compensation}")), "contract-combination", &["takes batches"]);
+    // It has one, and traps when it is asked for its steps.
+    refused(&dummy(&format!("{saga} {handler} {compensation}")), "component-steps", &["was asked which steps"]);
 }
 
 #[test]

@@ -152,9 +152,9 @@ fn components_that_do_not_fit() {
     let error = load_error(&built("wrong-world"));
     assert!(error.code().starts_with("contract-"), "{}: {error}", error.code());
     assert!(error.to_string().contains("handle"), "the function is not named: {error}");
-    let error = load_error(&built("future"));
-    assert_eq!(error.code(), "contract-not-supported", "{error}");
-    assert!(error.to_string().contains("hapax:processor/saga@0.1.0"), "{error}");
+    let error = load_error(&built("one-way"));
+    assert_eq!(error.code(), "contract-combination", "{error}");
+    assert!(error.to_string().contains("`saga`"), "{error}");
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ mod http_status;
 mod jsonl;
 mod operations;
 mod operator_client;
+pub mod outside;
 mod publish_http;
 mod publish_jsonl;
 

@@ -2,10 +2,13 @@
 //! through the message's `Context`.
 
 pub(crate) mod events;
+pub(crate) mod http;
 pub(crate) mod items;
+pub(crate) mod lock;
 pub(crate) mod log;
 pub(crate) mod message;
 pub(crate) mod outbox;
+pub(crate) mod saga;
 pub(crate) mod state;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,146 @@
+//! What a processor may do outside its transaction, as `hapax.toml` says it: calls, secrets, and how long a claim holds. Checked at
+//! the start, so that nothing is found out by a message.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hapax_core::outside::Outside;
+use hapax_transport::outside::{Grant, HttpOutside, OutsideLimits, Secret, Secrets};
+use serde::Deserialize;
+
+/// One origin that a processor may call.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum GrantSetting {
+    /// `"https://api.example.com"`.
+    Url(String),
+    /// `{ url = "http://payments.internal:8080", private = true }`.
+    Table(GrantTable),
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct GrantTable {
+    url: String,
+    /// Whether its name may lead to an address of a private network, or of this host.
+    #[serde(default)]
+    private: bool,
+}
+
+/// Where a secret comes from, and where it may go.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SecretSetting {
+    env: Option<String>,
+    file: Option<PathBuf>,
+    /// Of the processor's grants; all of them if absent.
+    #[serde(default, rename = "for")]
+    only_to: Vec<String>,
+}
+
+/// The settings of one processor's calls.
+#[derive(Debug, Default)]
+pub(crate) struct OutsideSettings<'a> {
+    pub(crate) grants: &'a [GrantSetting],
+    pub(crate) secrets: Option<&'a BTreeMap<String, SecretSetting>>,
+    pub(crate) timeout_ms: Option<u64>,
+    pub(crate) response_bytes: Option<usize>,
+    pub(crate) calls: Option<usize>,
+    pub(crate) ca_file: Option<&'a Path>,
+}
+
+impl GrantSetting {
+    fn grant(&self) -> Result<Grant, String> {
+        let (url, private) = match self {
+            Self::Url(url) => (url, false),
+            Self::Table(GrantTable { url, private }) => (url, *private),
+        };
+        Grant::new(url, private).map_err(|error| format!("http: {error}"))
+    }
+
+    fn url(&self) -> &str {
+        match self {
+            Self::Url(url) | Self::Table(GrantTable { url, .. }) => url,
+        }
+    }
+}
+
+impl OutsideSettings<'_> {
+    /// Who makes the calls; `None` where none is granted. The error is a sentence for the file's author.
+    pub(crate) fn client(&self) -> Result<Option<Arc<dyn Outside>>, String> {
+        if self.grants.is_empty() {
+            return self.unused().map_or(Ok(None), |name| {
+                Err(format!("{name} is set, but no calls are granted: name the origins in `http`, or leave {name} out"))
+            });
+        }
+        let grants = self.grants.iter().map(GrantSetting::grant).collect::<Result<Vec<_>, _>>()?;
+        let default = OutsideLimits::default();
+        let limits = OutsideLimits {
+            timeout: self.timeout_ms.map_or(default.timeout, Duration::from_millis),
+            response_bytes: self.response_bytes.unwrap_or(default.response_bytes),
+            calls: self.calls.unwrap_or(default.calls),
+            ..default
+        };
+        if limits.timeout.is_zero() || limits.calls == 0 {
+            return Err("http_timeout_ms and http_calls must be more than 0".to_owned());
+        }
+        let read =
+            |path: &Path| std::fs::read(path).map_err(|error| format!("http_ca_file {}: {error}", path.display()));
+        let roots = self.ca_file.map(read).transpose()?;
+        let client = HttpOutside::new(grants, self.secrets()?, limits, roots.as_deref());
+        Ok(Some(Arc::new(client.map_err(|error| format!("http_ca_file: {error}"))?)))
+    }
+
+    /// A setting that has no use without calls.
+    fn unused(&self) -> Option<&'static str> {
+        [
+            ("secrets", self.secrets.is_some_and(|secrets| !secrets.is_empty())),
+            ("http_timeout_ms", self.timeout_ms.is_some()),
+            ("http_response_bytes", self.response_bytes.is_some()),
+            ("http_calls", self.calls.is_some()),
+            ("http_ca_file", self.ca_file.is_some()),
+        ]
+        .into_iter()
+        .find_map(|(name, set)| set.then_some(name))
+    }
+
+    fn secrets(&self) -> Result<Secrets, String> {
+        let one = |(name, setting): (&String, &SecretSetting)| {
+            let told = |error: String| format!("secrets.{name}: {error}");
+            Ok((name.clone(), Secret::new(setting.value().map_err(told)?, self.only_to(setting).map_err(told)?)))
+        };
+        self.secrets.into_iter().flatten().map(one).collect::<Result<_, String>>().map(Secrets)
+    }
+
+    fn only_to(&self, setting: &SecretSetting) -> Result<Vec<Grant>, String> {
+        let granted = |url: &String| {
+            let grant = self.grants.iter().find(|grant| grant.url() == url);
+            grant.ok_or_else(|| format!("`for` names {url}, which is not in `http`"))?.grant()
+        };
+        setting.only_to.iter().map(granted).collect()
+    }
+}
+
+impl SecretSetting {
+    fn value(&self) -> Result<String, String> {
+        let value = match (&self.env, &self.file) {
+            (Some(variable), None) => std::env::var(variable)
+                .map_err(|_| format!("the environment variable {variable} is not set, or is no text"))?,
+            (None, Some(file)) => {
+                let text = std::fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
+                text.trim_end_matches(['\r', '\n']).to_owned()
+            }
+            _ => return Err("name either `env`, a variable of the environment, or `file`".to_owned()),
+        };
+        if value.is_empty() { Err("it is empty".to_owned()) } else { Ok(value) }
+    }
+
+    /// The same with paths relative to `folder`.
+    pub(crate) fn settle(&mut self, folder: &Path) {
+        if let Some(file) = &mut self.file {
+            *file = folder.join(&file);
+        }
+    }
+}
