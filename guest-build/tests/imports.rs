@@ -35,7 +35,7 @@ fn a_processor_imports_only_what_it_uses() {
     assert_processor("account-ledger", &["state"]);
     assert_processor("hapax-fixtures", &["state", "events", "outbox", "config"]);
     assert_processor("event-counter", &["events"]);
-    assert_processor("future", &["saga"]);
+    assert_processor("one-way", &["saga"]);
 }
 
 #[test]

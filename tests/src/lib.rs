@@ -9,6 +9,7 @@ pub mod conformance;
 pub mod model;
 pub mod mutation;
 pub mod payments;
+pub mod plans;
 pub mod process;
 pub mod processors;
 pub mod random;

@@ -109,7 +109,7 @@ fn read(books: &Path) -> Vec<Entry> {
 
 impl State {
     fn open(books: PathBuf) -> Self {
-        let answered = read(&books).into_iter().filter(|entry| entry.applied || entry.status < 500);
+        let answered = read(&books).into_iter().filter(|entry| is_final(entry.status));
         let answered = answered.map(|entry| (entry.key, (entry.body, entry.status))).collect();
         Self { books, answered: Mutex::new(answered), misbehaviour: Mutex::default() }
     }
@@ -153,7 +153,7 @@ impl State {
             }
         };
         let Asked { path, key, body, trace } = asked;
-        if status < 500 {
+        if is_final(status) {
             answered.entry(key.clone()).or_insert_with(|| (body.clone(), status));
         }
         let line = serde_json::to_string(&Entry { path, key, body, status, applied, trace }).unwrap();
@@ -161,6 +161,11 @@ impl State {
         books.write_all(format!("{line}\n").as_bytes()).unwrap();
         status
     }
+}
+
+/// Whether an answer is remembered under its key: who gets another one is asked to come again.
+fn is_final(status: u16) -> bool {
+    !matches!(status, 408 | 425 | 429 | 500..)
 }
 
 struct Asked {

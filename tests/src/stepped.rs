@@ -41,6 +41,11 @@ impl SteppedClock {
         self.0.turned.send_replace(now_ms);
     }
 
+    /// Has it show `now_ms`, and wakes nobody: whoever sleeps stands still, as a process does that was paused.
+    pub fn leap(&self, now_ms: u64) {
+        self.0.now_ms.store(now_ms, Ordering::SeqCst);
+    }
+
     /// How many sleep now.
     pub fn asleep(&self) -> usize {
         self.0.asleep.load(Ordering::SeqCst)

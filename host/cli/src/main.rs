@@ -17,6 +17,7 @@ mod progress;
 mod records;
 mod report;
 mod run;
+mod saga;
 mod send;
 mod state;
 mod status;
@@ -63,6 +64,9 @@ enum Command {
     /// Look at deduplication records, or forget one.
     #[command(subcommand)]
     Records(records::Command),
+    /// Look at what was done outside and the way back, and go on where that is halted.
+    #[command(subcommand)]
+    Saga(saga::Command),
     /// Look at a processor's state.
     #[command(subcommand)]
     State(state::Command),
@@ -99,6 +103,7 @@ fn run(command: Command, json: bool) -> anyhow::Result<ExitCode> {
         Command::Dlq(command) => dlq::command(command, json),
         Command::Audit(args) => audit::command(args, json),
         Command::Records(command) => records::command(command, json),
+        Command::Saga(command) => saga::command(command, json),
         Command::State(command) => state::command(command, json),
         Command::Events(args) => events::command(args, json),
         Command::Doctor(args) => doctor::command(&args, json),

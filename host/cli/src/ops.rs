@@ -6,6 +6,7 @@ mod feed;
 mod letters;
 mod moment;
 mod records;
+mod sagas;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +50,9 @@ impl Ops {
             Ask::History(key) => records::history(&*self.store, &key).await,
             Ask::Evict(chosen) => self.evict(&chosen).await,
             Ask::Audit(filter) => self.audit(&filter).await,
+            Ask::Sagas(filter) => sagas::list(&*self.store, &filter).await,
+            Ask::Saga(id) => sagas::show(&*self.store, &id).await,
+            Ask::GoOn(verb, chosen) => self.go_on(verb, &chosen).await,
         }
     }
 
@@ -96,6 +100,9 @@ fn refusal(error: OperatorError) -> Refusal {
     match error {
         OperatorError::NotFound { what: what @ "record", .. } => {
             Refusal::NotFound(format!("{error}; `hapax records list` shows every {what}"))
+        }
+        OperatorError::NotFound { what: what @ "saga", .. } => {
+            Refusal::NotFound(format!("{error}; `hapax saga list` shows every {what}"))
         }
         OperatorError::NotFound { .. } => Refusal::NotFound(format!("{error}; `hapax dlq list` shows all there are")),
         OperatorError::Refused(_) | OperatorError::Changed(_) => Refusal::Refused(error.to_string()),

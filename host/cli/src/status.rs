@@ -3,12 +3,18 @@
 use std::process::ExitCode;
 
 use hapax_core::metrics::Counted;
-use hapax_core::{Breaker, Clock as _, IdempotentConsumer, SystemClock};
+use hapax_core::saga::SagaState;
+use hapax_core::saga_log::SagaLog;
+use hapax_core::storage::Store;
+use hapax_core::{Breaker, Clock as _, IdempotentConsumer, Scope, SystemClock};
 use serde_json::{Map, Value, json};
 
 use crate::exit::Failed;
 use crate::host::{self, Host};
 use crate::report::line;
+
+/// Sagas that are counted, at most.
+const SAGAS_COUNTED: usize = 10_000;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -69,6 +75,14 @@ pub(crate) fn of<'a>(
     }))
 }
 
+/// Sagas that are being undone, and those that wait for an operator; counted up to a bound, so that asking costs little.
+pub(crate) async fn sagas(store: &dyn Store) -> Result<Value, String> {
+    let unsettled = SagaLog::new(store, &Scope::of("")).unsettled(None, SAGAS_COUNTED).await;
+    let unsettled = unsettled.map_err(|error| error.to_string())?;
+    let count = |state| unsettled.iter().filter(|saga| saga.state == state).count();
+    Ok(json!({ "undoing": count(SagaState::Undoing), "halted": count(SagaState::Halted) }))
+}
+
 fn processor(counted: &Counted, consumer: &IdempotentConsumer) -> Value {
     let looked = counted.cache_hits + counted.cache_misses;
     let hit_rate = if looked == 0 { 0.0 } else { counted.cache_hits as f64 / looked as f64 };
@@ -102,11 +116,20 @@ fn lines(status: &Value) -> Vec<String> {
         "store: {} dead letters, {} buckets, {} bytes not yet in the tables",
         store["dead_letters"], store["buckets"], store["unapplied_bytes"]
     ));
+    lines.push(sagas_line(&status["sagas"]));
     lines.extend(store["failure"].as_str().map(|failure| format!("  it has failed: {failure}")));
     if status["stopping"] == true {
         lines.push("the host is stopping".into());
     }
     lines
+}
+
+fn sagas_line(sagas: &Value) -> String {
+    let halted = match sagas["halted"].as_u64() {
+        None | Some(0) => "none is halted".to_owned(),
+        Some(count) => format!("{count} HALTED: see `hapax saga list --state halted`"),
+    };
+    format!("sagas: {} being undone, {halted}", sagas["undoing"])
 }
 
 /// Those that there are.
@@ -148,6 +171,7 @@ mod tests {
             } },
             "outbox": { "pending": 7, "breaker": null },
             "store": { "dead_letters": 1, "buckets": 2, "unapplied_bytes": 99, "failure": null },
+            "sagas": { "undoing": 2, "halted": 1 },
         });
         let expected = [
             "orders: 3 completed, 1 duplicate",
@@ -157,6 +181,7 @@ mod tests {
             "outbox: 7 to be sent",
             "  circuit breaker: none",
             "store: 1 dead letters, 2 buckets, 99 bytes not yet in the tables",
+            "sagas: 2 being undone, 1 HALTED: see `hapax saga list --state halted`",
         ];
         assert_eq!(lines(&status), expected);
     }

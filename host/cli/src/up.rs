@@ -222,11 +222,14 @@ impl Ingress for Door {
 }
 
 impl StatusSource for Door {
-    fn status(&self) -> Result<Value, String> {
-        let consumers = self.desks.iter().map(|(name, desk)| (&**name, &desk.consumer));
-        let mut status = status::of(&self.host, consumers, self.outbox_breaker.as_deref())?;
-        status["stopping"] = json!(*self.stop.borrow());
-        Ok(status)
+    fn status(&self) -> BoxFuture<'_, Result<Value, String>> {
+        Box::pin(async {
+            let consumers = self.desks.iter().map(|(name, desk)| (&**name, &desk.consumer));
+            let mut status = status::of(&self.host, consumers, self.outbox_breaker.as_deref())?;
+            status["sagas"] = status::sagas(&*self.host.store).await?;
+            status["stopping"] = json!(*self.stop.borrow());
+            Ok(status)
+        })
     }
 }
 

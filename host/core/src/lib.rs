@@ -28,6 +28,7 @@ pub mod lock;
 pub mod message;
 pub mod metrics;
 pub mod operator;
+mod operator_saga;
 pub mod options;
 pub mod outside;
 mod overlay;

@@ -16,6 +16,7 @@ use crate::fault;
 use crate::history::{self, Received};
 use crate::key::{RecordKey, Scope};
 use crate::record::{self, Event, Moment, Record, State};
+use crate::saga::SagaId;
 use crate::storage::{
     Commit, DeadLetter, Expected, LetterChange, LetterKey, RecordChange, Standing, Store, StoreError, Verdict,
 };
@@ -38,6 +39,19 @@ pub enum Deed {
     Discard(LetterKey),
     /// Forget a record before its time: a message under its key counts as new. Refused while its message may still run.
     Evict(RecordKey),
+    /// Go on with a saga that is halted.
+    Saga(SagaDeed, SagaId),
+}
+
+/// How an operator goes on with a saga that is halted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SagaDeed {
+    /// Have the step that halted it tried again, with all its attempts before it.
+    Retry,
+    /// The operator has seen to the step that halted it: go on with the one before it.
+    Skip,
+    /// The operator has seen to all that is left.
+    Resolve,
 }
 
 /// Who does something, and why.
@@ -56,9 +70,9 @@ pub struct Audited {
     pub at_ms: u64,
     /// Who.
     pub actor: String,
-    /// What was done: `redrive`, `discard`, `evict`.
+    /// What was done: `redrive`, `discard`, `evict`, `saga-retry`, `saga-skip`, `saga-resolve`.
     pub action: String,
-    /// Key of the kept message, or of the record.
+    /// Key of the kept message, of the record, or of the saga.
     pub key: String,
     /// Why.
     pub reason: String,
@@ -88,17 +102,17 @@ pub enum OperatorError {
 
 /// Does what an operator asks for.
 pub struct Operator {
-    store: Arc<dyn Store>,
+    pub(crate) store: Arc<dyn Store>,
     committer: Arc<Committer>,
-    clock: Arc<dyn Clock>,
+    pub(crate) clock: Arc<dyn Clock>,
     /// The consumers that are at work, by processor.
-    consumers: BTreeMap<Arc<str>, IdempotentConsumer>,
+    pub(crate) consumers: BTreeMap<Arc<str>, IdempotentConsumer>,
 }
 
 /// A deed that may be done: what is to be committed, and the message that is to run then.
-struct Plan {
-    commit: Commit,
-    redriven: Option<DeadLetter>,
+pub(crate) struct Plan {
+    pub(crate) commit: Commit,
+    pub(crate) redriven: Option<(LetterKey, DeadLetter)>,
 }
 
 impl Deed {
@@ -108,15 +122,24 @@ impl Deed {
             Self::Redrive(_) => "redrive",
             Self::Discard(_) => "discard",
             Self::Evict(_) => "evict",
+            Self::Saga(SagaDeed::Retry, _) => "saga-retry",
+            Self::Saga(SagaDeed::Skip, _) => "saga-skip",
+            Self::Saga(SagaDeed::Resolve, _) => "saga-resolve",
         }
     }
 
-    /// The record that it is about.
-    pub fn record(&self) -> &RecordKey {
+    /// The record that it is about, where it is about one.
+    pub fn record(&self) -> Option<&RecordKey> {
         match self {
-            Self::Redrive(key) | Self::Discard(key) => &key.record,
-            Self::Evict(key) => key,
+            Self::Redrive(key) | Self::Discard(key) => Some(&key.record),
+            Self::Evict(key) => Some(key),
+            Self::Saga(..) => None,
         }
+    }
+
+    /// What no two deeds are done to at once.
+    fn subject(&self) -> String {
+        self.record().map_or_else(|| self.key(), RecordKey::to_string)
     }
 
     /// What it is done to, in text.
@@ -124,6 +147,7 @@ impl Deed {
         match self {
             Self::Redrive(key) | Self::Discard(key) => key.to_string(),
             Self::Evict(key) => key.to_string(),
+            Self::Saga(_, id) => id.to_string(),
         }
     }
 }
@@ -157,7 +181,9 @@ impl Operator {
 
     /// Whether it may be done, as things are now. Changes nothing.
     pub async fn check(&self, deed: &Deed) -> Result<(), OperatorError> {
-        self.plan(deed).await.map(drop)
+        // Why is asked for when it is done.
+        let nobody = By { actor: String::new(), reason: "a dry run".into() };
+        self.plan(deed, &nobody).await.map(drop)
     }
 
     /// Does one deed.
@@ -171,9 +197,9 @@ impl Operator {
     pub async fn perform_all(&self, deeds: &[Deed], by: &By) -> Vec<Result<(), OperatorError>> {
         // In the order given, so that of many the first are done if the host dies.
         let mut of_record: Vec<Vec<usize>> = Vec::new();
-        let mut places: HashMap<&RecordKey, usize> = HashMap::new();
+        let mut places: HashMap<String, usize> = HashMap::new();
         for (index, deed) in deeds.iter().enumerate() {
-            let place = *places.entry(deed.record()).or_insert(of_record.len());
+            let place = *places.entry(deed.subject()).or_insert(of_record.len());
             of_record.resize_with(of_record.len().max(place + 1), Vec::new);
             of_record[place].push(index);
         }
@@ -211,9 +237,12 @@ impl Operator {
 
     /// Does one deed; the message that is to run then, if it is a redrive.
     async fn perform_one(&self, deed: &Deed, by: &By) -> Result<Option<(LetterKey, DeadLetter)>, OperatorError> {
-        let _held = self.hold(deed.record()).await?;
-        let Plan { commit, redriven } = self.plan(deed).await?;
-        let commit = Commit { effects: self.audited(deed, by), at_ms: self.clock.now_ms(), ..commit };
+        let _held = match deed.record() {
+            Some(record) => self.hold(record).await?,
+            None => None,
+        };
+        let Plan { commit, redriven } = self.plan(deed, by).await?;
+        let commit = Commit { effects: self.audited(deed, &commit, by), at_ms: self.clock.now_ms(), ..commit };
         let key = deed.key();
         fault::point("operator-planned");
         match self.committer.submit(commit).durable().await? {
@@ -221,7 +250,10 @@ impl Operator {
             Verdict::Taken(_) | Verdict::Conflict => return Err(OperatorError::Changed(key)),
         }
         fault::point("operator-durable");
-        Ok(redriven.map(|letter| (letter.key(deed.record()), letter)))
+        if let Deed::Saga(..) = deed {
+            self.committer.undo();
+        }
+        Ok(redriven)
     }
 
     /// Tells the consumers what there is to run.
@@ -244,8 +276,9 @@ impl Operator {
         }
     }
 
-    async fn plan(&self, deed: &Deed) -> Result<Plan, OperatorError> {
+    async fn plan(&self, deed: &Deed, by: &By) -> Result<Plan, OperatorError> {
         match deed {
+            Deed::Saga(deed, id) => self.plan_saga(*deed, id, by).await,
             Deed::Redrive(key) => self.plan_redrive(key).await,
             Deed::Discard(key) => self.plan_discard(key).await,
             Deed::Evict(key) => self.plan_evict(key).await,
@@ -291,7 +324,7 @@ impl Operator {
             letter: Some(LetterChange::Put(Box::new(letter.clone()))),
             ..Commit::of(&key.record)
         };
-        Ok(Plan { commit, redriven: Some(letter) })
+        Ok(Plan { commit, redriven: Some((letter.key(&key.record), letter)) })
     }
 
     async fn plan_discard(&self, key: &LetterKey) -> Result<Plan, OperatorError> {
@@ -355,7 +388,7 @@ impl Operator {
     }
 
     /// The line that tells of a deed.
-    fn audited(&self, deed: &Deed, by: &By) -> Effects {
+    fn audited(&self, deed: &Deed, commit: &Commit, by: &By) -> Effects {
         if fault::mutated("deed-unaudited") {
             return Effects::default();
         }
@@ -372,9 +405,9 @@ impl Operator {
         let line = serde_json::to_vec(&line).expect("a line of texts and a number");
         let letter = match deed {
             Deed::Redrive(key) | Deed::Discard(key) => u128::from_be_bytes(key.fingerprint),
-            Deed::Evict(_) => 0,
+            Deed::Evict(_) | Deed::Saga(..) => 0,
         };
-        let name = format!("{RESERVED}audit/{at_ms:013}/{action}/{:032x}{letter:032x}", deed.record().digest());
+        let name = format!("{RESERVED}audit/{at_ms:013}/{action}/{:032x}{letter:032x}", commit.key.digest());
         Effects { writes: BTreeMap::from([(name, Some(line.into()))]), ..Effects::default() }
     }
 }

@@ -83,12 +83,18 @@ impl SagaLog {
     pub async fn list(&self, after: Option<&SagaId>, limit: usize) -> Result<Vec<Listed>, StoreError> {
         let start = after.map_or_else(|| HEADS.to_owned(), |after| format!("{}\0", head(after)));
         let page = self.view.scan(&start, Some(&past(HEADS)), limit).await?;
-        let listed = |(key, _, value): &(String, Version, Bytes)| {
-            let id = id_in(key, HEADS)?;
-            let (state, changed_ms) = postcard::from_bytes(value).map_err(|error| damaged(&id, &error))?;
-            Ok(Listed { id, state, changed_ms })
-        };
-        page.iter().map(listed).collect()
+        page.iter().map(|(key, _, value)| Listed::of(id_in(key, HEADS)?, value)).collect()
+    }
+
+    /// Up to `limit` sagas that are being undone or are halted, in the order of their names; however many others there are.
+    pub async fn unsettled(&self, after: Option<&SagaId>, limit: usize) -> Result<Vec<Listed>, StoreError> {
+        let mut listed = Vec::new();
+        for id in self.undone_now(after, limit).await? {
+            if let (_, Some(value)) = self.view.get(&head(&id)).await? {
+                listed.push(Listed::of(id, &value)?);
+            }
+        }
+        Ok(listed)
     }
 
     /// Up to `limit` sagas that are being undone or are halted, after `after`.
@@ -108,6 +114,13 @@ impl SagaLog {
             Ok((id, when.parse().unwrap_or_default()))
         };
         page.iter().map(one).collect()
+    }
+}
+
+impl Listed {
+    fn of(id: SagaId, head: &[u8]) -> Result<Self, StoreError> {
+        let (state, changed_ms) = postcard::from_bytes(head).map_err(|error| damaged(&id, &error))?;
+        Ok(Self { id, state, changed_ms })
     }
 }
 

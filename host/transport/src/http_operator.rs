@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use crate::binary;
 use crate::http_answer::problem;
 use crate::http_server::read_body;
-use crate::operations::{Ask, Chosen, FeedPage, LISTED, Operations, Refusal, limit, number};
+use crate::operations::{Ask, Chosen, FeedPage, LISTED, Operations, Refusal, SagaVerb, limit, number};
 
 /// Bytes of an order, at most.
 const ORDER_BYTES_MAX: usize = 4 << 20;
@@ -31,7 +31,7 @@ const LINES: &str = "application/x-ndjson";
 type Answering = State<Arc<dyn Operations>>;
 type Key = Result<Path<String>, PathRejection>;
 
-/// The routes: `/v1/dlq`, `/v1/records`, `/v1/audit`, `/v1/events`.
+/// The routes: `/v1/dlq`, `/v1/records`, `/v1/sagas`, `/v1/audit`, `/v1/events`.
 pub fn operator_router(operations: Arc<dyn Operations>) -> Router {
     let order = |ask: fn(Chosen) -> Ask| {
         post(async move |state: Answering, headers: HeaderMap, body: Body| match chosen(&headers, body).await {
@@ -62,12 +62,17 @@ pub fn operator_router(operations: Arc<dyn Operations>) -> Router {
         .route("/v1/records/evict", order(Ask::Evict))
         .route("/v1/audit", list(|query| parse(query).map(Ask::Audit)))
         .route("/v1/events", get(events))
+        .route("/v1/sagas", list(|query| parse(query).map(Ask::Sagas)))
+        .route("/v1/sagas/{id}", show(Ask::Saga))
+        .route("/v1/sagas/retry", order(|chosen| Ask::GoOn(SagaVerb::Retry, chosen)))
+        .route("/v1/sagas/skip", order(|chosen| Ask::GoOn(SagaVerb::Skip, chosen)))
+        .route("/v1/sagas/resolve", order(|chosen| Ask::GoOn(SagaVerb::Resolve, chosen)))
         .method_not_allowed_fallback(no_such_method)
         .with_state(operations)
 }
 
 async fn no_such_method() -> Response {
-    let detail = "GET lists and shows; POST to /v1/dlq/redrive, /v1/dlq/discard and /v1/records/evict";
+    let detail = "GET lists and shows; POST to /v1/dlq/redrive and discard, /v1/records/evict, and /v1/sagas/retry, skip and resolve";
     problem(StatusCode::METHOD_NOT_ALLOWED, "method", detail)
 }
 

@@ -6,6 +6,7 @@ use axum::Router;
 use axum::response::Response;
 use axum::routing::get as on_get;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use hapax_core::transport::TransportError;
 use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::Empty;
@@ -16,18 +17,18 @@ use crate::publish_http::{HttpAnswer, ask, client, plain_http};
 
 /// What is asked how the host is doing.
 pub trait StatusSource: Send + Sync + 'static {
-    /// All of it, or why it cannot be said. Called on the runtime: must not block for long.
-    fn status(&self) -> Result<Value, String>;
+    /// All of it, or why it cannot be said.
+    fn status(&self) -> BoxFuture<'_, Result<Value, String>>;
 }
 
 /// The route `GET /v1/status`.
 pub fn status_router(source: Arc<dyn StatusSource>) -> Router {
-    let answer = async move || status(&*source);
+    let answer = async move || status(&*source).await;
     Router::new().route("/v1/status", on_get(answer).fallback(async || other_method()))
 }
 
-fn status(source: &dyn StatusSource) -> Response {
-    match source.status() {
+async fn status(source: &dyn StatusSource) -> Response {
+    match source.status().await {
         Ok(status) => {
             let mut response = Response::new(status.to_string().into());
             response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -20,7 +20,8 @@ pub use http_server::{HttpLimits, Ingress, router};
 pub use http_status::{StatusSource, get, status_router};
 pub use jsonl::JsonlSource;
 pub use operations::{
-    Ask, AuditFilter, Chosen, FeedPage, LetterFilter, Operations, RecordFilter, Refusal, StandingName,
+    Ask, AuditFilter, Chosen, FeedPage, LetterFilter, Operations, RecordFilter, Refusal, SagaFilter, SagaStateName,
+    SagaVerb, StandingName,
 };
 pub use operator_client::{AskError, OperatorClient};
 pub use publish_http::{HttpAnswer, HttpPublisher};

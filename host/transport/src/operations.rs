@@ -31,6 +31,34 @@ pub enum Ask {
     Evict(Chosen),
     /// What operators did.
     Audit(AuditFilter),
+    /// Sagas.
+    Sagas(SagaFilter),
+    /// One of them: its messages, its steps, its log.
+    Saga(String),
+    /// Go on with sagas that are halted.
+    GoOn(SagaVerb, Chosen),
+}
+
+/// How to go on with a saga that is halted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SagaVerb {
+    /// Try the step that halted it again.
+    Retry,
+    /// Go on with the step before it.
+    Skip,
+    /// All that was left is seen to.
+    Resolve,
+}
+
+impl SagaVerb {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Skip => "skip",
+            Self::Resolve => "resolve",
+        }
+    }
 }
 
 /// Which kept messages.
@@ -91,6 +119,41 @@ pub struct RecordFilter {
     /// So many, at most.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "number")]
     pub limit: Option<usize>,
+}
+
+/// Which sagas.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SagaFilter {
+    /// That stand so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<SagaStateName>,
+    /// Those after this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+    /// So many, at most.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "number")]
+    pub limit: Option<usize>,
+}
+
+/// Where a saga stands, by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SagaStateName {
+    /// Its messages go forward.
+    Open,
+    /// There is no way back any more.
+    Pivoted,
+    /// It ended well.
+    Completed,
+    /// Its steps are being undone.
+    Undoing,
+    /// A step could not be undone: it waits for an operator.
+    Halted,
+    /// Every step is undone.
+    Undone,
+    /// An operator has seen to what could not be undone.
+    Resolved,
 }
 
 /// Which lines of the audit trail.
@@ -225,6 +288,13 @@ impl LetterFilter {
 }
 
 impl RecordFilter {
+    /// How many are listed, at most.
+    pub fn listed(&self) -> Result<usize, Refusal> {
+        limit(self.limit, LISTED)
+    }
+}
+
+impl SagaFilter {
     /// How many are listed, at most.
     pub fn listed(&self) -> Result<usize, Refusal> {
         limit(self.limit, LISTED)

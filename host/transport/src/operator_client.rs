@@ -95,6 +95,9 @@ fn request(ask: &Ask) -> (Method, String, String) {
         Ask::History(key) => one("/v1/records", key, "/history"),
         Ask::Evict(chosen) => post("/v1/records/evict", as_json(chosen).to_string()),
         Ask::Audit(filter) => get(format!("/v1/audit{}", query(filter))),
+        Ask::Sagas(filter) => get(format!("/v1/sagas{}", query(filter))),
+        Ask::Saga(id) => one("/v1/sagas", id, ""),
+        Ask::GoOn(verb, chosen) => post(&format!("/v1/sagas/{}", verb.name()), as_json(chosen).to_string()),
     }
 }
 

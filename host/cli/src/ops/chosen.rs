@@ -1,12 +1,12 @@
-//! What is done to what an operator has chosen: redrive, discard, evict; or only said, in a dry run.
+//! What is done to what an operator has chosen: redrive, discard, evict, go on with a saga; or only said, in a dry run.
 
-use hapax_core::operator::{By, Deed, OperatorError};
+use hapax_core::operator::{By, Deed, OperatorError, SagaDeed};
 use hapax_core::{Clock as _, SystemClock, fault};
-use hapax_transport::{Chosen, LetterFilter, Refusal, StandingName};
+use hapax_transport::{Chosen, LetterFilter, Refusal, SagaVerb, StandingName};
 use serde_json::{Value, json};
 
 use super::letters::{self, Wanted};
-use super::{Ops, records, refusal};
+use super::{Ops, records, refusal, sagas};
 
 /// Keys that may be named at one time.
 const KEYS_MAX: usize = 10_000;
@@ -27,6 +27,21 @@ impl Ops {
         check(chosen)?;
         let keys = chosen.keys.iter().map(|key| records::parse_key(key)).collect::<Result<Vec<_>, _>>()?;
         self.perform_chosen("evict", chosen, keys.into_iter().map(Deed::Evict).collect(), false).await
+    }
+
+    pub(super) async fn go_on(&self, verb: SagaVerb, chosen: &Chosen) -> Result<Value, Refusal> {
+        if chosen.filter.is_some() {
+            return Err(Refusal::Invalid("sagas are named by their ids, not by a filter".into()));
+        }
+        check(chosen)?;
+        let deed = match verb {
+            SagaVerb::Retry => SagaDeed::Retry,
+            SagaVerb::Skip => SagaDeed::Skip,
+            SagaVerb::Resolve => SagaDeed::Resolve,
+        };
+        let ids = chosen.keys.iter().map(|id| sagas::parse_id(id)).collect::<Result<Vec<_>, _>>()?;
+        let deeds = ids.into_iter().map(|id| Deed::Saga(deed, id)).collect();
+        self.perform_chosen(verb.name(), chosen, deeds, false).await
     }
 
     async fn perform_on_letters(

@@ -1,0 +1,233 @@
+//! Claims: where effects can leave the transaction, one owner at a time has a message, for as long as it says that it is alive; and who
+//! has lost it writes nothing any more. Two owners over one store, on a clock that the test turns.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hapax_core::metrics::Counters;
+use hapax_core::record::State;
+use hapax_core::saga::SagaId;
+use hapax_core::saga_log::SagaLog;
+use hapax_core::storage::{IdempotencyStorage as _, StoreError};
+use hapax_core::{
+    Committer, Ending, Handling, IdempotentConsumer, Message, Options, Parts, Record, RecordKey, Scope, Stored,
+};
+use hapax_store::MemoryStore;
+use hapax_tests::plans::{Books, Op, Planned, Reply, call, plan, step};
+use hapax_tests::stepped::SteppedClock;
+use tokio::task::JoinHandle;
+
+/// How long a claim holds here.
+const LEASE_MS: u64 = 30_000;
+
+struct World {
+    store: MemoryStore,
+    committer: Arc<Committer>,
+    books: Arc<Books>,
+    clock: SteppedClock,
+}
+
+impl World {
+    async fn new() -> Self {
+        let store = MemoryStore::default();
+        let committer = Committer::start(Arc::new(store.clone())).await.unwrap();
+        Self { store, committer, books: Arc::default(), clock: SteppedClock::at(1_000_000) }
+    }
+
+    fn owner(&self, name: &str) -> IdempotentConsumer {
+        IdempotentConsumer::new(Parts {
+            scope: Scope::of("p"),
+            processor: Planned::new("one"),
+            storage: Arc::new(self.store.clone()),
+            committer: self.committer.clone(),
+            outside: Some(self.books.clone()),
+            clock: Arc::new(self.clock.clone()),
+            metrics: Arc::new(Counters::default()),
+            options: Options { owner: name.into(), lease_ms: LEASE_MS, ..Options::default() },
+        })
+    }
+
+    async fn record(&self, message: &Message) -> Option<Record> {
+        self.store.admit(&RecordKey::by_message_id(&Scope::of("p"), message)).await.unwrap()
+    }
+
+    /// Who has claimed the message, and until when.
+    async fn claim(&self, message: &Message) -> (String, u64, u64) {
+        let record = self.record(message).await.expect("a record");
+        match record.state {
+            State::InProgress { owner, lease_end_ms } => (owner, lease_end_ms, record.epoch),
+            other => panic!("it is {other:?}"),
+        }
+    }
+
+    /// Keys of the processor's that are the host's own: what is kept of calls.
+    async fn kept_answers(&self) -> Vec<String> {
+        let rows = self.store.view(&Scope::of("p")).scan("\u{10ffff}", None, 100).await.unwrap();
+        rows.into_iter().map(|(key, ..)| key).collect()
+    }
+
+    async fn steps(&self, message: &Message) -> usize {
+        let id = SagaId::of_message(&RecordKey::by_message_id(&Scope::of("p"), message));
+        SagaLog::new(&self.store, &Scope::of("p")).read(&id).await.unwrap().saga.steps.len()
+    }
+}
+
+fn begin(owner: &IdempotentConsumer, message: &Message) -> JoinHandle<Result<Ending, StoreError>> {
+    let (owner, message) = (owner.clone(), message.clone());
+    // Whoever must wait is told so.
+    let handling = Handling { wait_in_flight: false, retry_here: false };
+    tokio::spawn(async move { owner.handle(message, handling).await })
+}
+
+/// Completes once `reached` does; what never comes is told by a failure.
+async fn until<T>(what: &str, mut reached: impl AsyncFnMut() -> Option<T>) -> T {
+    for _ in 0..10_000 {
+        if let Some(value) = reached().await {
+            return value;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    panic!("it never came to this: {what}");
+}
+
+#[tokio::test]
+async fn a_message_is_claimed_durably_before_it_calls() {
+    let world = World::new().await;
+    world.books.reply("/a", &[Reply::Held]);
+    let message = plan("m-1", &[call("/a")]);
+    let (one, two) = (world.owner("one"), world.owner("two"));
+    let running = begin(&one, &message);
+    world.books.arrival("/a").await;
+    assert_eq!(world.claim(&message).await, ("one".to_owned(), 1_000_000 + LEASE_MS, 1));
+    let other = begin(&two, &message).await.unwrap().unwrap();
+    assert!(matches!(other, Ending::InFlight { after_ms } if after_ms > 0), "{other:?}");
+    world.books.let_go();
+    assert!(matches!(running.await.unwrap(), Ok(Ending::Completed { .. })));
+    assert_eq!(world.books.arrived().len(), 1);
+    assert_eq!(world.record(&message).await.unwrap().epoch, 2);
+}
+
+#[tokio::test]
+async fn a_run_that_takes_long_renews_its_claim_and_keeps_it() {
+    let world = World::new().await;
+    world.books.reply("/a", &[Reply::Held]);
+    let message = plan("m-1", &[call("/a")]);
+    let (one, two) = (world.owner("one"), world.owner("two"));
+    let running = begin(&one, &message);
+    world.books.arrival("/a").await;
+    let mut before = world.claim(&message).await;
+    for _ in 0..6 {
+        world.clock.advance(LEASE_MS / 3);
+        let renewed = until("the claim is renewed", async || {
+            let now = world.claim(&message).await;
+            (now.1 > before.1).then_some(now)
+        });
+        let renewed = renewed.await;
+        assert!(renewed.2 > before.2, "each renewal has an epoch of its own: {renewed:?}");
+        before = renewed;
+    }
+    let other = begin(&two, &message).await.unwrap().unwrap();
+    assert!(matches!(other, Ending::InFlight { .. }), "{other:?}");
+    world.books.let_go();
+    assert!(matches!(running.await.unwrap(), Ok(Ending::Completed { .. })));
+    assert_eq!(world.books.arrived().len(), 1, "it ran once");
+}
+
+/// The first owner's answer comes when another one has long taken the message over.
+#[tokio::test]
+async fn who_was_taken_over_can_write_nothing() {
+    let world = World::new().await;
+    world.books.reply("/a", &[Reply::Held]);
+    let message = plan("m-1", &[step("a"), call("/a"), step("b"), Op::Set("done".into(), "yes".into())]);
+    let (one, two) = (world.owner("one"), world.owner("two"));
+    let zombie = tokio::spawn({
+        let (one, message) = (one.clone(), message.clone());
+        async move { one.handle(message, Handling { wait_in_flight: false, retry_here: true }).await }
+    });
+    world.books.arrival("/a").await;
+    let claimed = world.claim(&message).await;
+    // Its heartbeat does not come through: as if it stood still.
+    two_takes_over(&world, &two, &message, claimed.1).await;
+    world.books.let_go();
+    let ending = zombie.await.unwrap().unwrap();
+    assert!(
+        matches!(&ending, Ending::Duplicate(Stored::Completed(_))),
+        "it answers what the other has made: {ending:?}"
+    );
+    assert_eq!(world.kept_answers().await, [""; 0], "of the zombie");
+    assert_eq!(world.steps(&message).await, 0, "of the zombie");
+    let history = world.record(&message).await.unwrap();
+    assert_eq!(history.state.name(), "completed");
+}
+
+/// Another owner takes over at the very end of the claim, and completes. The clock is set for it alone: the first one sleeps.
+async fn two_takes_over(world: &World, two: &IdempotentConsumer, message: &Message, lease_end_ms: u64) {
+    world.clock.leap(lease_end_ms);
+    let ending = begin(two, message).await.unwrap().unwrap();
+    assert!(matches!(ending, Ending::Completed { .. }), "{ending:?}");
+}
+
+#[tokio::test]
+async fn who_is_too_late_calls_nobody_any_more() {
+    let world = World::new().await;
+    world.books.reply("/a", &[Reply::Held]);
+    let message = plan("m-1", &[call("/a"), step("a"), call("/b")]);
+    let one = world.owner("one");
+    let running = begin(&one, &message);
+    world.books.arrival("/a").await;
+    let claimed = world.claim(&message).await;
+    // Nobody has taken it over; it is too late all the same: somebody may, at any time.
+    world.clock.leap(claimed.1);
+    world.books.let_go();
+    let ending = running.await.unwrap().unwrap();
+    assert!(matches!(&ending, Ending::Retry { error, .. } if error.contains("too slow")), "{ending:?}");
+    let paths: Vec<_> = world.books.arrived().into_iter().map(|call| call.path).collect();
+    assert_eq!(paths, ["/a"]);
+    assert_eq!(world.steps(&message).await, 0);
+}
+
+#[tokio::test]
+async fn who_starts_again_under_its_name_takes_up_its_own_claim_at_once() {
+    let world = World::new().await;
+    world.books.reply("/a", &[Reply::Silence]);
+    let message = plan("m-1", &[call("/a"), call("/b")]);
+    let running = begin(&world.owner("one"), &message);
+    world.books.arrival("/a").await;
+    running.abort();
+    let ending = begin(&world.owner("one"), &message).await.unwrap().unwrap();
+    assert!(matches!(ending, Ending::Completed { .. }), "{ending:?}");
+    let arrived = world.books.arrived();
+    assert_eq!(arrived.iter().map(|call| call.path.as_str()).collect::<Vec<_>>(), ["/a", "/a", "/b"]);
+    assert_eq!(arrived[0].key, arrived[1].key, "the call that was never answered is made again under its key");
+}
+
+#[tokio::test]
+async fn a_message_without_outside_needs_no_claim() {
+    let world = World::new().await;
+    let transactional = IdempotentConsumer::new(Parts {
+        scope: Scope::of("p"),
+        processor: Arc::new(hapax_core::NativeProcessor::new(|_, context| {
+            Box::pin(async move {
+                context.set("done", "yes")?;
+                Ok(hapax_core::Output::default())
+            })
+        })),
+        storage: Arc::new(world.store.clone()),
+        committer: world.committer.clone(),
+        outside: None,
+        clock: Arc::new(world.clock.clone()),
+        metrics: Arc::new(Counters::default()),
+        options: Options::default(),
+    });
+    let message = plan("m-1", &[]);
+    transactional.handle(message.clone(), Handling::default()).await.unwrap();
+    assert_eq!(world.record(&message).await.unwrap().epoch, 1, "one commit");
+}
+
+hapax_tests::mutations! {
+    mutation_a_run_without_a_claim_is_found: a_message_is_claimed_durably_before_it_calls is red with "runs-without-a-claim";
+    mutation_a_lease_without_epoch_is_found: a_run_that_takes_long_renews_its_claim_and_keeps_it is red with "epoch-stands-still";
+    mutation_early_writes_that_rest_on_no_claim_are_found: who_was_taken_over_can_write_nothing is red with "early-writes-unfenced";
+    mutation_a_zombie_that_goes_on_is_found: who_is_too_late_calls_nobody_any_more is red with "zombie-goes-on";
+}

@@ -1,0 +1,465 @@
+//! Sagas over native processors: what is registered before it is taken is undone exactly when its message, or its saga, fails for
+//! good, the last step first, whatever dies in between.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures_util::future::BoxFuture;
+use hapax_core::context::{StateView, Version};
+use hapax_core::feed::{Cursor, Feed, FeedPage};
+use hapax_core::metrics::Counters;
+use hapax_core::record::State;
+use hapax_core::run::{Observer, Report};
+use hapax_core::saga::{SagaId, SagaState};
+use hapax_core::saga_log::SagaLog;
+use hapax_core::storage::{Group, IdempotencyStorage, StoreError, Verdict};
+use hapax_core::undo::{self, RunningVersions, UndoParts};
+use hapax_core::{
+    Clock, Committer, Ending, Handling, IdempotentConsumer, Message, Options, Parts, Record, RecordKey, Scope, Stored,
+};
+use hapax_store::MemoryStore;
+use hapax_tests::clock::SimulatedClock;
+use hapax_tests::plans::{Books, Op, Planned, Reply, call, plan, step};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+/// A store that takes so many groups and then fails: the host dies there. What it took stays.
+#[derive(Clone)]
+struct Mortal {
+    store: MemoryStore,
+    left: Arc<AtomicU64>,
+    /// Whether the last group is written before the death.
+    writes_the_last: bool,
+}
+
+impl IdempotencyStorage for Mortal {
+    fn admit<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
+        self.store.admit(key)
+    }
+
+    fn commit<'a>(&'a self, group: &'a Group) -> BoxFuture<'a, Result<Vec<Verdict>, StoreError>> {
+        let left = self.left.load(Ordering::SeqCst);
+        self.left.store(left.saturating_sub(1), Ordering::SeqCst);
+        match left {
+            0 if !self.writes_the_last => Box::pin(std::future::ready(Err(StoreError::Io("dead".into())))),
+            0 => Box::pin(async move {
+                self.store.commit(group).await?;
+                Err(StoreError::Io("dead".into()))
+            }),
+            _ => self.store.commit(group),
+        }
+    }
+
+    fn view(&self, scope: &Scope) -> Arc<dyn StateView> {
+        self.store.view(scope)
+    }
+
+    fn last_version(&self) -> BoxFuture<'_, Result<Version, StoreError>> {
+        self.store.last_version()
+    }
+
+    fn cleanup(&self, older_than_ms: u64, limit: usize) -> BoxFuture<'_, Result<usize, StoreError>> {
+        self.store.cleanup(older_than_ms, limit)
+    }
+
+    fn sweep(&self, now_ms: u64) -> BoxFuture<'_, Result<u64, StoreError>> {
+        self.store.sweep(now_ms)
+    }
+}
+
+/// What outlives a host.
+#[derive(Clone)]
+struct World {
+    store: MemoryStore,
+    books: Arc<Books>,
+    clock: SimulatedClock,
+    options: Options,
+    reported: Arc<Mutex<Vec<String>>>,
+}
+
+/// A host over the world: two processors, `p` and `q`.
+struct Host {
+    world: World,
+    storage: Arc<dyn IdempotencyStorage>,
+    committer: Arc<Committer>,
+    consumers: Vec<IdempotentConsumer>,
+}
+
+struct Reports(Arc<Mutex<Vec<String>>>);
+
+impl Observer for Reports {
+    fn ended(&self, report: Report<'_>) {
+        if let Report::Ended { message, ending } = report {
+            self.0.lock().push(format!("{} {}", message.id, ending.name()));
+        }
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        let options = Options { backoff_base_ms: 10, attempts_max: 3, undo_attempts_max: 3, ..Options::default() };
+        let clock = SimulatedClock::at(1_000_000);
+        Self { store: MemoryStore::default(), books: Arc::default(), clock, options, reported: Arc::default() }
+    }
+
+    /// One that dies in the end if it writes and writes.
+    async fn host(&self) -> Host {
+        self.mortal(1_000, false).await
+    }
+
+    /// A host whose store dies after `left` groups.
+    async fn mortal(&self, left: u64, writes_the_last: bool) -> Host {
+        let left = Arc::new(AtomicU64::new(left));
+        self.host_over(Arc::new(Mortal { store: self.store.clone(), left, writes_the_last }), Planned::new("one")).await
+    }
+
+    async fn host_over(&self, storage: Arc<dyn IdempotencyStorage>, processor: Arc<Planned>) -> Host {
+        let committer = Committer::start(storage.clone()).await.unwrap();
+        let consumer = |name: &str| {
+            IdempotentConsumer::new(Parts {
+                scope: Scope::of(name),
+                processor: processor.clone(),
+                storage: storage.clone(),
+                committer: committer.clone(),
+                outside: Some(self.books.clone()),
+                clock: Arc::new(self.clock.clone()),
+                metrics: Arc::new(Counters::default()),
+                options: self.options.clone(),
+            })
+        };
+        Host { world: self.clone(), consumers: vec![consumer("p"), consumer("q")], storage, committer }
+    }
+
+    async fn record(&self, processor: &str, message: &Message) -> Record {
+        self.store.admit(&RecordKey::by_message_id(&Scope::of(processor), message)).await.unwrap().unwrap()
+    }
+
+    async fn saga(&self, id: &SagaId) -> SagaState {
+        SagaLog::new(&self.store, &Scope::of("p")).read(id).await.unwrap().saga.state
+    }
+
+    /// Keys that are the host's own and no lock's, of a scope.
+    async fn left(&self, scope: &Scope) -> Vec<String> {
+        let start = if *scope == scope.shared() { "saga/" } else { "\u{10ffff}" };
+        self.store.view(scope).scan(start, None, 1_000).await.unwrap().into_iter().map(|(key, ..)| key).collect()
+    }
+}
+
+impl Host {
+    /// Delivers to `p`.
+    async fn deliver(&self, message: &Message) -> Result<Ending, StoreError> {
+        self.deliver_to(0, message).await
+    }
+
+    async fn deliver_to(&self, consumer: usize, message: &Message) -> Result<Ending, StoreError> {
+        // A duplicate of what is being undone waits: nobody undoes it here meanwhile.
+        let handling = Handling { wait_in_flight: false, ..Handling::default() };
+        self.consumers[consumer].handle(message.clone(), handling).await
+    }
+
+    /// Undoes all that there is to undo and need not wait for anybody.
+    async fn undo(&self) -> Result<(), StoreError> {
+        let parts = UndoParts {
+            scope: Scope::of("p"),
+            storage: self.storage.clone(),
+            committer: self.committer.clone(),
+            clock: Arc::new(Patient(self.world.clock.clone())),
+            consumers: self.consumers.clone(),
+            versions: Arc::new(RunningVersions),
+            observer: Arc::new(Reports(self.world.reported.clone())),
+        };
+        let (_stop, stopped) = watch::channel(true);
+        undo::run(parts, stopped).await
+    }
+}
+
+/// A clock on which every wait is over at once, also when the host stops.
+struct Patient(SimulatedClock);
+
+impl Clock for Patient {
+    fn now_ms(&self) -> u64 {
+        self.0.now_ms()
+    }
+
+    fn sleep(&self, delay_ms: u64) -> BoxFuture<'static, ()> {
+        self.0.sleep(delay_ms)
+    }
+}
+
+fn own(message: &Message) -> SagaId {
+    SagaId::of_message(&RecordKey::by_message_id(&Scope::of("p"), message))
+}
+
+/// Reserve, charge, ship; the last step is refused.
+fn failing() -> Message {
+    plan("m-1", &[step("a"), call("/a"), step("b"), call("/b"), step("c"), call("/c"), Op::Reject])
+}
+
+#[tokio::test]
+async fn what_fails_for_good_is_undone_the_last_step_first() {
+    let world = World::new();
+    let host = world.host().await;
+    assert!(matches!(host.deliver(&failing()).await, Ok(Ending::Compensating { .. })));
+    assert_eq!(world.record("p", &failing()).await.state.name(), "compensating");
+    assert!(matches!(host.deliver(&failing()).await, Ok(Ending::InFlight { .. })), "the forward way never restarts");
+    host.undo().await.unwrap();
+    assert_eq!(world.books.undone(), ["c m-1", "b m-1", "a m-1"]);
+    assert_eq!(world.record("p", &failing()).await.state.name(), "compensated");
+    assert_eq!(world.saga(&own(&failing())).await, SagaState::Undone);
+    assert_eq!(*world.reported.lock(), ["m-1 compensated"]);
+    let again = host.deliver(&failing()).await.unwrap();
+    assert!(matches!(again, Ending::Duplicate(Stored::Failed(error)) if error.contains("as it was told")));
+    host.undo().await.unwrap();
+    assert_eq!(world.books.undone().len(), 3, "once each");
+}
+
+#[tokio::test]
+async fn nothing_is_undone_for_what_completes_and_nothing_is_left_of_it() {
+    let world = World::new();
+    let host = world.host().await;
+    let message =
+        plan("m-1", &[step("a"), call("/a"), Op::RetryUntil(2), step("b"), call("/b"), Op::Send("done".into())]);
+    assert!(matches!(host.deliver(&message).await, Ok(Ending::Completed { .. })));
+    host.undo().await.unwrap();
+    assert_eq!(world.books.applied(), ["/a m-1", "/b m-1"]);
+    assert_eq!(world.left(&Scope::of("p")).await, [""; 0], "journal");
+    assert_eq!(world.left(&Scope::of("p").shared()).await, [""; 0], "saga");
+}
+
+/// The way back of a step commits with the note that it is undone: state and messages once each, whatever dies.
+#[tokio::test]
+async fn a_crash_at_every_write_gives_the_same_saga_and_the_same_books() {
+    for writes_the_last in [false, true] {
+        for left in 0.. {
+            let world = World::new();
+            let host = world.mortal(left, writes_the_last).await;
+            let died = host.deliver(&failing()).await.is_err() || host.undo().await.is_err();
+            let at = format!("after {left} writes, the last one written: {writes_the_last}");
+            let host = world.host().await;
+            let ending = host.deliver(&failing()).await.unwrap();
+            let fits = matches!(ending, Ending::Compensating { .. } | Ending::InFlight { .. } | Ending::Duplicate(_));
+            assert!(fits, "{at}: {ending:?}");
+            host.undo().await.unwrap();
+            assert_eq!(world.record("p", &failing()).await.state.name(), "compensated", "{at}");
+            assert_eq!(world.saga(&own(&failing())).await, SagaState::Undone, "{at}");
+            let books = ["/a m-1", "/b m-1", "/c m-1", "/undo/c m-1", "/undo/b m-1", "/undo/a m-1"];
+            assert_eq!(world.books.applied(), books, "{at}");
+            let sent = hapax_core::storage::Outbox::pending(&world.store, None, 100).await.unwrap();
+            let sent: Vec<_> = sent.into_iter().map(|row| row.message.kind).collect();
+            assert_eq!(sent, ["undone.c", "undone.b", "undone.a"], "{at}");
+            if !died {
+                assert!(left > 10, "it never died");
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_step_is_registered_before_its_effect() {
+    let world = World::new();
+    let host = world.host().await;
+    world.books.reply("/a", &[Reply::Silence]);
+    let message = plan("m-1", &[step("a"), call("/a"), Op::Reject]);
+    // The host dies while it waits for the answer.
+    assert!(futures_util::FutureExt::now_or_never(Box::pin(settled(&host, &message))).is_none());
+    assert_eq!(world.books.applied(), ["/a m-1"]);
+    let log = SagaLog::new(&world.store, &Scope::of("p"));
+    let saga = log.read(&own(&message)).await.unwrap().saga;
+    assert_eq!(saga.steps.len(), 1, "what was taken was registered before");
+    let host = world.host().await;
+    host.deliver(&message).await.unwrap();
+    host.undo().await.unwrap();
+    assert_eq!(world.books.undone(), ["a m-1"]);
+}
+
+/// Polls until nothing moves any more: commits are made by another thread.
+async fn settled(host: &Host, message: &Message) -> Ending {
+    // Polled again and again without a rest, it would soon be told to make one.
+    let mut delivered = Box::pin(tokio::task::unconstrained(host.deliver(message)));
+    for _ in 0..500 {
+        if let std::task::Poll::Ready(ending) = futures_util::poll!(&mut delivered) {
+            return ending.unwrap();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    std::future::pending().await
+}
+
+#[tokio::test]
+async fn a_re_run_is_answered_from_the_journal_under_the_same_keys() {
+    let world = World::new();
+    // The second attempt calls again what was not answered for good, and nothing else.
+    world.books.reply("/b", &[Reply::Status(503)]);
+    let message = plan("m-1", &[call("/a"), call("/b"), Op::RetryUntil(3), call("/c")]);
+    let host = world.host().await;
+    assert!(matches!(host.deliver(&message).await, Ok(Ending::Completed { .. })));
+    let arrived = world.books.arrived();
+    let paths: Vec<_> = arrived.iter().map(|call| call.path.as_str()).collect();
+    assert_eq!(paths, ["/a", "/b", "/b", "/c"]);
+    assert_eq!(arrived[1].key, arrived[2].key, "the same on every attempt");
+    assert!(arrived[0].key != arrived[1].key && arrived[0].key.len() == 32, "and each call's own");
+    let other = plan("m-2", &[call("/a")]);
+    host.deliver(&other).await.unwrap();
+    assert_ne!(world.books.arrived()[4].key, arrived[0].key, "and each message's own");
+    assert!(arrived.iter().all(|call| call.trace.split('-').nth(1) == arrived[0].trace.split('-').nth(1)), "one trace");
+}
+
+#[tokio::test]
+async fn a_refusal_is_forgotten_by_the_next_attempt_and_what_was_done_is_not() {
+    let world = World::new();
+    world.books.reply("/b", &[Reply::Status(404)]);
+    let ask = |path: &str| Op::Ask(path.into(), "x".into());
+    let message = plan("m-1", &[ask("/a"), ask("/b"), ask("/c"), Op::RetryUntil(2)]);
+    let Ok(Ending::Completed { output }) = world.host().await.deliver(&message).await else { panic!("not completed") };
+    assert_eq!(output.data, "200 200 200");
+    let paths: Vec<_> = world.books.arrived().iter().map(|call| call.path.clone()).collect();
+    assert_eq!(paths, ["/a", "/b", "/c", "/b", "/c"]);
+    assert_eq!(world.books.applied(), ["/a x", "/c x", "/b x"], "what was called again has its key");
+}
+
+#[tokio::test]
+async fn a_run_that_calls_something_else_than_before_is_stopped_and_undone() {
+    let world = World::new();
+    let first = plan("m-1", &[step("a"), call("/a"), Op::Wait]);
+    let host = world.host().await;
+    assert!(futures_util::FutureExt::now_or_never(Box::pin(settled(&host, &first))).is_none());
+    // The same message, and a processor that makes something else of it.
+    let host = world.host_over(Arc::new(world.store.clone()), Planned::calling_below("one", "/other")).await;
+    let ending = futures_util::FutureExt::now_or_never(Box::pin(settled(&host, &first))).expect("it is stopped");
+    let Ending::Compensating { error } = &ending else { panic!("{ending:?}") };
+    assert!(
+        error.contains("diverged at its call 1") && error.contains("outside/a") && error.contains("/other/a"),
+        "{error}"
+    );
+    host.undo().await.unwrap();
+    assert_eq!(world.books.applied(), ["/a m-1", "/undo/a m-1"]);
+}
+
+#[tokio::test]
+async fn behind_the_pivot_there_is_no_way_back() {
+    let world = World::new();
+    let host = world.host().await;
+    let message = plan("m-1", &[step("a"), call("/a"), Op::Pivot, call("/b"), Op::Reject]);
+    assert!(matches!(host.deliver(&message).await, Ok(Ending::DeadLettered { .. })));
+    host.undo().await.unwrap();
+    assert_eq!(world.books.undone(), [""; 0]);
+    let late = plan("m-2", &[Op::Pivot, step("a")]);
+    let ending = host.deliver(&late).await.unwrap();
+    assert!(matches!(&ending, Ending::DeadLettered { error } if error.contains("pivoted")), "{ending:?}");
+}
+
+#[tokio::test]
+async fn a_saga_of_several_messages_is_undone_over_its_processors_in_one_order() {
+    let world = World::new();
+    let host = world.host().await;
+    let part = |id: &str, ops: &[Op]| {
+        let mut message = plan(id, ops);
+        message.extensions.insert("saga".into(), "trip".into());
+        message
+    };
+    let joins = |id: &str, ops: &[Op]| plan(id, &[&[Op::Join("trip".into())], ops].concat());
+    let messages = [
+        part("m-1", &[step("a"), call("/a")]),
+        joins("m-2", &[step("b"), call("/b")]),
+        part("m-3", &[step("c"), call("/c")]),
+    ];
+    host.deliver_to(0, &messages[0]).await.unwrap();
+    host.deliver_to(1, &messages[1]).await.unwrap();
+    host.deliver_to(0, &messages[2]).await.unwrap();
+    let last = part("m-4", &[step("d"), Op::Reject]);
+    assert!(matches!(host.deliver_to(1, &last).await, Ok(Ending::Compensating { .. })));
+    // The host dies on the way, and another one goes on.
+    let host = world.host().await;
+    host.undo().await.unwrap();
+    assert_eq!(world.books.undone(), ["d m-4", "c m-3", "b m-2", "a m-1"]);
+    assert_eq!(world.record("q", &last).await.state.name(), "compensated");
+    assert_eq!(world.record("p", &messages[0]).await.state.name(), "completed", "it did complete");
+    let late = host.deliver(&part("m-5", &[step("a")])).await.unwrap();
+    assert!(matches!(&late, Ending::DeadLettered { error } if error.contains("undone")), "{late:?}");
+}
+
+#[tokio::test]
+async fn a_saga_that_is_complete_is_not_undone_any_more() {
+    let world = World::new();
+    let host = world.host().await;
+    let joins = |id: &str, ops: &[Op]| plan(id, &[&[Op::Join("trip".into())], ops].concat());
+    host.deliver(&joins("m-1", &[step("a"), call("/a")])).await.unwrap();
+    assert!(matches!(host.deliver(&joins("m-2", &[Op::Complete])).await, Ok(Ending::Completed { .. })));
+    let late = host.deliver(&joins("m-3", &[step("b"), Op::Reject])).await.unwrap();
+    assert!(matches!(&late, Ending::DeadLettered { error } if error.contains("completed")), "{late:?}");
+    host.undo().await.unwrap();
+    assert_eq!(world.books.undone(), [""; 0]);
+    // Closed ones are remembered for as long as records are.
+    assert_ne!(world.left(&Scope::of("p").shared()).await, [""; 0]);
+    world.clock.advance(world.options.record_life_ms() + 1);
+    host.undo().await.unwrap();
+    assert_eq!(world.left(&Scope::of("p").shared()).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_compensation_is_tried_by_its_own_count_and_then_an_operator_decides() {
+    let world = World::new();
+    let host = world.host().await;
+    world.books.reply("/undo/b", &[Reply::Status(503); 2]);
+    world.books.reply("/undo/a", &[Reply::Status(503); 3]);
+    let message = plan("m-1", &[step("a"), step("b"), Op::Reject]);
+    host.deliver(&message).await.unwrap();
+    for _ in 0..5 {
+        world.clock.advance(60_000);
+        host.undo().await.unwrap();
+    }
+    assert_eq!(world.books.undone(), ["b m-1"]);
+    let record = world.record("p", &message).await;
+    assert!(matches!(record.state, State::CompensationFailed { .. }), "{:?}", record.state);
+    assert_eq!(record.expires_ms, None, "it waits for an operator, however long");
+    assert_eq!(world.saga(&own(&message)).await, SagaState::Halted);
+    assert_eq!(*world.reported.lock(), ["m-1 compensation-failed"]);
+    let keys: Vec<_> =
+        world.books.arrived().iter().filter(|call| call.path == "/undo/a").map(|call| call.key.clone()).collect();
+    assert!(keys.len() == 3 && keys.iter().all(|key| *key == keys[0]), "one key a step: {keys:?}");
+}
+
+#[tokio::test]
+async fn a_step_is_undone_by_the_component_that_registered_it_or_not_at_all() {
+    let world = World::new();
+    let message = plan("m-1", &[step("a"), Op::Reject]);
+    world.host().await.deliver(&message).await.unwrap();
+    let host = world.host_over(Arc::new(world.store.clone()), Planned::new("two")).await;
+    host.undo().await.unwrap();
+    assert_eq!(world.books.undone(), [""; 0]);
+    assert_eq!(world.saga(&own(&message)).await, SagaState::Halted);
+    let saga = SagaLog::new(&world.store, &Scope::of("p")).read(&own(&message)).await.unwrap().saga;
+    assert!(saga.steps[0].error.as_ref().unwrap().contains("one"), "{:?}", saga.steps[0].error);
+}
+
+#[tokio::test]
+async fn a_step_that_cannot_be_undone_is_not_registered() {
+    let world = World::new();
+    let ending = world.host().await.deliver(&plan("m-1", &[step("x")])).await.unwrap();
+    assert!(matches!(&ending, Ending::DeadLettered { error } if error.contains("`x`")), "{ending:?}");
+}
+
+/// The whole feed, for who asks what happened.
+#[tokio::test]
+async fn the_feed_tells_of_it() {
+    let world = World::new();
+    let host = world.host().await;
+    host.deliver(&failing()).await.unwrap();
+    host.undo().await.unwrap();
+    let FeedPage { events, .. } = world.store.events(None, Some(Cursor::default()), 100).await.unwrap();
+    let mut kinds: Vec<_> = events.iter().map(|event| event.entry.kind.name()).collect();
+    // This clock makes a heartbeat of every wait.
+    kinds.dedup();
+    assert_eq!(kinds, ["claimed", "compensation-started", "compensated"]);
+}
+
+hapax_tests::mutations! {
+    mutation_undone_in_forward_order_is_found: what_fails_for_good_is_undone_the_last_step_first is red with "undo-in-forward-order";
+    mutation_a_step_that_is_not_durable_is_found: a_step_is_registered_before_its_effect is red with "step-not-durable";
+    mutation_an_answer_that_is_not_kept_is_found: a_re_run_is_answered_from_the_journal_under_the_same_keys is red with "answer-not-journalled";
+    mutation_a_key_of_the_attempt_is_found: a_re_run_is_answered_from_the_journal_under_the_same_keys is red with "step-key-of-the-attempt";
+    mutation_a_divergence_that_is_not_looked_for_is_found: a_run_that_calls_something_else_than_before_is_stopped_and_undone is red with "divergence-unchecked";
+    mutation_a_step_undone_and_not_noted_is_found: what_fails_for_good_is_undone_the_last_step_first is red with "undone-not-noted";
+}
