@@ -14,6 +14,7 @@ pub mod process;
 pub mod processors;
 pub mod random;
 pub mod raw;
+pub mod sagas;
 pub mod server;
 pub mod source;
 pub mod stepped;
