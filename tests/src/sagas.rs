@@ -91,7 +91,8 @@ pub struct Host {
     world: World,
     storage: Arc<dyn IdempotencyStorage>,
     committer: Arc<Committer>,
-    consumers: Vec<IdempotentConsumer>,
+    /// The consumers of `p` and `q`.
+    pub consumers: Vec<IdempotentConsumer>,
 }
 
 struct Reports(Arc<Mutex<Vec<String>>>);

@@ -8,7 +8,8 @@ use hapax_core::feed::{Cursor, Feed, FeedPage};
 use hapax_core::record::State;
 use hapax_core::saga::{SagaId, SagaState};
 use hapax_core::saga_log::SagaLog;
-use hapax_core::{Ending, Message, RecordKey, Scope, Stored};
+use hapax_core::strategy::{Select, Strategy, VersionOrder};
+use hapax_core::{Ending, Handling, Message, RecordKey, Scope, Stored};
 use hapax_tests::plans::{Op, Planned, Reply, call, plan, step};
 use hapax_tests::sagas::{Host, World};
 
@@ -259,6 +260,34 @@ async fn a_step_is_undone_by_the_component_that_registered_it_or_not_at_all() {
     assert!(saga.steps[0].error.as_ref().unwrap().contains("one"), "{:?}", saga.steps[0].error);
 }
 
+/// A version that has failed and waits for its retry is overtaken by the next: it never runs again, and what it did is undone.
+#[tokio::test]
+async fn what_a_message_did_that_was_overtaken_is_undone() {
+    let mut world = World::new();
+    let [entity, version] = ["subject", "version"].map(|name| Select::Attribute(name.into()));
+    world.options.strategy = Strategy::Version { entity, version, order: VersionOrder::Monotonic };
+    let at = |id: &str, version: &str, ops: &[Op]| {
+        let mut message = plan(id, ops);
+        message.subject = Some("e".into());
+        message.extensions.insert("version".into(), version.into());
+        message
+    };
+    let first = at("m-1", "1", &[step("a"), call("/a"), Op::RetryUntil(2)]);
+    let second = at("m-2", "2", &[step("b"), call("/b")]);
+    let host = world.host().await;
+    let handling = Handling { wait_in_flight: false, retry_here: false };
+    let put_off = host.consumers[0].handle(first.clone(), handling).await.unwrap();
+    assert!(matches!(put_off, Ending::Retry { .. }), "{put_off:?}");
+    assert!(matches!(host.deliver(&second).await, Ok(Ending::Completed { .. })));
+    assert_eq!(host.deliver(&first).await.unwrap(), Ending::Stale);
+    host.undo().await.unwrap();
+    assert_eq!(world.books.applied(), ["/a m-1", "/b m-2", "/undo/a m-1"]);
+    assert_eq!(world.left(&Scope::of("p")).await, [""; 0], "answers");
+    assert_eq!(host.deliver(&first).await.unwrap(), Ending::Stale);
+    host.undo().await.unwrap();
+    assert_eq!(world.books.undone().len(), 1);
+}
+
 #[tokio::test]
 async fn a_step_that_cannot_be_undone_is_not_registered() {
     let world = World::new();
@@ -286,5 +315,6 @@ hapax_tests::mutations! {
     mutation_an_answer_that_is_not_kept_is_found: a_re_run_is_answered_from_the_journal_under_the_same_keys is red with "answer-not-journalled";
     mutation_a_key_of_the_attempt_is_found: a_re_run_is_answered_from_the_journal_under_the_same_keys is red with "step-key-of-the-attempt";
     mutation_a_divergence_that_is_not_looked_for_is_found: a_run_that_calls_something_else_than_before_is_stopped_and_undone is red with "divergence-unchecked";
+    mutation_what_was_overtaken_and_is_left_as_it_is_is_found: what_a_message_did_that_was_overtaken_is_undone is red with "stale-left-as-it-is";
     mutation_a_step_undone_and_not_noted_is_found: what_fails_for_good_is_undone_the_last_step_first is red with "undone-not-noted";
 }

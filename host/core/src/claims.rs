@@ -84,8 +84,33 @@ impl Inner {
         (commit, record)
     }
 
+    /// A message never runs again, since a later one was seen: the answers that earlier runs of it were given are forgotten, and the steps
+    /// that they took are undone. Its record is the later one's.
+    pub(crate) async fn leave_nothing_of(&self, message: &Accepted) -> Result<(), StoreError> {
+        if !self.claims() {
+            return Ok(());
+        }
+        let taken = self.early(message, Claimed { epoch: None, lease_end_ms: None }).take(true).await?;
+        let conclusion = self.conclusion(message);
+        let shared = conclusion.superseded(&taken);
+        if shared.is_none() && taken.journal.is_empty() {
+            return Ok(());
+        }
+        let mut commit = conclusion.commit();
+        commit.shared = shared.map(Box::new);
+        commit.effects.writes.extend(taken.journal.into_iter().map(|key| (key, None)));
+        // Where somebody else was faster, it is done.
+        self.parts.committer.submit(commit).durable().await?;
+        self.parts.committer.undo();
+        Ok(())
+    }
+
     /// What the run makes durable before it ends rests on its claim.
     pub(crate) fn early_of(&self, message: &Accepted, claim: &Claim) -> Early {
+        self.early(message, claim.claimed())
+    }
+
+    fn early(&self, message: &Accepted, claimed: Claimed) -> Early {
         let whose = Whose {
             record: message.identity.record.clone(),
             own: message.identity.own.clone(),
@@ -93,7 +118,7 @@ impl Inner {
             component: self.component().clone(),
             trace: message.identity.own.digest(),
         };
-        Early::new(self.early.clone(), whose, Fence::Claim(Arc::new(ClaimNow::new(claim.claimed()))))
+        Early::new(self.early.clone(), whose, Fence::Claim(Arc::new(ClaimNow::new(claimed))))
     }
 
     /// Waits for the run, and renews its claim meanwhile. `None` if the claim was lost: the run is abandoned then.

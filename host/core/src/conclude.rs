@@ -155,6 +155,17 @@ impl Conclusion<'_> {
         }
     }
 
+    /// What becomes of the saga of a message that will never run again, since a later one was seen. One that several messages share goes on
+    /// without it.
+    pub(crate) fn superseded(&self, taken: &Taken) -> Option<SharedChange> {
+        let read = taken.saga.as_ref().filter(|read| !read.id.is_named() && read.saga.state.is_forward())?;
+        let member = read.saga.member(&taken.member.own).filter(|_| read.saga.can_be_undone());
+        let Some(member) = member else { return Some(read.forget(None)) };
+        let error = "a later message was seen before this one had ended".to_owned();
+        let started = SagaMoment { event: SagaEvent::UndoStarted { member, error }, at_ms: self.now_ms };
+        Some(read.append(&[started], u64::MAX).expect("it can be undone").0)
+    }
+
     /// What becomes of the message among those that are kept. One that ended well goes, wherever it may be there.
     fn letter(&self, claim: &Claim, ending: &Ending, attempts: u32) -> Option<LetterChange> {
         match ending {

@@ -276,6 +276,9 @@ impl Inner {
                 }
                 Admitted::Ended(ending) => {
                     self.keep_no_longer(&message, &ending).await?;
+                    if ending == Ending::Stale && !fault::mutated("stale-left-as-it-is") {
+                        self.leave_nothing_of(&message).await?;
+                    }
                     return Ok(ending);
                 }
             };
