@@ -29,7 +29,7 @@ pub(crate) fn command(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
     let engine = host::engine(1)?;
     for (name, processor) in &processors {
         processor.options().map_err(|error| Failed::usage(format!("processors.{name}: {error}")))?;
-        let loaded = host::load(&engine, name, processor)?;
+        let loaded = host::load(&engine, name, processor, &host::read(processor)?)?;
         let path = processor.component.display().to_string();
         if json {
             line(&json!({ "processor": name, "component": path, "digest": loaded.digest(), "ok": true }).to_string());

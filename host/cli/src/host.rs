@@ -11,7 +11,7 @@ use hapax_core::relay::{Relay, RelayError};
 use hapax_core::run::Observer;
 use hapax_core::storage::StoreError;
 use hapax_core::transport::Publisher;
-use hapax_core::undo::{self, RunningVersions, UndoParts};
+use hapax_core::undo::{self, UndoParts};
 use hapax_core::{
     Breaker, BreakerParts, BreakerPolicy, Committer, IdempotentConsumer, MessageProcessor as _, Options, Parts, Scope,
     SystemClock, keeper, sweeper,
@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 use crate::config::{Outbox, Processor};
 use crate::exit::Failed;
 use crate::ops::Ops;
+use crate::versions::KeptComponents;
 
 /// A host that is joined and not yet fed.
 pub(crate) struct Host {
@@ -33,22 +34,29 @@ pub(crate) struct Host {
     pub(crate) counters: Mutex<BTreeMap<String, Arc<Counters>>>,
     committer: Arc<Committer>,
     engine: Engine,
+    components: KeptComponents,
     /// Runs of one processor under way, at most.
     concurrency: usize,
 }
 
 impl Host {
     pub(crate) async fn open(store: &Path, options: StoreOptions, concurrency: usize) -> anyhow::Result<Self> {
-        let store = Arc::new(RedbStore::open_with(store, options)?);
+        let (folder, engine) = (store, engine(concurrency)?);
+        let store = Arc::new(RedbStore::open_with(folder, options)?);
         let committer = Committer::start(store.clone()).await?;
-        Ok(Self { store, committer, counters: Mutex::default(), engine: engine(concurrency)?, concurrency })
+        let components = KeptComponents::of(folder, engine.clone());
+        Ok(Self { store, committer, counters: Mutex::default(), engine, components, concurrency })
     }
 
     /// Loads a processor's component and joins its consumer.
     pub(crate) fn consumer(&self, name: &str, processor: &Processor) -> anyhow::Result<IdempotentConsumer> {
         let wrong = |error: String| Failed::usage(format!("processors.{name}: {error}"));
         let outside = processor.outside().client().map_err(wrong)?;
-        let component = load(&self.engine, name, processor)?;
+        let bytes = read(processor)?;
+        let component = load(&self.engine, name, processor, &bytes)?;
+        if component.compensation().is_some() {
+            self.components.keep(component.digest(), &bytes, load_options(name, processor))?;
+        }
         let options = processor.options().map_err(wrong)?;
         if outside.is_some() || component.compensation().is_some() {
             processor.check_lease().map_err(wrong)?;
@@ -104,6 +112,28 @@ impl Host {
         keeper::run(consumer.clone(), self.store.clone(), observer, stop)
     }
 
+    /// Undoes what there is to undo, to its end; or until `stop` turns true.
+    pub(crate) async fn settle(
+        &self,
+        consumers: Vec<IdempotentConsumer>,
+        observer: Arc<dyn Observer>,
+        stop: watch::Receiver<bool>,
+    ) -> Result<(), StoreError> {
+        undo::settle(self.undo_parts(consumers, observer), stop).await
+    }
+
+    fn undo_parts(&self, consumers: Vec<IdempotentConsumer>, observer: Arc<dyn Observer>) -> UndoParts {
+        UndoParts {
+            scope: Scope::of(""),
+            storage: self.store.clone(),
+            committer: self.committer.clone(),
+            clock: Arc::new(SystemClock),
+            consumers,
+            versions: Arc::new(self.components.clone()),
+            observer,
+        }
+    }
+
     /// Starts undoing what has failed outside the transaction; runs until `stop` turns true.
     pub(crate) fn undo(
         &self,
@@ -111,16 +141,13 @@ impl Host {
         observer: Arc<dyn Observer>,
         stop: watch::Receiver<bool>,
     ) -> impl Future<Output = Result<(), StoreError>> + Send + 'static {
-        let parts = UndoParts {
-            scope: Scope::of(""),
-            storage: self.store.clone(),
-            committer: self.committer.clone(),
-            clock: Arc::new(SystemClock),
-            consumers,
-            versions: Arc::new(RunningVersions),
-            observer,
-        };
-        undo::run(parts, stop)
+        let parts = self.undo_parts(consumers, observer);
+        let at_work = parts.consumers.iter().map(|consumer| consumer.component().to_owned()).collect();
+        let (components, store) = (self.components.clone(), self.store.clone());
+        async move {
+            components.clean(&*store, &at_work).await?;
+            undo::run(parts, stop).await
+        }
     }
 
     /// Starts sending the outbox; runs until `stop` turns true and the outbox is empty.
@@ -154,19 +181,32 @@ pub(crate) fn engine(concurrency: usize) -> anyhow::Result<Engine> {
     Ok(Engine::new(config)?)
 }
 
-/// Reads and loads a processor's component.
-pub(crate) fn load(engine: &Engine, name: &str, processor: &Processor) -> anyhow::Result<hapax_engine::WasmProcessor> {
+/// Reads a processor's component.
+pub(crate) fn read(processor: &Processor) -> anyhow::Result<Vec<u8>> {
     let path = &processor.component;
-    let bytes = std::fs::read(path)
-        .map_err(|error| Failed::component(format!("cannot read the component {}: {error}", path.display())))?;
-    let options = LoadOptions {
+    std::fs::read(path)
+        .map_err(|error| Failed::component(format!("cannot read the component {}: {error}", path.display())))
+}
+
+fn load_options(name: &str, processor: &Processor) -> LoadOptions {
+    LoadOptions {
         name: name.to_owned(),
         config: processor.config.clone(),
         limits: processor.limits(),
         instance: processor.instance(),
         batching: processor.batching(),
-    };
-    let loaded = engine.load(&bytes, options);
+    }
+}
+
+/// Loads a processor's component.
+pub(crate) fn load(
+    engine: &Engine,
+    name: &str,
+    processor: &Processor,
+    bytes: &[u8],
+) -> anyhow::Result<hapax_engine::WasmProcessor> {
+    let path = &processor.component;
+    let loaded = engine.load(bytes, load_options(name, processor));
     let loaded = loaded.with_context(|| format!("the component {} is refused", path.display()))?;
     let fits = processor.check_batching(loaded.takes_batches());
     fits.map_err(|error| Failed::usage(format!("processors.{name}: {error}")))?;

@@ -23,6 +23,7 @@ mod state;
 mod status;
 mod strategy;
 mod up;
+mod versions;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;

@@ -125,7 +125,7 @@ async fn run(args: Args, json: bool) -> anyhow::Result<ExitCode> {
     let keeper = tokio::spawn(host.keeper(&consumer, kept, kept_stop));
     let (undo_ended, undo_stop) = watch::channel(false);
     let undone = Arc::new(UndonePrinter(printer.clone()));
-    let undo = tokio::spawn(host.undo(vec![consumer.clone()], undone, undo_stop));
+    let undo = tokio::spawn(host.undo(vec![consumer.clone()], undone.clone(), undo_stop));
     let progress = if style == Style::Quiet { Progress::on_terminal(source.total_bytes()) } else { None };
     let ticking = progress.map(|bar| tokio::spawn(tick(bar, printer.clone(), source.bytes_read())));
     // Many more than are in flight: those that wait for their turn or their time hold up nobody. One at a time means one.
@@ -135,7 +135,11 @@ async fn run(args: Args, json: bool) -> anyhow::Result<ExitCode> {
     kept_ended.send_replace(true);
     let kept = keeper.await?;
     undo_ended.send_replace(true);
-    let undone = undo.await?;
+    // Then what fails for a while is waited for, as messages that are tried again are.
+    let undone = match undo.await? {
+        Ok(()) => host.settle(vec![consumer.clone()], undone, stop.clone()).await,
+        failed => failed,
+    };
     ended.send_replace(true);
     let sent = match relay {
         Some(relay) => relay.await?,

@@ -239,6 +239,11 @@ impl IdempotentConsumer {
         }
     }
 
+    /// Digest of the processor at work.
+    pub fn component(&self) -> &str {
+        &self.inner.component
+    }
+
     /// The settings.
     pub fn options(&self) -> &Options {
         &self.inner.parts.options

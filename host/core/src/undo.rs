@@ -82,13 +82,7 @@ struct Undo {
 
 /// Undoes what there is to undo until `stop` turns true; then brings to its end what need not wait.
 pub async fn run(parts: UndoParts, mut stop: watch::Receiver<bool>) -> Result<(), StoreError> {
-    let by_name = |consumer: &IdempotentConsumer| (consumer.scope().processor.clone(), consumer.clone());
-    let undo = Arc::new(Undo {
-        log: SagaLog::new(&*parts.storage, &parts.scope),
-        consumers: parts.consumers.iter().map(by_name).collect(),
-        stop: stop.clone(),
-        parts,
-    });
+    let undo = Undo::new(parts, stop.clone());
     let mut under_way: JoinSet<(SagaId, Result<(), StoreError>)> = JoinSet::new();
     // Each with how often something new had come when it was taken.
     let (mut taken, mut news): (BTreeMap<SagaId, u64>, u64) = (BTreeMap::new(), 0);
@@ -135,6 +129,23 @@ pub async fn run(parts: UndoParts, mut stop: watch::Receiver<bool>) -> Result<()
     }
 }
 
+/// Undoes what there is to undo now, and waits for compensations that are due again later; until `stop` turns true.
+pub async fn settle(parts: UndoParts, stop: watch::Receiver<bool>) -> Result<(), StoreError> {
+    let undo = Undo::new(parts, stop);
+    let mut under_way = JoinSet::new();
+    for id in undo.left().await? {
+        let undo = undo.clone();
+        under_way.spawn(async move {
+            let ended = undo.bring_to_its_end(&id).await;
+            (id, ended)
+        });
+    }
+    while let Some(ended) = under_way.join_next().await {
+        ended_one(ended)?;
+    }
+    Ok(())
+}
+
 fn ended_one(ended: Result<(SagaId, Result<(), StoreError>), tokio::task::JoinError>) -> Result<SagaId, StoreError> {
     match ended {
         Ok((id, result)) => result.map(|()| id),
@@ -152,6 +163,12 @@ enum Went {
 }
 
 impl Undo {
+    fn new(parts: UndoParts, stop: watch::Receiver<bool>) -> Arc<Self> {
+        let by_name = |consumer: &IdempotentConsumer| (consumer.scope().processor.clone(), consumer.clone());
+        let log = SagaLog::new(&*parts.storage, &parts.scope);
+        Arc::new(Self { log, consumers: parts.consumers.iter().map(by_name).collect(), stop, parts })
+    }
+
     /// The sagas that are not at their ends.
     async fn left(&self) -> Result<Vec<SagaId>, StoreError> {
         let mut left: Vec<SagaId> = Vec::new();
