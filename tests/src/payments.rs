@@ -14,6 +14,9 @@ use serde_json::Value;
 /// Orders whose name begins so are never shipped: who needs a refusal at the last step names them so.
 const UNSHIPPABLE: &str = "unshippable";
 
+/// There never is one: who needs a trip that fails wants a car.
+const CAR: &str = "car";
+
 /// One request, as the books have it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
@@ -204,6 +207,7 @@ impl Asked {
         let order = self.body["order_id"].as_str().unwrap_or_default();
         match self.path.as_str() {
             "/shipments" if order.starts_with(UNSHIPPABLE) => 422,
+            "/bookings" if self.body["kind"] == CAR => 409,
             _ => 200,
         }
     }

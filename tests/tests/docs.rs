@@ -16,6 +16,10 @@ const RUN_BY_CI: [&str; 2] = ["cargo xtask demo", "cargo xtask test"];
 const STOP: &str = "kill -TERM \"$(pidof hapax)\"";
 /// Where the documents' host listens.
 const ADDRESS: &str = "127.0.0.1:8080";
+/// How they start the service of payments, where it listens there, and how they stop it.
+const SERVICE: &str = "cargo run -p hapax-tests --bin payments -- ";
+const SERVICE_ADDRESS: &str = "127.0.0.1:9100";
+const STOP_SERVICE: &str = "kill %1";
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
@@ -56,7 +60,9 @@ fn documents() -> Vec<PathBuf> {
         "plugins/account-ledger",
         "plugins/order-intake",
         "plugins/event-counter",
+        "plugins/payment-saga",
         "plugins/sensor-readings",
+        "plugins/travel-booking",
     ] {
         let entries = std::fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path());
         documents.extend(entries.filter(|path| path.extension().is_some_and(|kind| kind == "md")));
@@ -110,14 +116,20 @@ struct Reader {
     folder: PathBuf,
     address: String,
     host: Option<Child>,
+    service_address: String,
+    service: Option<Child>,
     printed: String,
+}
+
+/// Free when it was looked for.
+fn free_address() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
 impl Reader {
     fn new(folder: PathBuf) -> Self {
-        // Free when it was looked for.
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        Self { folder, address, host: None, printed: String::new() }
+        let (address, service_address) = (free_address(), free_address());
+        Self { folder, address, host: None, service_address, service: None, printed: String::new() }
     }
 
     fn read(&mut self, document: &Path) {
@@ -136,18 +148,22 @@ impl Reader {
                 _ => {}
             }
         }
-        assert!(self.host.is_none(), "{}: its host is not stopped", document.display());
+        let running = self.host.is_some() || self.service.is_some();
+        assert!(!running, "{}: something that it started is not stopped", document.display());
     }
 
     /// Whether the line was run here.
     fn run(&mut self, line: &str) -> bool {
         let command = line.split(" #").next().unwrap().trim().replace(ADDRESS, &self.address);
+        let command = command.replace(SERVICE_ADDRESS, &self.service_address);
         if RUN_BY_CI.contains(&&*command) {
             return false;
         }
         let command = command.replace("cargo run -- ", "hapax ");
         match &*command {
             STOP => self.stop(),
+            STOP_SERVICE => self.stop_service(),
+            _ if command.starts_with(SERVICE) => self.start_service(command[SERVICE.len()..].trim_end_matches(" &")),
             "hapax up" => self.start(),
             _ if command.starts_with("hapax ") => self.run_to_its_end(&command),
             _ => panic!("`{line}` is a command that this test does not know: teach it"),
@@ -170,6 +186,20 @@ impl Reader {
         BufReader::new(host.stdout.as_mut().unwrap()).read_line(&mut first).unwrap();
         self.host = Some(host);
         assert_eq!(first.trim(), format!("http://{}/v1/processors/orders/messages", self.address));
+    }
+
+    fn start_service(&mut self, arguments: &str) {
+        let mut service = Command::new(env!("CARGO_BIN_EXE_payments"));
+        service.args(arguments.split(' ')).current_dir(&self.folder).stdout(Stdio::piped());
+        let mut service = service.spawn().unwrap();
+        BufReader::new(service.stdout.as_mut().unwrap()).read_line(&mut String::new()).unwrap();
+        self.service = Some(service);
+    }
+
+    fn stop_service(&mut self) {
+        let mut service = self.service.take().expect("a document stops only what it has started");
+        service.kill().unwrap();
+        service.wait().unwrap();
     }
 
     fn stop(&mut self) {
@@ -195,9 +225,9 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        if let Some(mut host) = self.host.take() {
-            let _ = host.kill();
-            let _ = host.wait();
+        for mut started in self.host.take().into_iter().chain(self.service.take()) {
+            let _ = started.kill();
+            let _ = started.wait();
         }
     }
 }

@@ -1,22 +1,22 @@
-//! `cargo xtask demo`: the main job on a sample file, shown. Leaves nothing behind.
+//! `cargo xtask demo`: the main job on a sample file, shown; and a saga that fails at its last step. Leaves nothing behind.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-/// Builds the examples and the host, runs the sample twice on one store, and shows state and outbox.
+/// Builds the examples and the host, runs the sample twice on one store, and shows state and outbox; then the saga.
 pub(crate) fn run(root: &Path) -> Result<()> {
     let guests = crate::guests::build_all()?;
     build_host(root)?;
+    twice(root, &guests)?;
+    undone(root, &guests)
+}
+
+fn twice(root: &Path, guests: &Path) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let demo = Demo {
-        hapax: target_dir(root).join("debug/hapax"),
-        component: guests.join("order-intake.wasm"),
-        sample: root.join("plugins/order-intake/sample.jsonl"),
-        store: folder.path().join("store"),
-        outbox: folder.path().join("outbox.jsonl"),
-    };
+    let demo = Demo::of(root, guests, "order-intake", folder.path());
     heading("The sample through order-intake, on an empty store");
     demo.consume()?;
     heading("The same file again, on the same store: nothing may change");
@@ -34,15 +34,84 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     Ok(())
 }
 
+/// An order that is sold, and one that cannot be shipped: what was reserved and charged for it is undone, the last step first.
+fn undone(root: &Path, guests: &Path) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let service = Service::start(root, folder.path())?;
+    let mut demo = Demo::of(root, guests, "payment-saga", folder.path());
+    demo.more = ["--http", &service.url, "--set", &format!("service={}", service.url)].map(str::to_owned).to_vec();
+    heading("A saga: reserve, charge, ship; the second order is refused at the last step");
+    demo.consume()?;
+    heading("What the service did, in order, by its own books");
+    let done = service.done()?;
+    done.iter().for_each(|(order, path)| println!("{order:<14} {path}"));
+    let of_failed: Vec<&str> =
+        done.iter().filter(|(order, _)| order == "unshippable-2").map(|(_, path)| path.as_str()).collect();
+    let expected = ["/reservations", "/charges", "/shipments/cancel", "/charges/refund", "/reservations/release"];
+    if of_failed != expected {
+        bail!("the second order was not undone in reverse: {of_failed:?}");
+    }
+    heading("Its saga, with its log");
+    print!("{}", demo.hapax(&["saga", "show", "default/payment-saga/%2Fshop/m-2"])?);
+    Ok(())
+}
+
+/// The service that the saga calls, until it is dropped.
+struct Service {
+    child: Child,
+    url: String,
+    books: PathBuf,
+}
+
+impl Service {
+    fn start(root: &Path, folder: &Path) -> Result<Self> {
+        let program = target_dir(root).join("debug/payments");
+        let mut child = Command::new(program).arg(folder).stdout(Stdio::piped()).spawn()?;
+        let mut url = String::new();
+        let out = child.stdout.take().context("its standard output")?;
+        BufReader::new(out).read_line(&mut url)?;
+        Ok(Self { child, url: url.trim().to_owned(), books: folder.join("books.jsonl") })
+    }
+
+    /// What took effect: order and path.
+    fn done(&self) -> Result<Vec<(String, String)>> {
+        let text = std::fs::read_to_string(&self.books).context("the service's books")?;
+        let entries = text.lines().map(serde_json::from_str::<serde_json::Value>).collect::<Result<Vec<_>, _>>()?;
+        let word = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        let applied = entries.iter().filter(|entry| entry["applied"] == true);
+        Ok(applied.map(|entry| (word(&entry["body"]["order_id"]), word(&entry["path"]))).collect())
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 struct Demo {
     hapax: PathBuf,
     component: PathBuf,
     sample: PathBuf,
     store: PathBuf,
     outbox: PathBuf,
+    /// Further arguments of `hapax run`.
+    more: Vec<String>,
 }
 
 impl Demo {
+    fn of(root: &Path, guests: &Path, plugin: &str, folder: &Path) -> Self {
+        Self {
+            hapax: target_dir(root).join("debug/hapax"),
+            component: guests.join(format!("{plugin}.wasm")),
+            sample: root.join("plugins").join(plugin).join("sample.jsonl"),
+            store: folder.join("store"),
+            outbox: folder.join("outbox.jsonl"),
+            more: Vec::new(),
+        }
+    }
+
     fn consume(&self) -> Result<()> {
         let status = Command::new(&self.hapax)
             .arg("run")
@@ -55,6 +124,7 @@ impl Demo {
             .arg(&self.sample)
             .arg("--outbox")
             .arg(&self.outbox)
+            .args(&self.more)
             .status()?;
         if !status.success() {
             bail!("hapax run ended with {status}");

@@ -8,6 +8,7 @@ use hapax_tests::payments::Payments;
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let folder = arguments.next().expect("the folder of its books");
+    std::fs::create_dir_all(&folder).expect("the folder of its books");
     let address =
         arguments.next().map_or(SocketAddr::from(([127, 0, 0, 1], 0)), |text| text.parse().expect("an address"));
     let service = Payments::listen(address, folder.as_ref());
