@@ -82,6 +82,9 @@ fn checkout(name: &str) -> PathBuf {
     files(&copy, Path::new(""), &mut present);
     for left_over in present.difference(&sources) {
         std::fs::remove_file(copy.join(left_over)).unwrap();
+        // With its folders, as far as nothing else is in them.
+        let folders = left_over.ancestors().skip(1).take_while(|folder| !folder.as_os_str().is_empty());
+        let _ = folders.map(|folder| std::fs::remove_dir(copy.join(folder))).find(Result::is_err);
     }
     for source in &sources {
         let content = std::fs::read(root().join(source)).unwrap();

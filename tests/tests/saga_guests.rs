@@ -260,3 +260,18 @@ fn settings_that_would_not_work_are_refused_at_the_start() {
     );
     refused("http = [\"https://a.test\"]\nhttp_ca_file = \"none.pem\"", &["http_ca_file"]);
 }
+
+#[test]
+fn a_check_says_what_a_component_undoes_and_finds_wrong_settings() {
+    let house = House::of("payment-saga");
+    let component = guest("payment-saga");
+    let mut check = hapax();
+    check.args(["--json", "check", "--component"]).arg(&component);
+    assert_eq!(Printed::by(&mut check).lines()[0]["steps"], json!(["reserve", "charge", "ship"]));
+    let path = house.folder.path().join("wrong.toml");
+    let config = format!("store = \"store\"\n[processors.p]\ncomponent = {component:?}\nlease_ms = 10\n");
+    std::fs::write(&path, config).unwrap();
+    let mut check = hapax();
+    check.args(["check", "--config"]).arg(path);
+    Printed::by(&mut check).refused(2, &["lease_ms"]);
+}

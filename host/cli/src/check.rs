@@ -7,7 +7,6 @@ use hapax_core::MessageProcessor as _;
 use serde_json::json;
 
 use crate::config::{Config, Processor};
-use crate::exit::Failed;
 use crate::host;
 use crate::report::line;
 
@@ -28,13 +27,16 @@ pub(crate) fn command(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
     };
     let engine = host::engine(1)?;
     for (name, processor) in &processors {
-        processor.options().map_err(|error| Failed::usage(format!("processors.{name}: {error}")))?;
         let loaded = host::load(&engine, name, processor, &host::read(processor)?)?;
-        let path = processor.component.display().to_string();
+        host::settings(name, processor, &loaded)?;
+        let (path, digest) = (processor.component.display().to_string(), loaded.digest());
+        let steps = loaded.compensation().map_or(&[][..], |undoes| undoes.steps());
         if json {
-            line(&json!({ "processor": name, "component": path, "digest": loaded.digest(), "ok": true }).to_string());
+            let said = json!({ "processor": name, "component": path, "digest": digest, "steps": steps, "ok": true });
+            line(&said.to_string());
         } else {
-            line(&format!("{path}: fits the contract, {}", loaded.digest()));
+            let undoes = if steps.is_empty() { String::new() } else { format!(", undoes {}", steps.join(", ")) };
+            line(&format!("{path}: fits the contract, {digest}{undoes}"));
         }
     }
     Ok(ExitCode::SUCCESS)

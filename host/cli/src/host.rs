@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use hapax_core::metrics::Counters;
 use hapax_core::operator::Operator;
+use hapax_core::outside::Outside;
 use hapax_core::relay::{Relay, RelayError};
 use hapax_core::run::Observer;
 use hapax_core::storage::StoreError;
@@ -50,21 +51,11 @@ impl Host {
 
     /// Loads a processor's component and joins its consumer.
     pub(crate) fn consumer(&self, name: &str, processor: &Processor) -> anyhow::Result<IdempotentConsumer> {
-        let wrong = |error: String| Failed::usage(format!("processors.{name}: {error}"));
-        let outside = processor.outside().client().map_err(wrong)?;
         let bytes = read(processor)?;
         let component = load(&self.engine, name, processor, &bytes)?;
+        let (outside, options) = settings(name, processor, &component)?;
         if component.compensation().is_some() {
             self.components.keep(component.digest(), &bytes, load_options(name, processor))?;
-        }
-        let options = processor.options().map_err(wrong)?;
-        if outside.is_some() || component.compensation().is_some() {
-            processor.check_lease().map_err(wrong)?;
-        }
-        if component.imports_http() && outside.is_none() {
-            tracing::warn!(
-                "processors.{name}: it imports wasi:http and is granted no calls (`http`): each of them will be denied"
-            );
         }
         let effects = (**component.effect_limits()).clone();
         let options = Options { effects, runs_max: self.concurrency, ..options };
@@ -186,6 +177,26 @@ pub(crate) fn read(processor: &Processor) -> anyhow::Result<Vec<u8>> {
     let path = &processor.component;
     std::fs::read(path)
         .map_err(|error| Failed::component(format!("cannot read the component {}: {error}", path.display())))
+}
+
+/// What a processor's settings come to, with its component: who makes its calls, and the pipeline's options.
+pub(crate) fn settings(
+    name: &str,
+    processor: &Processor,
+    component: &hapax_engine::WasmProcessor,
+) -> anyhow::Result<(Option<Arc<dyn Outside>>, Options)> {
+    let wrong = |error: String| Failed::usage(format!("processors.{name}: {error}"));
+    let options = processor.options().map_err(wrong)?;
+    let outside = processor.outside().client().map_err(wrong)?;
+    if outside.is_some() || component.compensation().is_some() {
+        processor.check_lease().map_err(wrong)?;
+    }
+    if component.imports_http() && outside.is_none() {
+        tracing::warn!(
+            "processors.{name}: it imports wasi:http and is granted no calls (`http`): each of them will be denied"
+        );
+    }
+    Ok((outside, options))
 }
 
 fn load_options(name: &str, processor: &Processor) -> LoadOptions {
