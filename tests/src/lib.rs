@@ -8,6 +8,7 @@ pub mod clock;
 pub mod conformance;
 pub mod model;
 pub mod mutation;
+pub mod owners;
 pub mod payments;
 pub mod plans;
 pub mod process;

@@ -10,67 +10,37 @@ use hapax_core::record::State;
 use hapax_core::saga::SagaId;
 use hapax_core::saga_log::SagaLog;
 use hapax_core::storage::{IdempotencyStorage as _, StoreError};
-use hapax_core::{
-    Committer, Ending, Handling, IdempotentConsumer, Message, Options, Parts, Record, RecordKey, Scope, Stored,
-};
-use hapax_store::MemoryStore;
-use hapax_tests::plans::{Books, Op, Planned, Reply, call, plan, step};
-use hapax_tests::stepped::SteppedClock;
+use hapax_core::{Ending, Handling, IdempotentConsumer, Message, Options, Parts, RecordKey, Scope, Stored};
+use hapax_tests::owners::{BEGINS_MS, Owners};
+use hapax_tests::plans::{Op, Reply, call, plan, step};
 use tokio::task::JoinHandle;
 
 /// How long a claim holds here.
 const LEASE_MS: u64 = 30_000;
 
-struct World {
-    store: MemoryStore,
-    committer: Arc<Committer>,
-    books: Arc<Books>,
-    clock: SteppedClock,
+/// One of those who have the processor `p`.
+fn owner(world: &Owners, name: &str) -> IdempotentConsumer {
+    world.consumer("p", Options { owner: name.into(), lease_ms: LEASE_MS, ..Options::default() })
 }
 
-impl World {
-    async fn new() -> Self {
-        let store = MemoryStore::default();
-        let committer = Committer::start(Arc::new(store.clone())).await.unwrap();
-        Self { store, committer, books: Arc::default(), clock: SteppedClock::at(1_000_000) }
+/// Who has claimed the message, until when, and in which epoch.
+async fn claim(world: &Owners, message: &Message) -> (String, u64, u64) {
+    let record = world.record(message).await.expect("a record");
+    match record.state {
+        State::InProgress { owner, lease_end_ms } => (owner, lease_end_ms, record.epoch),
+        other => panic!("it is {other:?}"),
     }
+}
 
-    fn owner(&self, name: &str) -> IdempotentConsumer {
-        IdempotentConsumer::new(Parts {
-            scope: Scope::of("p"),
-            processor: Planned::new("one"),
-            storage: Arc::new(self.store.clone()),
-            committer: self.committer.clone(),
-            outside: Some(self.books.clone()),
-            clock: Arc::new(self.clock.clone()),
-            metrics: Arc::new(Counters::default()),
-            options: Options { owner: name.into(), lease_ms: LEASE_MS, ..Options::default() },
-        })
-    }
+/// Keys of the processor's that are the host's own: what is kept of calls.
+async fn kept_answers(world: &Owners) -> Vec<String> {
+    let rows = world.store.view(&Scope::of("p")).scan("\u{10ffff}", None, 100).await.unwrap();
+    rows.into_iter().map(|(key, ..)| key).collect()
+}
 
-    async fn record(&self, message: &Message) -> Option<Record> {
-        self.store.admit(&RecordKey::by_message_id(&Scope::of("p"), message)).await.unwrap()
-    }
-
-    /// Who has claimed the message, and until when.
-    async fn claim(&self, message: &Message) -> (String, u64, u64) {
-        let record = self.record(message).await.expect("a record");
-        match record.state {
-            State::InProgress { owner, lease_end_ms } => (owner, lease_end_ms, record.epoch),
-            other => panic!("it is {other:?}"),
-        }
-    }
-
-    /// Keys of the processor's that are the host's own: what is kept of calls.
-    async fn kept_answers(&self) -> Vec<String> {
-        let rows = self.store.view(&Scope::of("p")).scan("\u{10ffff}", None, 100).await.unwrap();
-        rows.into_iter().map(|(key, ..)| key).collect()
-    }
-
-    async fn steps(&self, message: &Message) -> usize {
-        let id = SagaId::of_message(&RecordKey::by_message_id(&Scope::of("p"), message));
-        SagaLog::new(&self.store, &Scope::of("p")).read(&id).await.unwrap().saga.steps.len()
-    }
+async fn steps(world: &Owners, message: &Message) -> usize {
+    let id = SagaId::of_message(&RecordKey::by_message_id(&Scope::of("p"), message));
+    SagaLog::new(&world.store, &Scope::of("p")).read(&id).await.unwrap().saga.steps.len()
 }
 
 fn begin(owner: &IdempotentConsumer, message: &Message) -> JoinHandle<Result<Ending, StoreError>> {
@@ -93,13 +63,13 @@ async fn until<T>(what: &str, mut reached: impl AsyncFnMut() -> Option<T>) -> T 
 
 #[tokio::test]
 async fn a_message_is_claimed_durably_before_it_calls() {
-    let world = World::new().await;
+    let world = Owners::new().await;
     world.books.reply("/a", &[Reply::Held]);
     let message = plan("m-1", &[call("/a")]);
-    let (one, two) = (world.owner("one"), world.owner("two"));
+    let (one, two) = (owner(&world, "one"), owner(&world, "two"));
     let running = begin(&one, &message);
     world.books.arrival("/a").await;
-    assert_eq!(world.claim(&message).await, ("one".to_owned(), 1_000_000 + LEASE_MS, 1));
+    assert_eq!(claim(&world, &message).await, ("one".to_owned(), BEGINS_MS + LEASE_MS, 1));
     let other = begin(&two, &message).await.unwrap().unwrap();
     assert!(matches!(other, Ending::InFlight { after_ms } if after_ms > 0), "{other:?}");
     world.books.let_go();
@@ -110,17 +80,17 @@ async fn a_message_is_claimed_durably_before_it_calls() {
 
 #[tokio::test]
 async fn a_run_that_takes_long_renews_its_claim_and_keeps_it() {
-    let world = World::new().await;
+    let world = Owners::new().await;
     world.books.reply("/a", &[Reply::Held]);
     let message = plan("m-1", &[call("/a")]);
-    let (one, two) = (world.owner("one"), world.owner("two"));
+    let (one, two) = (owner(&world, "one"), owner(&world, "two"));
     let running = begin(&one, &message);
     world.books.arrival("/a").await;
-    let mut before = world.claim(&message).await;
+    let mut before = claim(&world, &message).await;
     for _ in 0..6 {
         world.clock.advance(LEASE_MS / 3);
         let renewed = until("the claim is renewed", async || {
-            let now = world.claim(&message).await;
+            let now = claim(&world, &message).await;
             (now.1 > before.1).then_some(now)
         });
         let renewed = renewed.await;
@@ -137,16 +107,16 @@ async fn a_run_that_takes_long_renews_its_claim_and_keeps_it() {
 /// The first owner's answer comes when another one has long taken the message over.
 #[tokio::test]
 async fn who_was_taken_over_can_write_nothing() {
-    let world = World::new().await;
+    let world = Owners::new().await;
     world.books.reply("/a", &[Reply::Held]);
     let message = plan("m-1", &[step("a"), call("/a"), step("b"), Op::Set("done".into(), "yes".into())]);
-    let (one, two) = (world.owner("one"), world.owner("two"));
+    let (one, two) = (owner(&world, "one"), owner(&world, "two"));
     let zombie = tokio::spawn({
         let (one, message) = (one.clone(), message.clone());
         async move { one.handle(message, Handling { wait_in_flight: false, retry_here: true }).await }
     });
     world.books.arrival("/a").await;
-    let claimed = world.claim(&message).await;
+    let claimed = claim(&world, &message).await;
     // Its heartbeat does not come through: as if it stood still.
     two_takes_over(&world, &two, &message, claimed.1).await;
     world.books.let_go();
@@ -155,14 +125,14 @@ async fn who_was_taken_over_can_write_nothing() {
         matches!(&ending, Ending::Duplicate(Stored::Completed(_))),
         "it answers what the other has made: {ending:?}"
     );
-    assert_eq!(world.kept_answers().await, [""; 0], "of the zombie");
-    assert_eq!(world.steps(&message).await, 0, "of the zombie");
+    assert_eq!(kept_answers(&world).await, [""; 0], "of the zombie");
+    assert_eq!(steps(&world, &message).await, 0, "of the zombie");
     let history = world.record(&message).await.unwrap();
     assert_eq!(history.state.name(), "completed");
 }
 
 /// Another owner takes over at the very end of the claim, and completes. The clock is set for it alone: the first one sleeps.
-async fn two_takes_over(world: &World, two: &IdempotentConsumer, message: &Message, lease_end_ms: u64) {
+async fn two_takes_over(world: &Owners, two: &IdempotentConsumer, message: &Message, lease_end_ms: u64) {
     world.clock.leap(lease_end_ms);
     let ending = begin(two, message).await.unwrap().unwrap();
     assert!(matches!(ending, Ending::Completed { .. }), "{ending:?}");
@@ -170,13 +140,13 @@ async fn two_takes_over(world: &World, two: &IdempotentConsumer, message: &Messa
 
 #[tokio::test]
 async fn who_is_too_late_calls_nobody_any_more() {
-    let world = World::new().await;
+    let world = Owners::new().await;
     world.books.reply("/a", &[Reply::Held]);
     let message = plan("m-1", &[call("/a"), step("a"), call("/b")]);
-    let one = world.owner("one");
+    let one = owner(&world, "one");
     let running = begin(&one, &message);
     world.books.arrival("/a").await;
-    let claimed = world.claim(&message).await;
+    let claimed = claim(&world, &message).await;
     // Nobody has taken it over; it is too late all the same: somebody may, at any time.
     world.clock.leap(claimed.1);
     world.books.let_go();
@@ -184,18 +154,18 @@ async fn who_is_too_late_calls_nobody_any_more() {
     assert!(matches!(&ending, Ending::Retry { error, .. } if error.contains("too slow")), "{ending:?}");
     let paths: Vec<_> = world.books.arrived().into_iter().map(|call| call.path).collect();
     assert_eq!(paths, ["/a"]);
-    assert_eq!(world.steps(&message).await, 0);
+    assert_eq!(steps(&world, &message).await, 0);
 }
 
 #[tokio::test]
 async fn who_starts_again_under_its_name_takes_up_its_own_claim_at_once() {
-    let world = World::new().await;
+    let world = Owners::new().await;
     world.books.reply("/a", &[Reply::Silence]);
     let message = plan("m-1", &[call("/a"), call("/b")]);
-    let running = begin(&world.owner("one"), &message);
+    let running = begin(&owner(&world, "one"), &message);
     world.books.arrival("/a").await;
     running.abort();
-    let ending = begin(&world.owner("one"), &message).await.unwrap().unwrap();
+    let ending = begin(&owner(&world, "one"), &message).await.unwrap().unwrap();
     assert!(matches!(ending, Ending::Completed { .. }), "{ending:?}");
     let arrived = world.books.arrived();
     assert_eq!(arrived.iter().map(|call| call.path.as_str()).collect::<Vec<_>>(), ["/a", "/a", "/b"]);
@@ -204,7 +174,7 @@ async fn who_starts_again_under_its_name_takes_up_its_own_claim_at_once() {
 
 #[tokio::test]
 async fn a_message_without_outside_needs_no_claim() {
-    let world = World::new().await;
+    let world = Owners::new().await;
     let transactional = IdempotentConsumer::new(Parts {
         scope: Scope::of("p"),
         processor: Arc::new(hapax_core::NativeProcessor::new(|_, context| {

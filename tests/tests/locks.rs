@@ -6,11 +6,11 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use hapax_core::context::{StateView, Version};
 use hapax_core::lock::{Acquired, Ask, DistributedLock as _, Lock, StoreLocks};
-use hapax_core::metrics::Counters;
 use hapax_core::storage::{Group, IdempotencyStorage, StoreError, Verdict};
-use hapax_core::{Committer, Ending, Handling, IdempotentConsumer, Message, Options, Parts, Record, RecordKey, Scope};
+use hapax_core::{Committer, Ending, Handling, IdempotentConsumer, Message, Options, Record, RecordKey, Scope};
 use hapax_store::{MemoryStore, RedbStore};
-use hapax_tests::plans::{Books, Op, Planned, Reply, call, plan};
+use hapax_tests::owners::{BEGINS_MS, Owners};
+use hapax_tests::plans::{Op, Reply, call, plan};
 use hapax_tests::stepped::SteppedClock;
 use tokio::sync::Semaphore;
 
@@ -39,7 +39,7 @@ impl Locks {
 }
 
 fn start() -> SteppedClock {
-    SteppedClock::at(1_000_000)
+    SteppedClock::at(BEGINS_MS)
 }
 
 #[tokio::test]
@@ -135,32 +135,8 @@ async fn of_two_that_ask_at_once_one_gets_it() {
     assert!(matches!(both, [Acquired::Busy { .. }, Acquired::Held(_)]), "{both:?}");
 }
 
-struct World {
-    store: MemoryStore,
-    committer: Arc<Committer>,
-    books: Arc<Books>,
-    clock: SteppedClock,
-}
-
-impl World {
-    async fn new() -> Self {
-        let store = MemoryStore::default();
-        let committer = Committer::start(Arc::new(store.clone())).await.unwrap();
-        Self { store, committer, books: Arc::default(), clock: start() }
-    }
-
-    fn processor(&self, name: &str) -> IdempotentConsumer {
-        IdempotentConsumer::new(Parts {
-            scope: Scope::of(name),
-            processor: Planned::new("one"),
-            storage: Arc::new(self.store.clone()),
-            committer: self.committer.clone(),
-            outside: Some(self.books.clone()),
-            clock: Arc::new(self.clock.clone()),
-            metrics: Arc::new(Counters::default()),
-            options: Options { backoff_base_ms: 1, ..Options::default() },
-        })
-    }
+fn processor(world: &Owners, name: &str) -> IdempotentConsumer {
+    world.consumer(name, Options { backoff_base_ms: 1, ..Options::default() })
 }
 
 fn locks(name: &str) -> Op {
@@ -177,15 +153,15 @@ async fn output(processor: &IdempotentConsumer, message: Message) -> String {
 /// Its lock runs out while it runs, and somebody else has it meanwhile: nothing that it made of what it saw is committed.
 #[tokio::test]
 async fn who_has_lost_its_lock_does_not_commit_on_it() {
-    let world = World::new().await;
-    let (p, q) = (world.processor("p"), world.processor("q"));
+    let world = Owners::new().await;
+    let (p, q) = (processor(&world, "p"), processor(&world, "q"));
     world.books.reply("/slow", &[Reply::Held]);
     let slow = tokio::spawn({
         let p = p.clone();
         async move { output(&p, plan("m-1", &[locks("till"), call("/slow"), Op::Set("by".into(), "m-1".into())])).await }
     });
     world.books.arrival("/slow").await;
-    world.clock.leap(1_000_101);
+    world.clock.leap(BEGINS_MS + 101);
     assert_eq!(output(&q, plan("m-2", &[locks("till")])).await, "2");
     world.books.let_go();
     assert_eq!(slow.await.unwrap(), "3 200", "it ran again, under a lock that it held to the end");
@@ -194,8 +170,8 @@ async fn who_has_lost_its_lock_does_not_commit_on_it() {
 
 #[tokio::test]
 async fn a_message_gives_its_locks_back_however_it_ends() {
-    let world = World::new().await;
-    let (p, q) = (world.processor("p"), world.processor("q"));
+    let world = Owners::new().await;
+    let (p, q) = (processor(&world, "p"), processor(&world, "q"));
     assert_eq!(output(&p, plan("m-1", &[locks("till")])).await, "1");
     assert_eq!(output(&q, plan("m-2", &[locks("till")])).await, "2");
     let rejected = p.handle(plan("m-3", &[locks("till"), Op::Reject]), Handling::default()).await.unwrap();
@@ -208,15 +184,15 @@ async fn a_message_gives_its_locks_back_however_it_ends() {
 /// Somebody else's lock is a failure that passes: the message is tried again.
 #[tokio::test]
 async fn who_finds_a_lock_taken_is_told_when_to_come_again() {
-    let world = World::new().await;
-    let (p, q) = (world.processor("p"), world.processor("q"));
+    let world = Owners::new().await;
+    let (p, q) = (processor(&world, "p"), processor(&world, "q"));
     world.books.reply("/slow", &[Reply::Held]);
     let slow = tokio::spawn({
         let p = p.clone();
         async move { output(&p, plan("m-1", &[locks("till"), call("/slow")])).await }
     });
     world.books.arrival("/slow").await;
-    world.clock.leap(1_000_030);
+    world.clock.leap(BEGINS_MS + 30);
     let handling = Handling { wait_in_flight: true, retry_here: false };
     let put_off = q.handle(plan("m-2", &[locks("till")]), handling).await.unwrap();
     assert!(matches!(&put_off, Ending::Retry { error, after_ms: 70 } if error == "busy"), "{put_off:?}");

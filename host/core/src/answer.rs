@@ -32,7 +32,7 @@ impl Inner {
                 self.note(message, EventKind::Stale, now_ms);
                 Ending::Stale
             }
-            Admission::Mismatch => self.mismatch(message).await?,
+            Admission::Mismatch => Box::pin(self.mismatch(message)).await?,
         };
         Ok(Some(Admitted::Ended(ending)))
     }
@@ -110,23 +110,25 @@ impl Inner {
         Ok(matches!(admission, Admission::Gap { .. }))
     }
 
-    /// A message that the store kept and that ended without a run is kept no longer.
-    pub(crate) async fn keep_no_longer(&self, message: &Accepted, ending: &Ending) -> Result<(), StoreError> {
+    /// Whether the store may still keep a message that has ended without a run.
+    pub(crate) fn may_be_kept(&self, message: &Accepted, ending: &Ending) -> bool {
         let over = matches!(ending, Ending::Duplicate(_) | Ending::Stale);
-        if over && (message.kept || self.kept.holds(&message.identity)) {
-            // Who was answered by the cache may be late: an operator may have had the message redriven meanwhile.
-            let found = self.parts.storage.admit(&message.identity.record).await?;
-            let answer = decide(found.as_ref(), &message.identity, None, self.owner(), self.parts.clock.now_ms());
-            if !matches!(answer, Admission::Replay(_) | Admission::Stale) {
-                return Ok(());
-            }
-            let commit = Commit {
-                expected: Expected::of(found.map(|record| record.epoch)),
-                letter: Some(LetterChange::Remove(message.identity.fingerprint)),
-                ..self.conclusion(message).commit()
-            };
-            self.parts.committer.submit(commit).durable().await?;
+        over && (message.kept || self.kept.holds(&message.identity))
+    }
+
+    /// A message that the store kept and that ended without a run is kept no longer.
+    pub(crate) async fn keep_no_longer(&self, message: &Accepted) -> Result<(), StoreError> {
+        // Who was answered by the cache may be late: an operator may have had the message redriven meanwhile.
+        let found = self.parts.storage.admit(&message.identity.record).await?;
+        let answer = decide(found.as_ref(), &message.identity, None, self.owner(), self.parts.clock.now_ms());
+        if !matches!(answer, Admission::Replay(_) | Admission::Stale) {
+            return Ok(());
         }
-        Ok(())
+        let commit = Commit {
+            expected: Expected::of(found.map(|record| record.epoch)),
+            letter: Some(LetterChange::Remove(message.identity.fingerprint)),
+            ..self.conclusion(message).commit()
+        };
+        self.parts.committer.submit(commit).durable().await.map(drop)
     }
 }

@@ -4,13 +4,14 @@
 use std::sync::Arc;
 
 use crate::consumer::{Accepted, Claim, Handling, Inner, Parts};
-use crate::early::{ClaimNow, Claimed, Early, EarlyParts, Fence, Whose};
+use crate::early::{Claimed, Early, EarlyParts, Unmade, Whose};
 use crate::fault;
 use crate::lock::StoreLocks;
 use crate::processor::{Failure, Output};
 use crate::record::{Event, Record, State};
 use crate::saga_log::SagaLog;
 use crate::storage::{Commit, Expected, RecordChange, StoreError, Verdict};
+use crate::strategy::Identity;
 
 /// A claim is renewed so many times before it would be over.
 const RENEWALS: u64 = 3;
@@ -29,6 +30,7 @@ impl Parts {
             outside: self.outside.clone(),
             locks: Arc::new(StoreLocks::new(storage, self.committer.clone(), self.clock.clone(), &self.scope)),
             log: SagaLog::new(storage, &self.scope),
+            component: self.processor.digest().into(),
             steps: self.processor.compensation().map_or_else(Vec::new, |undoes| undoes.steps().to_vec()),
         }
     }
@@ -90,7 +92,8 @@ impl Inner {
         if !self.claims() {
             return Ok(());
         }
-        let taken = self.early(message, Claimed { epoch: None, lease_end_ms: None }).take(true).await?;
+        let unmade = self.unmade_early(message, Claimed { epoch: None, lease_end_ms: None });
+        let taken = unmade.make().take(true).await?;
         let conclusion = self.conclusion(message);
         let shared = conclusion.superseded(&taken);
         if shared.is_none() && taken.journal.is_empty() {
@@ -106,19 +109,11 @@ impl Inner {
     }
 
     /// What the run makes durable before it ends rests on its claim.
-    pub(crate) fn early_of(&self, message: &Accepted, claim: &Claim) -> Early {
-        self.early(message, claim.claimed())
-    }
-
-    fn early(&self, message: &Accepted, claimed: Claimed) -> Early {
-        let whose = Whose {
-            record: message.identity.record.clone(),
-            own: message.identity.own.clone(),
-            message: message.message.clone(),
-            component: self.component().clone(),
-            trace: message.identity.own.digest(),
-        };
-        Early::new(self.early.clone(), whose, Fence::Claim(Arc::new(ClaimNow::new(claimed))))
+    pub(crate) fn unmade_early(&self, message: &Accepted, claimed: Claimed) -> Unmade {
+        let Identity { record, own, .. } = &message.identity;
+        let (message, trace) = (message.message.clone(), own.digest());
+        let whose = Whose { record: record.clone(), own: own.clone(), message, trace };
+        Unmade { parts: self.early.clone(), whose, claimed }
     }
 
     /// Waits for the run, and renews its claim meanwhile. `None` if the claim was lost: the run is abandoned then.
@@ -129,9 +124,6 @@ impl Inner {
         early: &Early,
         run: impl Future<Output = Result<Output, Failure>>,
     ) -> Result<Option<Result<Output, Failure>>, StoreError> {
-        if !self.claims() {
-            return Ok(Some(run.await));
-        }
         let mut run = std::pin::pin!(run);
         loop {
             tokio::select! {

@@ -122,7 +122,7 @@ impl Committer {
 
     /// Sequences a commit: gives it its version, whatever it says. Commits are written in the order of their versions.
     pub fn submit(&self, commit: Commit) -> Pending {
-        self.sequence(commit, None)
+        self.sequence(Box::new(commit), None)
     }
 
     /// Waits for room for a commit. One that is larger than all of it waits until it is alone.
@@ -135,7 +135,7 @@ impl Committer {
     /// becomes of it.
     pub(crate) fn submit_in_turn(
         &self,
-        commit: Commit,
+        commit: Box<Commit>,
         room: Room,
         overlay: &Arc<Overlay>,
         turn: &mut overlay::Turn<'_>,
@@ -143,7 +143,11 @@ impl Committer {
         self.sequence(commit, Some((room, overlay, turn)))
     }
 
-    fn sequence(&self, mut commit: Commit, in_turn: Option<(Room, &Arc<Overlay>, &mut overlay::Turn<'_>)>) -> Pending {
+    fn sequence(
+        &self,
+        mut commit: Box<Commit>,
+        in_turn: Option<(Room, &Arc<Overlay>, &mut overlay::Turn<'_>)>,
+    ) -> Pending {
         let (reply, verdict) = oneshot::channel();
         let mut sequencer = self.sequencer.lock();
         commit.version = sequencer.next;
@@ -162,7 +166,7 @@ impl Committer {
         // A closed committer drops the reply, which the waiter sees.
         if let Some(jobs) = &sequencer.jobs {
             let waiter = Waiter { version: commit.version, overlay, _room: room, reply };
-            let _ = jobs.send(Job::Commit(Box::new(commit), waiter));
+            let _ = jobs.send(Job::Commit(commit, waiter));
         }
         Pending { version, verdict }
     }

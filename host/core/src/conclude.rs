@@ -11,7 +11,7 @@ use crate::history;
 use crate::options::Options;
 use crate::processor::{Failure, Output};
 use crate::record::{self, Event, Moment, Record};
-use crate::saga::{SagaEvent, SagaMoment, SagaState};
+use crate::saga::{Member, SagaEvent, SagaMoment, SagaState};
 use crate::saga_log::ReadSaga;
 use crate::storage::{Commit, DeadLetter, Expected, LetterChange, RecordChange, SharedChange, Standing};
 
@@ -27,17 +27,22 @@ pub(crate) struct Conclusion<'a> {
 
 impl Conclusion<'_> {
     /// What a run makes of its message, to be committed; and how the message ends then.
-    pub(crate) fn of(&self, claim: &Claim, run: Run) -> (Commit, Ending) {
+    pub(crate) fn of(&self, claim: &Claim, run: Run) -> (Box<Commit>, Ending) {
         let Run { attempts, result, reads, effects, taken } = run;
-        let (event, ending) = self.judge(attempts, taken.judged(result), taken.saga.as_ref());
+        let (result, saga) = match &taken {
+            Some(taken) => (taken.judged(result), taken.saga.as_ref()),
+            None => (result, None),
+        };
+        let (event, ending) = self.judge(attempts, result, saga);
         let completed = matches!(ending, Ending::Completed { .. });
         let expected = match Expected::of(claim.epoch) {
             Expected::Absent if fault::mutated("mark-before-run") => Expected::Epoch(1),
             found => found,
         };
-        let commit = Commit {
+        let saga_name = taken.as_ref().and_then(|taken| taken.saga_name());
+        let mut commit = Box::new(Commit {
             expected,
-            record: RecordChange::Put(self.record(claim, attempts, taken.saga_name(), event)),
+            record: RecordChange::Put(self.record(claim, attempts, saga_name, event)),
             reads,
             effects: if completed || fault::mutated("failed-run-keeps-its-effects") {
                 effects
@@ -46,8 +51,11 @@ impl Conclusion<'_> {
             },
             letter: self.letter(claim, &ending, attempts),
             ..self.commit()
-        };
-        (self.with_taken(commit, taken, &ending), ending)
+        });
+        if let Some(taken) = taken {
+            self.take_along(&mut commit, *taken, &ending);
+        }
+        (commit, ending)
     }
 
     /// A commit of the message that changes nothing yet.
@@ -107,8 +115,8 @@ impl Conclusion<'_> {
         history::after(&received, found.map_or_else(Vec::new, |record| record.history.clone()), state, &moment)
     }
 
-    /// The same with what the run has made durable before: it ends with the message, or goes on to its next run.
-    fn with_taken(&self, mut commit: Commit, taken: Taken, ending: &Ending) -> Commit {
+    /// Takes along what the run has made durable before: it ends with the message, or goes on to its next run.
+    fn take_along(&self, commit: &mut Commit, taken: Taken, ending: &Ending) {
         let mut shared = self.saga_change(&taken, ending).unwrap_or_default();
         for lock in &taken.held {
             lock.given_back(&mut shared);
@@ -121,7 +129,6 @@ impl Conclusion<'_> {
             _ => taken.journal,
         };
         commit.effects.writes.extend(forgotten.into_iter().map(|key| (key, None)));
-        commit
     }
 
     /// What becomes of the saga that the message has a part in.
@@ -134,8 +141,8 @@ impl Conclusion<'_> {
             Some(read.append(&moments, expires_ms).expect("the ending was judged by this saga").0)
         };
         let failed = |error: &String| {
-            let member = read.saga.member(&taken.member.own);
-            let joined = member.is_none().then(|| SagaEvent::Joined(Box::new(taken.member.clone())));
+            let member = read.saga.member(&self.message.identity.own);
+            let joined = member.is_none().then(|| SagaEvent::Joined(Box::new(self.member())));
             let member = member.unwrap_or(read.saga.members.len() as u32);
             joined.into_iter().chain([SagaEvent::UndoStarted { member, error: error.clone() }])
         };
@@ -155,11 +162,22 @@ impl Conclusion<'_> {
         }
     }
 
+    /// The message, as a member of a saga.
+    fn member(&self) -> Member {
+        let identity = &self.message.identity;
+        Member {
+            record: identity.record.clone(),
+            own: identity.own.clone(),
+            message: (*self.message.message).clone(),
+            component: self.component.clone(),
+        }
+    }
+
     /// What becomes of the saga of a message that will never run again, since a later one was seen. One that several messages share goes on
     /// without it.
     pub(crate) fn superseded(&self, taken: &Taken) -> Option<SharedChange> {
         let read = taken.saga.as_ref().filter(|read| !read.id.is_named() && read.saga.state.is_forward())?;
-        let member = read.saga.member(&taken.member.own).filter(|_| read.saga.can_be_undone());
+        let member = read.saga.member(&self.message.identity.own).filter(|_| read.saga.can_be_undone());
         let Some(member) = member else { return Some(read.forget(None)) };
         let error = "a later message was seen before this one had ended".to_owned();
         let started = SagaMoment { event: SagaEvent::UndoStarted { member, error }, at_ms: self.now_ms };

@@ -147,7 +147,7 @@ pub(crate) struct Run {
     pub(crate) reads: ReadSet,
     pub(crate) effects: Effects,
     /// What it has made durable before.
-    pub(crate) taken: Taken,
+    pub(crate) taken: Option<Box<Taken>>,
 }
 
 /// A record that no message gets at.
@@ -255,6 +255,8 @@ impl IdempotentConsumer {
     }
 
     /// The straight line. Returns when the ending is durable.
+    ///
+    /// What few messages need is in a box, here and below: a future is as large as all that it may ever wait for, and is moved as a whole.
     pub async fn process(&self, accepted: Accepted) -> Result<Ending, StoreError> {
         let since = accepted.since;
         let ending = self.inner.process(accepted).await?;
@@ -267,22 +269,26 @@ impl IdempotentConsumer {
 impl Inner {
     async fn process(&self, mut message: Accepted) -> Result<Ending, StoreError> {
         if let Some(refused) = message.refused.take() {
-            return self.refuse(&message, refused.to_string()).await;
+            return Box::pin(self.refuse(&message, refused.to_string())).await;
         }
         loop {
             let claim = match self.admit(&mut message).await? {
                 Admitted::Run(claim) => claim,
-                Admitted::Park { awaits } => match self.park(&message, awaits).await? {
+                Admitted::Park { awaits } => match Box::pin(self.park(&message, awaits)).await? {
                     Some(ending) => return Ok(ending),
                     None => continue,
                 },
-                Admitted::Ended(Ending::InFlight { after_ms }) if self.waits_elsewhere(&message, after_ms).await => {
+                Admitted::Ended(Ending::InFlight { after_ms })
+                    if Box::pin(self.waits_elsewhere(&message, after_ms)).await =>
+                {
                     continue;
                 }
                 Admitted::Ended(ending) => {
-                    self.keep_no_longer(&message, &ending).await?;
+                    if self.may_be_kept(&message, &ending) {
+                        Box::pin(self.keep_no_longer(&message)).await?;
+                    }
                     if ending == Ending::Stale && !fault::mutated("stale-left-as-it-is") {
-                        self.leave_nothing_of(&message).await?;
+                        Box::pin(self.leave_nothing_of(&message)).await?;
                     }
                     return Ok(ending);
                 }
@@ -297,17 +303,19 @@ impl Inner {
     /// Invoke, sequence, commit; again after a conflict, and after the backoff of a failure that may pass.
     async fn run_to_its_end(&self, message: &Accepted, mut claim: Claim) -> Result<Option<Ending>, StoreError> {
         loop {
-            if let Some(ending) = self.wait_until_due(message, &claim).await {
+            if claim.not_before_ms > 0
+                && let Some(ending) = Box::pin(self.wait_until_due(message, &claim)).await
+            {
                 return Ok(Some(ending));
             }
             if fault::mutated("mark-before-run") {
-                self.mark_first(message, &claim).await?;
+                Box::pin(self.mark_first(message, &claim)).await?;
             }
             let Leave { place, call } = match self.leave(message, &mut claim).await {
                 Ok(leave) => leave,
                 Err(put_off) => return Ok(Some(put_off)),
             };
-            if self.claims() && !self.take_claim(message, &mut claim).await? {
+            if self.claims() && !Box::pin(self.take_claim(message, &mut claim)).await? {
                 return Ok(None);
             }
             let running = self.overlay.begin();
@@ -469,16 +477,14 @@ impl Inner {
     ///
     /// `None` if the claim was lost meanwhile.
     async fn run_once(&self, message: &Accepted, claim: &mut Claim) -> Result<Option<Run>, StoreError> {
-        if claim.deaths == 0 {
-            return self.invoke(message, claim).await;
-        }
-        if claim.attempts >= self.parts.options.attempts_max {
+        if claim.deaths > 0 && claim.attempts >= self.parts.options.attempts_max {
             let result = Err(Failure::retry(format!("the host died {} times while it ran this message", claim.deaths)));
             let (reads, effects) = (ReadSet::default(), Effects::default());
-            let taken = self.early_of(message, claim).take(true).await?;
+            let early = self.unmade_early(message, claim.claimed()).make();
+            let taken = Some(Box::new(Box::pin(early.take(true)).await?));
             return Ok(Some(Run { attempts: claim.attempts, result, reads, effects, taken }));
         }
-        let _alone = self.suspect.lock().await;
+        let _alone = if claim.deaths > 0 { Some(Box::pin(self.suspect.lock()).await) } else { None };
         self.invoke(message, claim).await
     }
 
@@ -492,13 +498,28 @@ impl Inner {
         };
         let noted = Noted::begin(&self.notes, &message.identity.own);
         fault::point_of("running", &message.message.id);
-        let early = Arc::new(self.early_of(message, claim));
-        let mut context = self.context(&message.identity.own).with_early(early.clone());
-        let running = self.parts.processor.process(&invocation, &mut context);
-        let Some(result) = self.while_claimed(message, claim, &early, running).await? else { return Ok(None) };
+        let unmade = self.unmade_early(message, claim.claimed());
+        let mut context = self.context(&message.identity.own).with_unmade_early(unmade);
+        let result = if self.claims() {
+            // In a box, as all that few messages need: what most of them carry along stays small.
+            let early = context.made_early().expect("it was just given").clone();
+            let running = self.parts.processor.process(&invocation, &mut context);
+            match Box::pin(self.while_claimed(message, claim, &early, running)).await? {
+                Some(result) => result,
+                None => return Ok(None),
+            }
+        } else {
+            self.parts.processor.process(&invocation, &mut context).await
+        };
         drop(noted);
+        // A message that names its saga has a part in it, whether or not its run has asked for that.
+        let named = message.message.extensions.contains_key("saga");
+        let early = if named { context.made_early().cloned() } else { context.take_early() };
+        let taken = match early {
+            Some(early) => Some(Box::new(Box::pin(early.take(claim.ran_before)).await?)),
+            None => None,
+        };
         let (reads, effects) = context.finish();
-        let taken = early.take(claim.ran_before).await?;
         Ok(Some(Run { attempts: claim.attempts + 1, result, reads, effects, taken }))
     }
 
@@ -509,7 +530,7 @@ impl Inner {
 
     /// Checks that what the run read still stands (also when it failed: it may have failed on what is no longer so), and
     /// gives the commit its place in the order. No other commit of this processor is sequenced in between.
-    pub(crate) fn sequence(&self, commit: Commit, room: Room) -> Result<Pending, overlay::Stale> {
+    pub(crate) fn sequence(&self, commit: Box<Commit>, room: Room) -> Result<Pending, overlay::Stale> {
         let mut turn = self.overlay.turn(&commit.reads)?;
         Ok(self.parts.committer.submit_in_turn(commit, room, &self.overlay, &mut turn))
     }

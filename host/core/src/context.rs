@@ -2,13 +2,13 @@
 //! durable; the pipeline takes the effects when the run ends.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-use crate::early::Early;
+use crate::early::{Early, Unmade};
 use crate::key::RecordKey;
 use crate::processor::Failure;
 use crate::storage::StoreError;
@@ -156,32 +156,60 @@ pub struct Context {
     own: Option<RecordKey>,
     /// Events appended so far.
     pub(crate) appended: usize,
-    /// What the run makes durable before it ends.
-    pub(crate) early: Option<Arc<Early>>,
+    /// What the run makes durable before it ends, once it has asked for it ...
+    early: OnceLock<Arc<Early>>,
+    /// ... and what makes it.
+    unmade: Option<Unmade>,
 }
 
 impl Context {
     /// A context over `view`, with nothing read or written.
     pub fn new(view: Arc<dyn StateView>, limits: Arc<EffectLimits>) -> Self {
         let (reads, effects) = (ReadSet::default(), Effects::default());
-        Self { view, limits, reads, effects, effect_bytes: 0, own: None, appended: 0, early: None }
+        let early = OnceLock::new();
+        Self { view, limits, reads, effects, effect_bytes: 0, own: None, appended: 0, early, unmade: None }
     }
 
     /// The same for the message whose own key is `own`.
     #[must_use]
-    pub fn of(self, own: &RecordKey) -> Self {
-        Self { own: Some(own.clone()), ..self }
+    pub fn of(mut self, own: &RecordKey) -> Self {
+        self.own = Some(own.clone());
+        self
     }
 
     /// The same with a way to make something durable before the run ends.
-    pub(crate) fn with_early(self, early: Arc<Early>) -> Self {
-        Self { early: Some(early), ..self }
+    pub(crate) fn with_early(mut self, early: Arc<Early>) -> Self {
+        self.early = early.into();
+        self
+    }
+
+    /// The same, made when it is asked for.
+    pub(crate) fn with_unmade_early(mut self, unmade: Unmade) -> Self {
+        self.unmade = Some(unmade);
+        self
+    }
+
+    /// What the run makes durable before it ends; `None` where there is no way to.
+    pub(crate) fn made_early(&self) -> Option<&Arc<Early>> {
+        match &self.unmade {
+            Some(unmade) => Some(self.early.get_or_init(|| Arc::new(unmade.make()))),
+            None => self.early.get(),
+        }
+    }
+
+    /// The same, if the run has asked for it.
+    pub(crate) fn take_early(&mut self) -> Option<Arc<Early>> {
+        self.early.take()
     }
 
     /// A context of the same message in which nothing was read or written yet.
     #[must_use]
     pub fn again(&self) -> Self {
-        Self { own: self.own.clone(), early: self.early.clone(), ..Self::new(self.view.clone(), self.limits.clone()) }
+        let again = Self { own: self.own.clone(), ..Self::new(self.view.clone(), self.limits.clone()) };
+        match self.made_early() {
+            Some(early) => again.with_early(early.clone()),
+            None => again,
+        }
     }
 
     /// The value under `key`, as this run left it.

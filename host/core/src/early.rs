@@ -36,6 +36,8 @@ pub(crate) struct EarlyParts {
     pub(crate) outside: Option<Arc<dyn Outside>>,
     pub(crate) locks: Arc<dyn DistributedLock>,
     pub(crate) log: SagaLog,
+    /// Digest of the component.
+    pub(crate) component: Arc<str>,
     /// The steps that can be undone.
     pub(crate) steps: Vec<String>,
 }
@@ -43,7 +45,7 @@ pub(crate) struct EarlyParts {
 /// What the small commits of a run rest on.
 pub(crate) enum Fence {
     /// The record has this epoch, as the claim has left it.
-    Claim(Arc<ClaimNow>),
+    Claim(ClaimNow),
     /// The saga that is being undone is as it was read.
     Saga(Box<ReadSaga>),
 }
@@ -89,13 +91,26 @@ impl ClaimNow {
 }
 
 /// Whose run it is.
+#[derive(Clone)]
 pub(crate) struct Whose {
     pub(crate) record: RecordKey,
     pub(crate) own: RecordKey,
     pub(crate) message: Arc<Message>,
-    pub(crate) component: Arc<str>,
     /// The trace of its calls, unless the message has one.
     pub(crate) trace: u128,
+}
+
+/// What makes a run's [`Early`]. Most runs never need one.
+pub(crate) struct Unmade {
+    pub(crate) parts: Arc<EarlyParts>,
+    pub(crate) whose: Whose,
+    pub(crate) claimed: Claimed,
+}
+
+impl Unmade {
+    pub(crate) fn make(&self) -> Early {
+        Early::new(self.parts.clone(), self.whose.clone(), Fence::Claim(ClaimNow::new(self.claimed)))
+    }
 }
 
 /// One run's.
@@ -113,7 +128,8 @@ pub(crate) struct Early {
 
 /// The run's part in its saga.
 struct SagaSoFar {
-    id: SagaId,
+    /// The saga that the message has joined by name; `None`: its own.
+    named: Option<SagaId>,
     /// As it was read last; `None`: not yet.
     read: Option<ReadSaga>,
     /// Steps before this one were registered again by this run, or are other members'.
@@ -124,8 +140,6 @@ struct SagaSoFar {
 
 /// What the end of a run takes along.
 pub(crate) struct Taken {
-    /// The message, as a member of its saga.
-    pub(crate) member: Member,
     /// The saga, if the message has joined one by name or there are steps.
     pub(crate) saga: Option<ReadSaga>,
     pub(crate) completes_saga: bool,
@@ -167,12 +181,11 @@ impl Early {
     pub(crate) fn new(parts: Arc<EarlyParts>, whose: Whose, fence: Fence) -> Self {
         // What the attribute says is looked at when it is needed: a name that is none fails the run then.
         let named = whose.message.extensions.get("saga").and_then(|name| SagaId::named(name).ok());
-        let id = named.unwrap_or_else(|| SagaId::of_message(&whose.own));
         Self {
             parts,
             whose,
             fence,
-            saga: SagaSoFar { id, read: None, cursor: 0, completes: false }.into(),
+            saga: SagaSoFar { named, read: None, cursor: 0, completes: false }.into(),
             journal: None.into(),
             calls: AtomicU32::new(0),
             held: Vec::new().into(),
@@ -233,7 +246,7 @@ impl Early {
     /// The run's saga, read at its first use; refuses one that does not go forward.
     async fn forward<'a>(&self, so_far: &'a mut SagaSoFar) -> Result<&'a ReadSaga, ContextError> {
         if so_far.read.is_none() {
-            so_far.read = Some(self.parts.log.read(&so_far.id).await?);
+            so_far.read = Some(self.parts.log.read(&self.id(so_far)).await?);
         }
         let read = so_far.read.as_ref().expect("it was read");
         match read.saga.state {
@@ -261,12 +274,12 @@ impl Early {
             let commit = Commit { shared: Some(Box::new(appended.0)), ..self.commit() };
             let verdict = self.write(commit).await?;
             // Its own append is in there now, or somebody else's.
-            so_far.read = Some(self.parts.log.read(&so_far.id).await?);
+            so_far.read = Some(self.parts.log.read(&self.id(so_far)).await?);
             if verdict == Verdict::Committed {
                 return Ok(());
             }
         }
-        Err(ContextError::Saga(format!("the saga {} changes too often", so_far.id)))
+        Err(ContextError::Saga(format!("the saga {} changes too often", self.id(so_far))))
     }
 
     /// The event by which this message joins, unless it has.
@@ -278,12 +291,13 @@ impl Early {
     }
 
     fn member(&self) -> Member {
-        Member {
-            record: self.whose.record.clone(),
-            own: self.whose.own.clone(),
-            message: (*self.whose.message).clone(),
-            component: self.whose.component.clone(),
-        }
+        let (Whose { record, own, message, .. }, component) = (&self.whose, &self.parts.component);
+        Member { record: record.clone(), own: own.clone(), message: (**message).clone(), component: component.clone() }
+    }
+
+    /// The run's saga.
+    fn id(&self, so_far: &SagaSoFar) -> SagaId {
+        so_far.named.clone().unwrap_or_else(|| SagaId::of_message(&self.whose.own))
     }
 
     async fn step(&self, name: &str, payload: Bytes) -> Result<(), ContextError> {
@@ -343,14 +357,14 @@ impl Early {
     async fn join(&self, name: &str) -> Result<(), ContextError> {
         let id = SagaId::named(name).map_err(|error| ContextError::Saga(error.to_string()))?;
         let mut so_far = self.saga.lock().await;
-        if so_far.id == id {
+        if so_far.named.as_ref() == Some(&id) {
             return Ok(());
         }
-        if so_far.id.is_named() || so_far.read.is_some() {
-            let text = format!("the message has a part in the saga {} already: it joins no other", so_far.id);
+        if so_far.named.is_some() || so_far.read.is_some() {
+            let text = format!("the message has a part in the saga {} already: it joins no other", self.id(&so_far));
             return Err(ContextError::Saga(text));
         }
-        *so_far = SagaSoFar { id, read: None, cursor: 0, completes: so_far.completes };
+        *so_far = SagaSoFar { named: Some(id), read: None, cursor: 0, completes: so_far.completes };
         // One that is undone already takes nobody in.
         self.forward(&mut so_far).await.map(drop)
     }
@@ -404,8 +418,8 @@ impl Early {
     /// What the end of the run takes along. `reads_journal`: earlier runs may have left answers that this one did not ask for.
     pub(crate) async fn take(&self, reads_journal: bool) -> Result<Taken, StoreError> {
         let mut so_far = self.saga.lock().await;
-        if so_far.read.is_none() && (so_far.id.is_named() || (reads_journal && !self.parts.steps.is_empty())) {
-            so_far.read = Some(self.parts.log.read(&so_far.id).await?);
+        if so_far.read.is_none() && (so_far.named.is_some() || (reads_journal && !self.parts.steps.is_empty())) {
+            so_far.read = Some(self.parts.log.read(&self.id(&so_far)).await?);
         }
         let mut journal = self.journal.lock().await;
         if journal.is_none() && reads_journal && self.parts.outside.is_some() {
@@ -417,7 +431,6 @@ impl Early {
         let refused = journal.iter().skip_while(|(_, status)| *status < 400);
         let key = |(place, _): &(u32, u16)| self.journal_key(*place);
         Ok(Taken {
-            member: self.member(),
             refused: refused.map(key).collect(),
             saga: so_far.read.take().filter(|read| read.id.is_named() || read.saga.events > 0),
             completes_saga: so_far.completes,
@@ -470,10 +483,10 @@ impl Context {
 
     /// Who makes the run's calls to the outside. `None` where a context is no message's.
     pub fn caller(&self) -> Option<Caller> {
-        self.early.clone().map(Caller)
+        self.early().ok().cloned().map(Caller)
     }
 
-    fn early(&self) -> Result<&Early, ContextError> {
-        self.early.as_deref().ok_or_else(|| ContextError::Saga("this context is no message's".into()))
+    fn early(&self) -> Result<&Arc<Early>, ContextError> {
+        self.made_early().ok_or_else(|| ContextError::Saga("this context is no message's".into()))
     }
 }

@@ -19,6 +19,9 @@ pub struct Scope {
     pub processor: Arc<str>,
 }
 
+/// Parts that are no longer than this together are hashed in one go.
+const HASHED_TOGETHER: usize = 512;
+
 impl Scope {
     /// The scope of a processor of the default tenant.
     pub fn of(processor: &str) -> Self {
@@ -119,12 +122,32 @@ impl RecordKey {
 }
 
 fn hash_of(scope: &Scope, source: &str, key: &str, purpose: &[u8], number: u64) -> blake3::Hash {
-    let mut hasher = blake3::Hasher::new();
     let processor = if fault::mutated("key-without-processor") { "" } else { &*scope.processor };
-    for part in [purpose, scope.tenant.as_bytes(), processor.as_bytes(), source.as_bytes(), key.as_bytes()] {
-        hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
+    let parts = [purpose, scope.tenant.as_bytes(), processor.as_bytes(), source.as_bytes(), key.as_bytes()];
+    let [a, b, c, d, e] = parts.map(|part| (part.len() as u64).to_le_bytes());
+    let [purpose, tenant, processor, source, key] = parts;
+    hash(&[&a, purpose, &b, tenant, &c, processor, &d, source, &e, key, &number.to_le_bytes()])
+}
+
+/// blake3 over these parts, one after the other.
+fn hash(parts: &[&[u8]]) -> blake3::Hash {
+    let length: usize = parts.iter().map(|part| part.len()).sum();
+    let mut together = [0; HASHED_TOGETHER];
+    let Some(together) = together.get_mut(..length) else {
+        let mut hasher = blake3::Hasher::new();
+        for part in parts {
+            hasher.update(part);
+        }
+        return hasher.finalize();
+    };
+    // Of few bytes, to take them up part by part costs more than to hash them.
+    let mut rest = &mut *together;
+    for part in parts {
+        let (place, behind) = rest.split_at_mut(part.len());
+        place.copy_from_slice(part);
+        rest = behind;
     }
-    hasher.update(&number.to_le_bytes()).finalize()
+    blake3::hash(together)
 }
 
 /// A part of a key in its text form.
@@ -191,33 +214,29 @@ pub struct Fingerprint {
 impl Fingerprint {
     /// The fingerprint of `message`.
     pub fn of(message: &Message) -> Self {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&(message.kind.len() as u64).to_le_bytes()).update(message.kind.as_bytes());
-        match message.is_json().then(|| canonical_json(&message.data)).flatten() {
-            Some(canonical) => hasher.update(&canonical),
-            None => hasher.update(&message.data),
+        let (length, kind) = ((message.kind.len() as u64).to_le_bytes(), message.kind.as_bytes());
+        let hash = match message.is_json().then(|| canonical_json(&message.data)).flatten() {
+            Some(canonical) => hash(&[&length, kind, &canonical]),
+            None => hash(&[&length, kind, &message.data]),
         };
-        Self::finish(1, &hasher)
+        Self::of_hash(1, &hash)
     }
 
     /// Of what a content hash looks at: version 2, blake3 over `type` and the chosen part of a JSON payload in RFC 8785's
     /// canonical form, or over the bytes of any other payload.
     pub fn of_content(message: &Message, fields: &Fields) -> Self {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&(message.kind.len() as u64).to_le_bytes()).update(message.kind.as_bytes());
-        match message.is_json().then(|| chosen(&message.data, fields)).flatten() {
-            Some(canonical) => hasher.update(b"json").update(&canonical),
-            None => hasher.update(b"bytes").update(&message.data),
+        let (length, kind) = ((message.kind.len() as u64).to_le_bytes(), message.kind.as_bytes());
+        let hash = match message.is_json().then(|| chosen(&message.data, fields)).flatten() {
+            Some(canonical) => hash(&[&length, kind, b"json", &canonical]),
+            None => hash(&[&length, kind, b"bytes", &message.data]),
         };
-        Self::finish(2, &hasher)
+        Self::of_hash(2, &hash)
     }
 
     /// The same with the message's position: the same body at another position is another message.
     #[must_use]
     pub fn at(self, position: &Position) -> Self {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&self.digest).update(position.to_string().as_bytes());
-        Self::finish(self.version, &hasher)
+        Self::of_hash(self.version, &hash(&[&self.digest, position.to_string().as_bytes()]))
     }
 
     /// The digest in 32 hex digits.
@@ -225,8 +244,8 @@ impl Fingerprint {
         format!("{:032x}", u128::from_be_bytes(self.digest))
     }
 
-    fn finish(version: u8, hasher: &blake3::Hasher) -> Self {
-        let digest = *hasher.finalize().as_bytes().first_chunk().expect("a hash has 32 bytes");
+    fn of_hash(version: u8, hash: &blake3::Hash) -> Self {
+        let digest = *hash.as_bytes().first_chunk().expect("a hash has 32 bytes");
         Self { version, digest }
     }
 }
@@ -324,6 +343,15 @@ mod tests {
     }
 
     /// The example of RFC 8785, 3.2.2 and 3.2.3; the order of its names is the one of 3.2.3.
+    #[test]
+    fn parts_are_hashed_as_one_text_however_long_they_are() {
+        for length in [0, 1, HASHED_TOGETHER - 1, HASHED_TOGETHER, HASHED_TOGETHER + 1, 10 * HASHED_TOGETHER] {
+            let bytes = vec![7; length];
+            let (front, back) = bytes.split_at(length / 3);
+            assert_eq!(hash(&[front, &[], back]), blake3::hash(&bytes), "{length}");
+        }
+    }
+
     #[test]
     fn content_is_canonical_by_rfc_8785() {
         let example = r#"{

@@ -99,7 +99,7 @@ impl Inner {
                 claim.attempts += 1;
             }
             in_line.get_or_insert_with(|| breaker.stand_in_line());
-            if !message.handling.retry_here || self.passable_or_stop(breaker).await {
+            if !message.handling.retry_here || Box::pin(self.passable_or_stop(breaker)).await {
                 return Err(Ending::Paused { after_ms: refused.come_again_ms() });
             }
         }

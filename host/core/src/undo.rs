@@ -264,7 +264,7 @@ impl Undo {
         }
         let commit = Commit { shared: Some(Box::new(shared)), ..commit };
         let room = inner.parts.committer.room(&commit).await;
-        let Ok(pending) = inner.sequence(commit, room) else { return Ok(Went::On) };
+        let Ok(pending) = inner.sequence(Box::new(commit), room) else { return Ok(Went::On) };
         drop(running);
         pending.durable().await?;
         fault::point("undo-noted");
@@ -342,7 +342,6 @@ impl Inner {
             record: own.clone(),
             own: own.clone(),
             message: to_undo.invocation.message.clone(),
-            component: member.component.clone(),
             trace: member.own.digest(),
         };
         let early = Arc::new(Early::new(self.early.clone(), whose, Fence::Saga(Box::new(read.clone()))));
