@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use hapax_core::context::{Effects, Outgoing, RangeRead, ReadSet};
+use hapax_core::context::{Effects, Outgoing, RangeRead, ReadSet, Version};
 use hapax_core::feed::{Cursor, EventKind, FeedEntry, FeedEvent};
 use hapax_core::record::{Event, Moment, Record, State};
 use hapax_core::storage::{
-    Commit, DeadLetter, Expected, Group, LetterChange, LetterKey, RecordChange, Standing, Store, Verdict,
+    Commit, DeadLetter, Expected, Group, LetterChange, LetterKey, RecordChange, SharedChange, Standing, Store, Verdict,
 };
 use hapax_core::{Fingerprint, Message, Output, RecordKey, Scope};
 
@@ -58,6 +58,7 @@ pub async fn all<S: Store>(make: impl Fn() -> Arc<S>) {
     a_read_that_changed_is_a_conflict(&*make()).await;
     a_range_that_changed_is_a_conflict(&*make()).await;
     a_conflict_spares_its_neighbours(&*make()).await;
+    what_is_shared_commits_with_the_rest_or_not_at_all(&*make()).await;
     scans_are_ordered_bounded_and_scoped(&*make()).await;
     the_outbox_keeps_order_until_sent(&*make()).await;
     dead_letters_keep_every_body(&*make()).await;
@@ -166,6 +167,40 @@ async fn a_conflict_spares_its_neighbours(store: &impl Store) {
     assert!(store.admit(&key("a")).await.unwrap().is_some() && store.admit(&key("c")).await.unwrap().is_some());
     assert_eq!(store.admit(&key("b")).await.unwrap(), None);
     assert_eq!(store.view(&Scope::of("p")).get("from-b").await.unwrap(), (0, None));
+}
+
+/// A commit that also rests on, and writes, an entry of the state that no processor owns.
+fn with_shared(commit: Commit, reads: Version, value: Option<&str>) -> Commit {
+    let entry = |value: Option<&str>| value.map(|value| value.to_owned().into());
+    let shared = SharedChange {
+        reads: [("lock/x".to_owned(), reads)].into(),
+        writes: [("lock/x".to_owned(), entry(value))].into(),
+    };
+    Commit { shared: Some(Box::new(shared)), ..commit }
+}
+
+async fn what_is_shared_commits_with_the_rest_or_not_at_all(store: &impl Store) {
+    let (own, shared) = (store.view(&Scope::of("p")), store.view(&Scope::of("p").shared()));
+    let first = with_shared(commit("m-1", 1, &[("a", Some("1"))]), 0, Some("one"));
+    assert_eq!(write(store, vec![first]).await, [Verdict::Committed]);
+    assert_eq!(shared.get("lock/x").await.unwrap(), (1, Some("one".into())));
+    assert_eq!(own.get("lock/x").await.unwrap(), (0, None), "it is no processor's");
+    assert_eq!(store.view(&Scope::of("q").shared()).get("lock/x").await.unwrap().0, 1, "and every processor's");
+    // In one group: who rests on what is no longer so, who does not, and who rests on what the one before has changed.
+    let late = with_shared(commit("m-2", 2, &[("b", Some("2"))]), 0, Some("two"));
+    let fits = with_shared(commit("m-3", 3, &[("c", Some("3"))]), 1, Some("three"));
+    let too_late = with_shared(commit("m-4", 4, &[("d", Some("4"))]), 1, Some("four"));
+    let verdicts = write(store, vec![late, fits, too_late]).await;
+    assert_eq!(verdicts, [Verdict::Conflict, Verdict::Committed, Verdict::Conflict]);
+    assert_eq!(shared.get("lock/x").await.unwrap(), (3, Some("three".into())));
+    for (name, key) in [("m-2", "b"), ("m-4", "d")] {
+        assert_eq!(own.get(key).await.unwrap(), (0, None), "{key}");
+        assert_eq!(store.admit(&self::key(name)).await.unwrap(), None, "{name}");
+    }
+    let gone = with_shared(commit("m-5", 5, &[]), 3, None);
+    assert_eq!(write(store, vec![gone]).await, [Verdict::Committed]);
+    assert_eq!(shared.get("lock/x").await.unwrap().1, None);
+    assert_eq!(shared.scan("", None, 10).await.unwrap(), []);
 }
 
 async fn scans_are_ordered_bounded_and_scoped(store: &impl Store) {

@@ -229,3 +229,8 @@ fn mutation_open_counts_as_ended_is_found() {
     turns_red("memory_conforms", "open-counts-as-ended");
     turns_red("redb_conforms", "open-counts-as-ended");
 }
+
+#[test]
+fn mutation_shared_state_that_is_not_checked_is_found() {
+    turns_red("redb_conforms", "shared-unchecked");
+}
