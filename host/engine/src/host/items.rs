@@ -14,6 +14,7 @@ pub(crate) struct Item {
 }
 
 /// What one call works on.
+#[expect(clippy::large_enum_variant, reason = "nearly every one is `One`, on the hot path")]
 pub(crate) enum Items {
     /// One message.
     One(Item),
