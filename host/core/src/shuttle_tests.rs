@@ -217,7 +217,7 @@ async fn add_one(overlay: &Arc<Overlay>, view: &Arc<dyn StateView>, committer: &
         let commit = Commit { reads, effects, ..Commit::of(&key(number)) };
         let room = committer.room(&commit).await;
         let pending = match overlay.turn(&commit.reads) {
-            Ok(mut turn) => committer.submit_in_turn(commit, room, overlay, &mut turn),
+            Ok(mut turn) => committer.submit_in_turn(Box::new(commit), room, overlay, &mut turn),
             Err(_) => continue,
         };
         drop(running);
