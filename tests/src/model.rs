@@ -111,6 +111,8 @@ pub struct Record {
     pub attempts: u32,
     /// It counts until then, in milliseconds since the Unix epoch.
     expires_ms: Option<u64>,
+    /// Whether it has ever failed for good: only then is there something that a discard puts it back to.
+    given_up: bool,
 }
 
 /// How far a message got.
@@ -443,7 +445,7 @@ impl Model {
             !record.has_expired(self.now_ms) && record.input.position(self.by) == input.position(self.by)
         };
         let found = self.records.get(&name.record).filter(same);
-        let known = found.is_some();
+        let (known, was_given_up) = (found.is_some(), found.is_some_and(|record| record.given_up));
         let attempts = found.map_or(0, |record| record.attempts) + 1;
         let (state, ending) = match input.mood(self.by) {
             Mood::Fine => (State::Completed(self.take_effect(input, name)), "completed"),
@@ -454,7 +456,8 @@ impl Model {
             Mood::Fails | Mood::FailsOnce | Mood::Reject => (State::DeadLettered, "dead-lettered"),
         };
         let expires_ms = (ending != "retry").then_some(self.now_ms + self.life_ms());
-        self.records.insert(name.record.clone(), Record { input, state, attempts, expires_ms });
+        let given_up = state == State::DeadLettered || was_given_up;
+        self.records.insert(name.record.clone(), Record { input, state, attempts, expires_ms, given_up });
         match ending {
             "dead-lettered" => {
                 self.put_letter(owner, letter_key(name), input, Standing::Dead, attempts);
@@ -636,6 +639,7 @@ impl Model {
         if let Some(record) = self.records.get_mut(&key.record)
             && record.input.identity(by).fingerprint.digest == key.fingerprint
             && matches!(record.state, State::RetryDue(_))
+            && record.given_up
         {
             let (state, attempts) = (State::DeadLettered, letter.attempts);
             *record = Record { state, attempts, expires_ms, ..record.clone() };
