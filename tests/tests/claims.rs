@@ -13,6 +13,7 @@ use hapax_core::storage::{IdempotencyStorage as _, StoreError};
 use hapax_core::{Ending, Handling, IdempotentConsumer, Message, Options, Parts, RecordKey, Scope, Stored};
 use hapax_tests::owners::{BEGINS_MS, Owners};
 use hapax_tests::plans::{Op, Reply, call, plan, step};
+use hapax_tests::stepped::eventually;
 use tokio::task::JoinHandle;
 
 /// How long a claim holds here.
@@ -88,6 +89,8 @@ async fn a_run_that_takes_long_renews_its_claim_and_keeps_it() {
     world.books.arrival("/a").await;
     let mut before = claim(&world, &message).await;
     for _ in 0..6 {
+        // Who is not asleep yet would sleep from the new time on.
+        eventually("its heartbeat waits", || world.clock.asleep() == 1).await;
         world.clock.advance(LEASE_MS / 3);
         let renewed = until("the claim is renewed", async || {
             let now = claim(&world, &message).await;
