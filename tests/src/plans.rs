@@ -41,8 +41,6 @@ pub enum Op {
     RetryUntil(u32),
     /// Fails for good.
     Reject,
-    /// Waits for ever.
-    Wait,
 }
 
 /// Begins a step.
@@ -146,7 +144,6 @@ async fn perform(op: &Op, run: &Invocation, context: &mut Context, prefix: &str)
         Op::RetryUntil(attempt) if run.attempt < *attempt => return Err(Failure::retry("not yet")),
         Op::RetryUntil(_) => {}
         Op::Reject => return Err(Failure::Reject("as it was told".into())),
-        Op::Wait => std::future::pending().await,
     }
     Ok(None)
 }

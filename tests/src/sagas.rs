@@ -115,7 +115,7 @@ impl World {
 
     /// One that dies in the end if it writes and writes.
     pub async fn host(&self) -> Host {
-        self.mortal(50_000, false).await
+        self.mortal(1_000, false).await
     }
 
     /// A host whose store dies after `left` groups.

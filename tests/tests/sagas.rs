@@ -89,7 +89,7 @@ async fn a_step_is_registered_before_its_effect() {
     world.books.reply("/a", &[Reply::Silence]);
     let message = plan("m-1", &[step("a"), call("/a"), Op::Reject]);
     // The host dies while it waits for the answer.
-    assert!(futures_util::FutureExt::now_or_never(Box::pin(settled(&host, &message))).is_none());
+    dies_over(&world, &host, &message, "/a").await;
     assert_eq!(world.books.applied(), ["/a m-1"]);
     let log = SagaLog::new(&world.store, &Scope::of("p"));
     let saga = log.read(&own(&message)).await.unwrap().saga;
@@ -100,17 +100,12 @@ async fn a_step_is_registered_before_its_effect() {
     assert_eq!(world.books.undone(), ["a m-1"]);
 }
 
-/// Polls until nothing moves any more: commits are made by another thread.
-async fn settled(host: &Host, message: &Message) -> Ending {
-    // Polled again and again without a rest, it would soon be told to make one.
-    let mut delivered = Box::pin(tokio::task::unconstrained(host.deliver(message)));
-    for _ in 0..500 {
-        if let std::task::Poll::Ready(ending) = futures_util::poll!(&mut delivered) {
-            return ending.unwrap();
-        }
-        std::thread::sleep(std::time::Duration::from_millis(1));
+/// Delivers, and has the host die once `path` was called and is not answered.
+async fn dies_over(world: &World, host: &Host, message: &Message, path: &str) {
+    tokio::select! {
+        ending = host.deliver(message) => panic!("it waits for an answer that never comes: {ending:?}"),
+        () = world.books.arrival(path) => {}
     }
-    std::future::pending().await
 }
 
 #[tokio::test]
@@ -148,19 +143,20 @@ async fn a_refusal_is_forgotten_by_the_next_attempt_and_what_was_done_is_not() {
 #[tokio::test]
 async fn a_run_that_calls_something_else_than_before_is_stopped_and_undone() {
     let world = World::new();
-    let first = plan("m-1", &[step("a"), call("/a"), Op::Wait]);
+    let first = plan("m-1", &[step("a"), call("/a"), call("/b")]);
     let host = world.host().await;
-    assert!(futures_util::FutureExt::now_or_never(Box::pin(settled(&host, &first))).is_none());
+    world.books.reply("/b", &[Reply::Silence]);
+    dies_over(&world, &host, &first, "/b").await;
     // The same message, and a processor that makes something else of it.
     let host = world.host_over(Arc::new(world.store.clone()), Planned::calling_below("one", "/other")).await;
-    let ending = futures_util::FutureExt::now_or_never(Box::pin(settled(&host, &first))).expect("it is stopped");
+    let ending = host.deliver(&first).await.unwrap();
     let Ending::Compensating { error } = &ending else { panic!("{ending:?}") };
     assert!(
         error.contains("diverged at its call 1") && error.contains("outside/a") && error.contains("/other/a"),
         "{error}"
     );
     host.undo().await.unwrap();
-    assert_eq!(world.books.applied(), ["/a m-1", "/undo/a m-1"]);
+    assert_eq!(world.books.applied(), ["/a m-1", "/b m-1", "/undo/a m-1"]);
 }
 
 #[tokio::test]
