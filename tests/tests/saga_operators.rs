@@ -189,7 +189,10 @@ fn a_running_host_is_asked_over_http_and_goes_on_at_once() {
         assert!(status == 400 && body.contains(what), "{status} {body}");
     }
     assert_eq!(host.ask("GET /v1/sagas?state=lost", &[], "").0, 400);
-    assert_eq!(host.ask("GET /v1/sagas/none", &[], "").0, 404);
+    for unknown in ["none", "retry", "skip", "resolve"] {
+        let (status, body) = host.ask(&format!("GET /v1/sagas/{unknown}"), &[], "");
+        assert!(status == 404 && body.contains(&format!("no saga {unknown}")), "{status} {body}");
+    }
     assert_eq!(host.stop(), Some(0));
 }
 

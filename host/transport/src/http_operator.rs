@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, State};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -51,6 +51,10 @@ pub fn operator_router(operations: Arc<dyn Operations>) -> Router {
             Err(_) => refused(&Refusal::Invalid("the key in the path is not UTF-8".into())),
         })
     };
+    // A saga may have the name of an order.
+    let named = |verb: SagaVerb, order: MethodRouter<Arc<dyn Operations>>| {
+        order.get(async move |state: Answering| answered(&state, Ask::Saga(verb.name().to_owned())).await)
+    };
     Router::new()
         .route("/v1/dlq", list(|query| parse(query).map(Ask::Letters)))
         .route("/v1/dlq/{key}", show(Ask::Letter))
@@ -64,9 +68,9 @@ pub fn operator_router(operations: Arc<dyn Operations>) -> Router {
         .route("/v1/events", get(events))
         .route("/v1/sagas", list(|query| parse(query).map(Ask::Sagas)))
         .route("/v1/sagas/{id}", show(Ask::Saga))
-        .route("/v1/sagas/retry", order(|chosen| Ask::GoOn(SagaVerb::Retry, chosen)))
-        .route("/v1/sagas/skip", order(|chosen| Ask::GoOn(SagaVerb::Skip, chosen)))
-        .route("/v1/sagas/resolve", order(|chosen| Ask::GoOn(SagaVerb::Resolve, chosen)))
+        .route("/v1/sagas/retry", named(SagaVerb::Retry, order(|chosen| Ask::GoOn(SagaVerb::Retry, chosen))))
+        .route("/v1/sagas/skip", named(SagaVerb::Skip, order(|chosen| Ask::GoOn(SagaVerb::Skip, chosen))))
+        .route("/v1/sagas/resolve", named(SagaVerb::Resolve, order(|chosen| Ask::GoOn(SagaVerb::Resolve, chosen))))
         .method_not_allowed_fallback(no_such_method)
         .with_state(operations)
 }
