@@ -133,6 +133,7 @@ fn what_is_retried_is_undone_to_the_end() {
 fn what_is_skipped_is_left_out_and_the_rest_is_undone() {
     let shop = Shop::halted(2);
     shop.on_store(&["saga", "skip", ID]).refused(13, &["reason"]);
+    shop.on_store(&["saga", "skip", ID, "--dry-run"]).refused(13, &["reason"]);
     assert_eq!(shop.on_store(&["saga", "skip", ID, "--reason", "refunded by hand"]).code, Some(0));
     shop.run("");
     assert_eq!((shop.state("saga"), shop.state("records")), ("undone".into(), "compensated".into()));
@@ -227,6 +228,16 @@ fn the_component_that_took_a_step_undoes_it_after_another_took_its_place() {
     shop.run("");
     let left = kept_components(&shop);
     assert!(left.len() == 1 && left != first, "{left:?}");
+}
+
+/// The next version takes no steps any more: it has nothing to undo with, and no claim to what the earlier one did.
+#[test]
+fn a_component_without_a_way_back_leaves_undoing_to_the_one_before_it() {
+    let shop = Shop::new();
+    assert_eq!(shop.run_with(&Shop::event(), Some("undo-begins")).code, None, "it dies");
+    shop.configure(&guest("order-intake"));
+    assert_eq!(shop.run("").lines()[0]["outcome"], "compensated");
+    assert_eq!(shop.undone(), ["/shipments/cancel", "/charges/refund", "/reservations/release"]);
 }
 
 #[test]

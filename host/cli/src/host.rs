@@ -54,8 +54,9 @@ impl Host {
         let bytes = read(processor)?;
         let component = load(&self.engine, name, processor, &bytes)?;
         let (outside, options) = settings(name, processor, &component)?;
+        self.components.run_as(load_options(name, processor));
         if component.compensation().is_some() {
-            self.components.keep(component.digest(), &bytes, load_options(name, processor))?;
+            self.components.keep(component.digest(), &bytes)?;
         }
         let effects = (**component.effect_limits()).clone();
         let options = Options { effects, runs_max: self.concurrency, ..options };

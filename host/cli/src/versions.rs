@@ -42,9 +42,13 @@ impl KeptComponents {
         Self(Arc::new(Inner { folder, engine, options: Mutex::default(), loaded: Mutex::default() }))
     }
 
-    /// Keeps a component, durably, before its first step can be registered.
-    pub(crate) fn keep(&self, digest: &str, bytes: &[u8], options: LoadOptions) -> anyhow::Result<()> {
+    /// Has the earlier components of a processor be run as its present one is, whether or not that takes steps itself.
+    pub(crate) fn run_as(&self, options: LoadOptions) {
         self.0.options.lock().insert(options.name.clone(), options);
+    }
+
+    /// Keeps a component, durably, before its first step can be registered.
+    pub(crate) fn keep(&self, digest: &str, bytes: &[u8]) -> anyhow::Result<()> {
         let path = self.0.path(digest);
         if path.exists() {
             return Ok(());

@@ -180,10 +180,8 @@ impl Operator {
     }
 
     /// Whether it may be done, as things are now. Changes nothing.
-    pub async fn check(&self, deed: &Deed) -> Result<(), OperatorError> {
-        // Why is asked for when it is done.
-        let nobody = By { actor: String::new(), reason: "a dry run".into() };
-        self.plan(deed, &nobody).await.map(drop)
+    pub async fn check(&self, deed: &Deed, by: &By) -> Result<(), OperatorError> {
+        self.plan(deed, by).await.map(drop)
     }
 
     /// Does one deed.

@@ -84,14 +84,14 @@ impl Ops {
         deeds: Vec<Deed>,
         more: bool,
     ) -> Result<Value, Refusal> {
+        let by = By { actor: chosen.actor.clone(), reason: chosen.reason.clone() };
         let results = if chosen.dry_run && !fault::mutated("dry-run-does-it") {
             let mut results = Vec::new();
             for deed in &deeds {
-                results.push(self.operator.check(deed).await);
+                results.push(self.operator.check(deed, &by).await);
             }
             results
         } else {
-            let by = By { actor: chosen.actor.clone(), reason: chosen.reason.clone() };
             self.operator.perform_all(&deeds, &by).await
         };
         let (mut done, mut refused) = (Vec::new(), Vec::new());
