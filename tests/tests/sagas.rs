@@ -202,6 +202,25 @@ async fn a_saga_of_several_messages_is_undone_over_its_processors_in_one_order()
     assert!(matches!(&late, Ending::DeadLettered { error } if error.contains("undone")), "{late:?}");
 }
 
+/// Its attribute alone makes a message part of a saga, also one that does nothing else with it.
+#[tokio::test]
+async fn a_message_that_only_names_its_saga_fails_and_ends_with_it() {
+    let world = World::new();
+    let host = world.host().await;
+    let part = |id: &str, ops: &[Op]| {
+        let mut message = plan(id, ops);
+        message.extensions.insert("saga".into(), "trip".into());
+        message
+    };
+    host.deliver(&part("m-1", &[step("a"), call("/a")])).await.unwrap();
+    let failed = host.deliver(&part("m-2", &[Op::Reject])).await.unwrap();
+    assert!(matches!(failed, Ending::Compensating { .. }), "{failed:?}");
+    host.undo().await.unwrap();
+    assert_eq!(world.books.undone(), ["a m-1"]);
+    let late = host.deliver(&part("m-3", &[Op::Set("late".into(), "yes".into())])).await.unwrap();
+    assert!(matches!(&late, Ending::DeadLettered { error } if error.contains("undone")), "{late:?}");
+}
+
 #[tokio::test]
 async fn a_saga_that_is_complete_is_not_undone_any_more() {
     let world = World::new();
