@@ -14,6 +14,7 @@ use crate::record::{self, Event, Moment, Record};
 use crate::saga::{Member, SagaEvent, SagaMoment, SagaState};
 use crate::saga_log::ReadSaga;
 use crate::storage::{Commit, DeadLetter, Expected, LetterChange, RecordChange, SharedChange, Standing};
+use crate::strategy::Identity;
 
 /// Everything that decides, but the run itself.
 pub(crate) struct Conclusion<'a> {
@@ -164,13 +165,8 @@ impl Conclusion<'_> {
 
     /// The message, as a member of a saga.
     fn member(&self) -> Member {
-        let identity = &self.message.identity;
-        Member {
-            record: identity.record.clone(),
-            own: identity.own.clone(),
-            message: (*self.message.message).clone(),
-            component: self.component.clone(),
-        }
+        let Identity { record, own, .. } = &self.message.identity;
+        Member::of(record, own, &self.message.message, self.component)
     }
 
     /// What becomes of the saga of a message that will never run again, since a later one was seen. One that several messages share goes on

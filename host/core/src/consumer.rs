@@ -67,8 +67,6 @@ pub(crate) struct Inner {
     overlay: Arc<Overlay>,
     /// The state as runs see it: the overlay over the store.
     view: Arc<dyn StateView>,
-    /// Digest of the processor, as records keep it.
-    component: Arc<str>,
     effect_limits: Arc<crate::context::EffectLimits>,
     notes: Arc<dyn RunningNotes>,
     /// What runs make durable before they end.
@@ -167,7 +165,6 @@ impl IdempotentConsumer {
         let overlay = Arc::new(Overlay::default());
         let inner = Inner {
             view: overlay.over(parts.storage.view(&parts.scope)),
-            component: parts.processor.digest().into(),
             lanes: Lanes::default(),
             in_flight: InFlight::default(),
             cache: TerminalCache::new(parts.options.cache_bytes),
@@ -241,7 +238,7 @@ impl IdempotentConsumer {
 
     /// Digest of the processor at work.
     pub fn component(&self) -> &str {
-        &self.inner.component
+        self.inner.component()
     }
 
     /// The settings.
@@ -537,7 +534,7 @@ impl Inner {
 
     /// Digest of the processor.
     pub(crate) fn component(&self) -> &Arc<str> {
-        &self.component
+        &self.early.component
     }
 
     /// A run is about to begin whose effects are checked in the end.
@@ -547,7 +544,7 @@ impl Inner {
 
     /// Everything that decides what becomes of a message, at this moment.
     pub(crate) fn conclusion<'a>(&'a self, message: &'a Accepted) -> Conclusion<'a> {
-        let (options, component) = (&self.parts.options, &self.component);
+        let (options, component) = (&self.parts.options, self.component());
         Conclusion { options, component, message, now_ms: self.parts.clock.now_ms() }
     }
 

@@ -291,8 +291,8 @@ impl Early {
     }
 
     fn member(&self) -> Member {
-        let (Whose { record, own, message, .. }, component) = (&self.whose, &self.parts.component);
-        Member { record: record.clone(), own: own.clone(), message: (**message).clone(), component: component.clone() }
+        let Whose { record, own, message, .. } = &self.whose;
+        Member::of(record, own, message, &self.parts.component)
     }
 
     /// The run's saga.

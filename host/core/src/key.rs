@@ -342,7 +342,6 @@ mod tests {
         String::from_utf8(chosen(json.as_bytes(), &Fields::All).expect("JSON")).expect("UTF-8")
     }
 
-    /// The example of RFC 8785, 3.2.2 and 3.2.3; the order of its names is the one of 3.2.3.
     #[test]
     fn parts_are_hashed_as_one_text_however_long_they_are() {
         for length in [0, 1, HASHED_TOGETHER - 1, HASHED_TOGETHER, HASHED_TOGETHER + 1, 10 * HASHED_TOGETHER] {
@@ -352,6 +351,7 @@ mod tests {
         }
     }
 
+    /// The example of RFC 8785, 3.2.2 and 3.2.3; the order of its names is the one of 3.2.3.
     #[test]
     fn content_is_canonical_by_rfc_8785() {
         let example = r#"{

@@ -78,6 +78,14 @@ pub struct Member {
     pub component: Arc<str>,
 }
 
+impl Member {
+    /// The message whose record and own key these are, with the component at work.
+    pub(crate) fn of(record: &RecordKey, own: &RecordKey, message: &Message, component: &Arc<str>) -> Self {
+        let (record, own, message, component) = (record.clone(), own.clone(), message.clone(), component.clone());
+        Self { record, own, message, component }
+    }
+}
+
 /// One thing that happened to a saga.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SagaMoment {
