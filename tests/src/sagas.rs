@@ -12,7 +12,8 @@ use hapax_core::saga_log::SagaLog;
 use hapax_core::storage::{Group, IdempotencyStorage, StoreError, Verdict};
 use hapax_core::undo::{self, RunningVersions, UndoParts};
 use hapax_core::{
-    Clock, Committer, Ending, Handling, IdempotentConsumer, Message, Options, Parts, Record, RecordKey, Scope,
+    Clock, Committer, Ending, Handling, IdempotentConsumer, Message, MessageProcessor, Options, Parts, Record, RecordKey,
+    Scope,
 };
 use hapax_store::MemoryStore;
 use parking_lot::Mutex;
@@ -160,6 +161,20 @@ impl World {
 }
 
 impl Host {
+    /// A third processor, `r`, whose effects stay inside: it takes no steps and calls nobody.
+    pub fn inner(&self, processor: Arc<dyn MessageProcessor>) -> IdempotentConsumer {
+        IdempotentConsumer::new(Parts {
+            scope: Scope::of("r"),
+            processor,
+            storage: self.storage.clone(),
+            committer: self.committer.clone(),
+            outside: None,
+            clock: Arc::new(self.world.clock.clone()),
+            metrics: Arc::new(Counters::default()),
+            options: self.world.options.clone(),
+        })
+    }
+
     /// Delivers to `p`.
     pub async fn deliver(&self, message: &Message) -> Result<Ending, StoreError> {
         self.deliver_to(0, message).await

@@ -9,12 +9,19 @@ use hapax_core::record::State;
 use hapax_core::saga::{SagaId, SagaState};
 use hapax_core::saga_log::SagaLog;
 use hapax_core::strategy::{Select, Strategy, VersionOrder};
-use hapax_core::{Ending, Handling, Message, RecordKey, Scope, Stored};
+use hapax_core::{Ending, Failure, Handling, Message, NativeProcessor, RecordKey, Scope, Stored};
 use hapax_tests::plans::{Op, Planned, Reply, call, plan, step};
 use hapax_tests::sagas::{Host, World};
 
 fn own(message: &Message) -> SagaId {
     SagaId::of_message(&RecordKey::by_message_id(&Scope::of("p"), message))
+}
+
+/// A message of the saga `trip`, by its attribute.
+fn part(id: &str, ops: &[Op]) -> Message {
+    let mut message = plan(id, ops);
+    message.extensions.insert("saga".into(), "trip".into());
+    message
 }
 
 /// Reserve, charge, ship; the last step is refused.
@@ -176,11 +183,6 @@ async fn behind_the_pivot_there_is_no_way_back() {
 async fn a_saga_of_several_messages_is_undone_over_its_processors_in_one_order() {
     let world = World::new();
     let host = world.host().await;
-    let part = |id: &str, ops: &[Op]| {
-        let mut message = plan(id, ops);
-        message.extensions.insert("saga".into(), "trip".into());
-        message
-    };
     let joins = |id: &str, ops: &[Op]| plan(id, &[&[Op::Join("trip".into())], ops].concat());
     let messages = [
         part("m-1", &[step("a"), call("/a")]),
@@ -207,11 +209,6 @@ async fn a_saga_of_several_messages_is_undone_over_its_processors_in_one_order()
 async fn a_message_that_only_names_its_saga_fails_and_ends_with_it() {
     let world = World::new();
     let host = world.host().await;
-    let part = |id: &str, ops: &[Op]| {
-        let mut message = plan(id, ops);
-        message.extensions.insert("saga".into(), "trip".into());
-        message
-    };
     host.deliver(&part("m-1", &[step("a"), call("/a")])).await.unwrap();
     let failed = host.deliver(&part("m-2", &[Op::Reject])).await.unwrap();
     assert!(matches!(failed, Ending::Compensating { .. }), "{failed:?}");
@@ -219,6 +216,18 @@ async fn a_message_that_only_names_its_saga_fails_and_ends_with_it() {
     assert_eq!(world.books.undone(), ["a m-1"]);
     let late = host.deliver(&part("m-3", &[Op::Set("late".into(), "yes".into())])).await.unwrap();
     assert!(matches!(&late, Ending::DeadLettered { error } if error.contains("undone")), "{late:?}");
+}
+
+#[tokio::test]
+async fn so_does_one_whose_processor_takes_no_steps() {
+    let world = World::new();
+    let host = world.host().await;
+    let refuses = NativeProcessor::new(|_, _| Box::pin(async { Err(Failure::Reject("as it was told".into())) }));
+    host.deliver(&part("m-1", &[step("a"), call("/a")])).await.unwrap();
+    let failed = host.inner(Arc::new(refuses)).handle(part("m-2", &[]), Handling::default()).await.unwrap();
+    assert!(matches!(failed, Ending::Compensating { .. }), "{failed:?}");
+    host.undo().await.unwrap();
+    assert_eq!(world.books.undone(), ["a m-1"]);
 }
 
 #[tokio::test]

@@ -25,7 +25,12 @@ pub(crate) struct Child {
 impl Child {
     /// Starts a child in a role on the store in `path`; `first` and `count` are the role's to read.
     pub(crate) fn start(role: &str, path: &Path, first: u64, count: u64) -> Self {
-        let mut process = Command::new(std::env::current_exe().unwrap())
+        Self::start_of(&std::env::current_exe().unwrap(), role, path, first, count)
+    }
+
+    /// The same of another build of the bench.
+    pub(crate) fn start_of(program: &Path, role: &str, path: &Path, first: u64, count: u64) -> Self {
+        let mut process = Command::new(program)
             .args([FLAG, role])
             .arg(path)
             .args([first.to_string(), count.to_string()])
@@ -44,6 +49,14 @@ impl Child {
         self.output.read_line(&mut line).unwrap();
         assert_eq!(line.trim(), word, "the child said something else");
         self
+    }
+
+    /// What it answers to a line.
+    pub(crate) fn ask(&mut self, line: &str) -> String {
+        writeln!(self.input.as_mut().unwrap(), "{line}").unwrap();
+        let mut answer = String::new();
+        self.output.read_line(&mut answer).unwrap();
+        answer.trim().to_owned()
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -71,6 +84,7 @@ pub(crate) fn run(arguments: &[String]) {
         "fill" => fill(path, count),
         "memory" => memory(path, count),
         "serve" => serve(path, first, count),
+        "rounds" => rounds(path, if first == 0 { Ids::Random } else { Ids::Ordered }, count),
         _ => panic!("there is no role {role}"),
     }
 }
@@ -112,6 +126,25 @@ fn serve(path: &Path, first: u64, count: u64) {
     say("served");
     host.run(&consumer, IN_FLIGHT, (first + 1..first + count).map(message));
     say("done");
+}
+
+/// Fills an empty store, then does the rounds that are asked for, a line each: messages in flight, messages. Answers with what the
+/// scenario `builds` reads.
+fn rounds(path: &Path, ids: Ids, count: u64) {
+    let mut host = Host::open(path, ids, 0);
+    host.fill(count);
+    measure::settle();
+    say("ready");
+    for line in std::io::stdin().lines().map(Result::unwrap) {
+        let (in_flight, messages) = line.split_once(' ').unwrap();
+        let messages = host.fresh(messages.parse().unwrap());
+        let consumer = host.consumer(Options::default().cache_bytes);
+        let before = measure::process_cpu();
+        let run = host.run(&consumer, in_flight.parse().unwrap(), messages);
+        measure::settle();
+        let cpu_us = (measure::process_cpu() - before).as_secs_f64() * 1e6 / run.messages as f64;
+        say(&format!("{} {} {} {cpu_us}", run.rate(), run.latency_ms(0.5), run.latency_ms(0.99)));
+    }
 }
 
 fn say(word: &str) {

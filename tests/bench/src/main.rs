@@ -49,6 +49,9 @@ struct Cli {
     /// Rounds in turn [default: the scenario's own]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     rounds: Option<u16>,
+    /// The bench of another build, for the scenario `builds`.
+    #[arg(long, value_name = "PROGRAM")]
+    against: Option<PathBuf>,
     /// List the scenarios.
     #[arg(long)]
     list: bool,
@@ -103,7 +106,7 @@ fn measure(cli: &Cli, scenarios: &[&Scenario]) -> ExitCode {
         _ => Size::Normal,
     };
     let bench = match Workbench::new(&cli.store, size, cli.rounds.map(usize::from)) {
-        Ok(bench) => bench,
+        Ok(bench) => bench.against(cli.against.clone()),
         Err(Missing(why)) => {
             eprintln!("{why}");
             return ExitCode::from(2);

@@ -132,7 +132,16 @@ pub(crate) fn short(value: f64) -> String {
 
 /// Processor time of this thread.
 pub(crate) fn thread_cpu() -> Duration {
-    let now = clock_gettime(ClockId::ThreadCPUTime);
+    cpu_by(ClockId::ThreadCPUTime)
+}
+
+/// Processor time of this process.
+pub(crate) fn process_cpu() -> Duration {
+    cpu_by(ClockId::ProcessCPUTime)
+}
+
+fn cpu_by(clock: ClockId) -> Duration {
+    let now = clock_gettime(clock);
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 

@@ -26,6 +26,8 @@ pub(crate) struct Workbench {
     pub(crate) size: Size,
     folder: TempDir,
     rounds: Option<usize>,
+    /// The bench of another build.
+    pub(crate) against: Option<PathBuf>,
     /// Stores that were filled once, by how many records they hold.
     filled: RefCell<BTreeMap<u64, PathBuf>>,
 }
@@ -35,7 +37,12 @@ impl Workbench {
         on_a_disk(folder)?;
         let folder = tempfile::Builder::new().prefix("hapax-bench-").tempdir_in(folder);
         let folder = folder.map_err(|error| Missing(format!("no stores can be made there: {error}; see --store")))?;
-        Ok(Self { size, folder, rounds, filled: RefCell::default() })
+        Ok(Self { size, folder, rounds, against: None, filled: RefCell::default() })
+    }
+
+    /// The same with the bench of another build.
+    pub(crate) fn against(self, against: Option<PathBuf>) -> Self {
+        Self { against, ..self }
     }
 
     /// Where stores are made.

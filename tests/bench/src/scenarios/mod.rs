@@ -1,5 +1,6 @@
 //! What is measured, a file each, in the order of the report. A scenario measures and judges; printing is the report's.
 
+mod builds;
 mod duplicates;
 #[cfg_attr(not(feature = "engine"), path = "engine/absent.rs")]
 mod engine;
@@ -36,4 +37,5 @@ pub(crate) const ALL: &[Scenario] = &[
     postgres::SCENARIO,
     jetstream::SCENARIO,
     python::SCENARIO,
+    builds::SCENARIO,
 ];
