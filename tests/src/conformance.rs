@@ -39,7 +39,7 @@ fn commit(name: &str, version: u64, writes: &[(&str, Option<&str>)]) -> Commit {
     let writes = writes.iter().map(|(k, v)| ((*k).to_owned(), v.map(|v| v.to_owned().into()))).collect();
     Commit {
         expected: Expected::Absent,
-        record: RecordChange::Put(record(1, completed(name))),
+        record: RecordChange::Put(record(1, completed(name)).into()),
         version,
         effects: Effects { writes, outgoing: Vec::new() },
         ..Commit::of(&key(name))
@@ -101,7 +101,8 @@ async fn a_taken_key_writes_nothing(store: &impl Store) {
 
 async fn only_the_expected_epoch_may_write(store: &impl Store) {
     let due = |epoch| record(epoch, State::RetryDue { error: "e".into(), at_ms: 9 });
-    let put = |expected, record| Commit { expected, record: RecordChange::Put(record), ..commit("a", 1, &[]) };
+    let put =
+        |expected, record| Commit { expected, record: RecordChange::Put(Arc::new(record)), ..commit("a", 1, &[]) };
     let at = |epoch, record| put(Expected::Epoch(epoch), record);
     assert_eq!(write(store, vec![at(1, due(2))]).await, [Verdict::Taken(None)]);
     assert_eq!(write(store, vec![put(Expected::Absent, due(1))]).await, [Verdict::Committed]);
@@ -256,7 +257,7 @@ fn letter(digest: u8) -> DeadLetter {
 async fn dead_letters_keep_every_body(store: &impl Store) {
     let dead = record(1, State::DeadLettered { error: "e".into() });
     let put = |digest| Some(LetterChange::Put(Box::new(letter(digest))));
-    let first = Commit { record: RecordChange::Put(dead), letter: put(1), ..commit("a", 1, &[]) };
+    let first = Commit { record: RecordChange::Put(dead.into()), letter: put(1), ..commit("a", 1, &[]) };
     let other_body = Commit { letter: put(2), version: 2, ..Commit::of(&key("a")) };
     assert_eq!(write(store, vec![first, other_body]).await, [Verdict::Committed, Verdict::Committed]);
     assert_eq!(store.dead_letters(&key("a")).await.unwrap(), [letter(1), letter(2)]);
@@ -294,7 +295,7 @@ async fn cleanup_spares_what_is_open(store: &impl Store) {
         ("stuck", State::CompensationFailed { error: "e".into() }),
     ];
     let commits = (1..).zip(states).map(|(version, (name, state))| Commit {
-        record: RecordChange::Put(record(1, state)),
+        record: RecordChange::Put(record(1, state).into()),
         ..commit(name, version, &[("state", Some("stays"))])
     });
     write(store, commits.collect()).await;
@@ -333,7 +334,7 @@ async fn a_sweep_takes_what_has_expired_and_nothing_else(store: &impl Store) {
         let mut commit = commit(name, version, &[("state", Some("stays"))]);
         commit.effects.outgoing = vec![Outgoing { kind: name.into(), ..Outgoing::default() }];
         commit.letter = (state == dead).then(|| LetterChange::Put(Box::new(letter(7))));
-        commit.record = RecordChange::Put(Record { expires_ms, ..record(1, state) });
+        commit.record = RecordChange::Put(Record { expires_ms, ..record(1, state) }.into());
         assert_eq!(write(store, vec![commit]).await, [Verdict::Committed]);
     }
     let all = ["dead", "done", "due", "for-ever", "later", "running", "stuck", "undoing"];
@@ -361,10 +362,10 @@ async fn a_sweep_takes_what_has_expired_and_nothing_else(store: &impl Store) {
 
 async fn a_sweep_spares_the_younger_record_of_a_key(store: &impl Store) {
     let until = |epoch, expires_ms| Record { expires_ms: Some(expires_ms), ..record(epoch, completed("")) };
-    let first = Commit { record: RecordChange::Put(until(1, 1_000)), ..commit("a", 1, &[]) };
+    let first = Commit { record: RecordChange::Put(until(1, 1_000).into()), ..commit("a", 1, &[]) };
     write(store, vec![first]).await;
     assert_eq!(names(store).await, ["a"]);
-    let record = RecordChange::Put(until(2, 900_000));
+    let record = RecordChange::Put(until(2, 900_000).into());
     let again = Commit { expected: Expected::Epoch(1), record, ..commit("a", 2, &[]) };
     assert_eq!(write(store, vec![again]).await, [Verdict::Committed]);
     for _ in 0..2 {
@@ -399,7 +400,7 @@ async fn feed(store: &impl Store) -> Vec<FeedEvent> {
 
 async fn the_feed_tells_of_each_commit_once_and_in_order(store: &impl Store) {
     assert_eq!(feed(store).await, []);
-    let put = |record| RecordChange::Put(Record { changed_ms: 50, ..record });
+    let put = |record| RecordChange::Put(Record { changed_ms: 50, ..record }.into());
     let redriven = {
         let event = Event::Redriven { at_ms: 40 };
         let moment = Moment { event, at_ms: 40, epoch: 4, attempts: 0, component: "c".into(), expires_ms: None };
@@ -499,7 +500,7 @@ async fn notes_are_told_and_leave_the_record_as_it_is(store: &impl Store) {
 
 async fn a_sweep_is_told_with_its_number_of_records(store: &impl Store) {
     let until = |name, version, expires_ms| Commit {
-        record: RecordChange::Put(Record { expires_ms: Some(expires_ms), ..record(1, completed("")) }),
+        record: RecordChange::Put(Record { expires_ms: Some(expires_ms), ..record(1, completed("")) }.into()),
         ..commit(name, version, &[])
     };
     write(store, vec![until("a", 1, 1_000), until("b", 2, 1_000), until("c", 3, 1_000), until("d", 4, 900_000)]).await;

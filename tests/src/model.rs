@@ -7,6 +7,8 @@ use hapax_core::storage::{LetterKey, Standing};
 use hapax_core::strategy::{Fields, GapPolicy, Gaps, Identity, Select, VersionOrder};
 use hapax_core::{Message, Options, RecordKey, Scope, Strategy};
 
+use crate::clock::SimulatedClock;
+
 /// What the clock shows at first, in milliseconds since the Unix epoch.
 pub const START_MS: u64 = 1_700_000_000_000;
 /// Attempts before a message fails for good.
@@ -291,12 +293,12 @@ impl Input {
     /// Its names.
     pub fn identity(self, by: By) -> Identity {
         let message = self.message(by);
-        by.strategy().identify(&Scope::of("p"), &message, u64::MAX / 2).unwrap()
+        by.strategy().identify(&Scope::of("p"), &message, &SimulatedClock::at(u64::MAX / 2)).unwrap()
     }
 
     /// Its names where the strategy refuses it.
     fn identity_of_refused(self, by: By) -> Identity {
-        Strategy::default().identify(&Scope::of("p"), &self.message(by), START_MS).unwrap()
+        Strategy::default().identify(&Scope::of("p"), &self.message(by), &SimulatedClock::at(START_MS)).unwrap()
     }
 }
 

@@ -12,8 +12,8 @@ use hapax_core::saga_log::SagaLog;
 use hapax_core::storage::{Group, IdempotencyStorage, StoreError, Verdict};
 use hapax_core::undo::{self, RunningVersions, UndoParts};
 use hapax_core::{
-    Clock, Committer, Ending, Handling, IdempotentConsumer, Message, MessageProcessor, Options, Parts, Record, RecordKey,
-    Scope,
+    Clock, Committer, Ending, Handling, IdempotentConsumer, Message, MessageProcessor, Options, Parts, Record,
+    RecordKey, Scope,
 };
 use hapax_store::MemoryStore;
 use parking_lot::Mutex;

@@ -282,7 +282,7 @@ fn expired() -> Record {
 fn expired_store(disk: &LossyDisk) -> RedbStore {
     let store = disk.open_with(StoreOptions { bucket_rows_max: 2, ..StoreOptions::default() }).unwrap();
     let commit = |number: u64| {
-        let record = RecordChange::Put(expired());
+        let record = RecordChange::Put(expired().into());
         Commit { record, version: number, ..Commit::of(&key(&number.to_string())) }
     };
     at_once(store.commit(&Group { commits: (1..=10).map(commit).collect(), ..Group::default() }));

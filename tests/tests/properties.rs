@@ -100,7 +100,7 @@ async fn verdict(store: &dyn Store, version: u64, expected: Expected, record: Re
 
 async fn a_stale_owner_changes_nothing(store: &dyn Store) {
     let claimed = |owner: &str, lease_end_ms| State::InProgress { owner: owner.into(), lease_end_ms };
-    let put = |state, epoch| RecordChange::Put(record(state, epoch));
+    let put = |state, epoch| RecordChange::Put(record(state, epoch).into());
     let first = verdict(store, 1, Expected::Absent, put(claimed("one", 10), 1)).await;
     let taken_over = verdict(store, 2, Expected::Epoch(1), put(claimed("two", 20), 2)).await;
     assert_eq!([first, taken_over], [Verdict::Committed, Verdict::Committed]);

@@ -147,7 +147,7 @@ mod tests {
 
     async fn store(committer: &Committer, record: Record) {
         let key: RecordKey = KEY.parse().expect("a key");
-        let commit = Commit { record: RecordChange::Put(record), ..Commit::of(&key) };
+        let commit = Commit { record: RecordChange::Put(record.into()), ..Commit::of(&key) };
         committer.submit(commit).durable().await.expect("a commit");
     }
 

@@ -71,13 +71,13 @@ impl Inner {
     }
 
     /// The commit that claims a message, or renews its claim.
-    fn claiming(&self, message: &Accepted, claim: &Claim) -> (Commit, Record) {
+    fn claiming(&self, message: &Accepted, claim: &Claim) -> (Commit, Arc<Record>) {
         let conclusion = self.conclusion(message);
         let now_ms = conclusion.now_ms;
         let owner = self.parts.options.owner.to_string();
         let lease_end_ms = now_ms.saturating_add(self.parts.options.lease_ms);
         let event = Event::Claimed { owner, now_ms, lease_end_ms };
-        let record = conclusion.record(claim, claim.attempts, None, event);
+        let record = Arc::new(conclusion.record(claim, claim.attempts, None, event));
         let commit = Commit {
             expected: Expected::of(claim.epoch),
             record: RecordChange::Put(record.clone()),
@@ -159,9 +159,9 @@ impl Claim {
     }
 
     /// The claim is as `record` tells.
-    fn take_over(&mut self, record: Record) {
+    fn take_over(&mut self, record: Arc<Record>) {
         self.epoch = Some(record.epoch);
         self.is_own = matches!(record.state, State::InProgress { .. });
-        self.found = Some(Arc::new(record));
+        self.found = Some(record);
     }
 }

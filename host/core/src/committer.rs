@@ -65,24 +65,44 @@ enum Job {
 }
 
 /// Room among the commits that wait to be written; given back when the commit has ended.
-pub(crate) struct Room(#[expect(dead_code, reason = "held, not read")] OwnedSemaphorePermit);
+pub(crate) struct Room(OwnedSemaphorePermit);
+
+impl Room {
+    /// How much it is: the commit's bytes, unless those are more than all the room there is.
+    fn bytes(&self) -> usize {
+        self.0.num_permits()
+    }
+
+    /// Both in one, which is given back in one go.
+    fn together(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        match (one, other) {
+            (Some(mut one), Some(other)) => {
+                one.0.merge(other.0);
+                Some(one)
+            }
+            (one, other) => one.or(other),
+        }
+    }
+}
 
 /// Who is told what became of a commit. The overlay is told here, not by the one who waits: that future may be dropped.
 struct Waiter {
     version: Version,
     overlay: Option<Arc<Overlay>>,
-    _room: Option<Room>,
+    room: Option<Room>,
     reply: oneshot::Sender<Result<Verdict, StoreError>>,
 }
 
 impl Waiter {
-    fn tell(self, verdict: Verdict) {
+    /// Answers the room that the commit took.
+    fn tell(self, verdict: Verdict) -> Option<Room> {
         match (&self.overlay, &verdict) {
             (Some(overlay), Verdict::Committed) => overlay.durable(self.version),
             (Some(overlay), Verdict::Taken(_) | Verdict::Conflict) => overlay.withdrawn(self.version),
             (None, _) => {}
         }
         let _ = self.reply.send(Ok(verdict));
+        self.room
     }
 }
 
@@ -165,7 +185,7 @@ impl Committer {
             .unzip();
         // A closed committer drops the reply, which the waiter sees.
         if let Some(jobs) = &sequencer.jobs {
-            let waiter = Waiter { version: commit.version, overlay, _room: room, reply };
+            let waiter = Waiter { version: commit.version, overlay, room, reply };
             let _ = jobs.send(Job::Commit(commit, waiter));
         }
         Pending { version, verdict }
@@ -244,7 +264,7 @@ impl Worker {
             while let Some(job) = next {
                 match job {
                     Job::Commit(commit, waiter) => {
-                        bytes += commit.bytes();
+                        bytes += waiter.room.as_ref().map_or_else(|| commit.bytes(), Room::bytes);
                         group.commits.push(*commit);
                         waiting.push(waiter);
                     }
@@ -298,9 +318,8 @@ impl Worker {
                 {
                     return;
                 }
-                for (waiter, verdict) in waiting.into_iter().zip(verdicts) {
-                    waiter.tell(verdict);
-                }
+                let tell = |room, (waiter, verdict): (Waiter, Verdict)| Room::together(room, waiter.tell(verdict));
+                drop(waiting.into_iter().zip(verdicts).fold(None, tell));
                 for reply in senders {
                     let _ = reply.send(Ok(()));
                 }
@@ -329,7 +348,7 @@ impl Worker {
         senders: Vec<oneshot::Sender<Result<(), StoreError>>>,
     ) {
         for waiter in waiting {
-            waiter.tell(Verdict::Committed);
+            drop(waiter.tell(Verdict::Committed));
         }
         for reply in senders {
             let _ = reply.send(Ok(()));
@@ -357,7 +376,7 @@ mod tests {
             assert!(!overlay.is_empty());
             let (reply, gone) = oneshot::channel();
             drop(gone);
-            Waiter { version: 1, overlay: Some(overlay.clone()), _room: None, reply }.tell(verdict);
+            Waiter { version: 1, overlay: Some(overlay.clone()), room: None, reply }.tell(verdict);
             assert!(overlay.is_empty());
         }
     }

@@ -43,7 +43,7 @@ impl Conclusion<'_> {
         let saga_name = taken.as_ref().and_then(|taken| taken.saga_name());
         let mut commit = Box::new(Commit {
             expected,
-            record: RecordChange::Put(self.record(claim, attempts, saga_name, event)),
+            record: RecordChange::Put(self.record(claim, attempts, saga_name, event).into()),
             reads,
             effects: if completed || fault::mutated("failed-run-keeps-its-effects") {
                 effects

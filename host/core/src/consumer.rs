@@ -193,9 +193,13 @@ impl IdempotentConsumer {
         self.inner.stopping.send_replace(true);
     }
 
-    /// Processes one message: `accept`, then `process`.
-    pub async fn handle(&self, message: Message, handling: Handling) -> Result<Ending, StoreError> {
-        self.process(self.accept(message, handling)).await
+    /// Processes one message: `accept`, at once, then `process`.
+    pub fn handle(
+        &self,
+        message: Message,
+        handling: Handling,
+    ) -> impl Future<Output = Result<Ending, StoreError>> + Send + '_ {
+        self.process(self.accept(message, handling))
     }
 
     /// Derives key and fingerprint and takes the message's place in its lane: messages of one ordering key run in the
@@ -203,7 +207,7 @@ impl IdempotentConsumer {
     pub fn accept(&self, message: Message, handling: Handling) -> Accepted {
         let inner = &*self.inner;
         let (scope, options) = (&inner.parts.scope, &inner.parts.options);
-        let (identity, refused) = match options.strategy.identify(scope, &message, inner.parts.clock.now_ms()) {
+        let (identity, refused) = match options.strategy.identify(scope, &message, &*inner.parts.clock) {
             Ok(identity) => (identity, None),
             Err(refused) => (Identity::by_message_id(scope, &message), Some(refused)),
         };
@@ -254,43 +258,45 @@ impl IdempotentConsumer {
     /// The straight line. Returns when the ending is durable.
     ///
     /// What few messages need is in a box, here and below: a future is as large as all that it may ever wait for, and is moved as a whole.
-    pub async fn process(&self, accepted: Accepted) -> Result<Ending, StoreError> {
-        let since = accepted.since;
-        let ending = self.inner.process(accepted).await?;
-        let elapsed_us = since.elapsed().as_micros() as u64;
-        self.inner.parts.metrics.ended(&self.inner.parts.scope, ending.name(), elapsed_us);
-        Ok(ending)
+    #[expect(clippy::manual_async_fn, reason = "an `async fn` has room for each argument twice")]
+    pub fn process(&self, mut accepted: Accepted) -> impl Future<Output = Result<Ending, StoreError>> + Send + '_ {
+        async move {
+            let ending = self.inner.process(&mut accepted).await?;
+            let elapsed_us = accepted.since.elapsed().as_micros() as u64;
+            self.inner.parts.metrics.ended(&self.inner.parts.scope, ending.name(), elapsed_us);
+            Ok(ending)
+        }
     }
 }
 
 impl Inner {
-    async fn process(&self, mut message: Accepted) -> Result<Ending, StoreError> {
+    async fn process(&self, message: &mut Accepted) -> Result<Ending, StoreError> {
         if let Some(refused) = message.refused.take() {
-            return Box::pin(self.refuse(&message, refused.to_string())).await;
+            return Box::pin(self.refuse(message, refused.to_string())).await;
         }
         loop {
-            let claim = match self.admit(&mut message).await? {
+            let mut claim = match self.admit(message).await? {
                 Admitted::Run(claim) => claim,
-                Admitted::Park { awaits } => match Box::pin(self.park(&message, awaits)).await? {
+                Admitted::Park { awaits } => match Box::pin(self.park(message, awaits)).await? {
                     Some(ending) => return Ok(ending),
                     None => continue,
                 },
                 Admitted::Ended(Ending::InFlight { after_ms })
-                    if Box::pin(self.waits_elsewhere(&message, after_ms)).await =>
+                    if Box::pin(self.waits_elsewhere(message, after_ms)).await =>
                 {
                     continue;
                 }
                 Admitted::Ended(ending) => {
-                    if self.may_be_kept(&message, &ending) {
-                        Box::pin(self.keep_no_longer(&message)).await?;
+                    if self.may_be_kept(message, &ending) {
+                        Box::pin(self.keep_no_longer(message)).await?;
                     }
                     if ending == Ending::Stale && !fault::mutated("stale-left-as-it-is") {
-                        Box::pin(self.leave_nothing_of(&message)).await?;
+                        Box::pin(self.leave_nothing_of(message)).await?;
                     }
                     return Ok(ending);
                 }
             };
-            if let Some(ending) = self.run_to_its_end(&message, claim).await? {
+            if let Some(ending) = self.run_to_its_end(message, &mut claim).await? {
                 return Ok(ending);
             }
             // Somebody else wrote the record meanwhile: see what it says now.
@@ -298,29 +304,29 @@ impl Inner {
     }
 
     /// Invoke, sequence, commit; again after a conflict, and after the backoff of a failure that may pass.
-    async fn run_to_its_end(&self, message: &Accepted, mut claim: Claim) -> Result<Option<Ending>, StoreError> {
+    async fn run_to_its_end(&self, message: &Accepted, claim: &mut Claim) -> Result<Option<Ending>, StoreError> {
         loop {
             if claim.not_before_ms > 0
-                && let Some(ending) = Box::pin(self.wait_until_due(message, &claim)).await
+                && let Some(ending) = Box::pin(self.wait_until_due(message, claim)).await
             {
                 return Ok(Some(ending));
             }
             if fault::mutated("mark-before-run") {
-                Box::pin(self.mark_first(message, &claim)).await?;
+                Box::pin(self.mark_first(message, claim)).await?;
             }
-            let Leave { place, call } = match self.leave(message, &mut claim).await {
+            let Leave { place, call } = match self.leave(message, claim).await {
                 Ok(leave) => leave,
                 Err(put_off) => return Ok(Some(put_off)),
             };
-            if self.claims() && !Box::pin(self.take_claim(message, &mut claim)).await? {
+            if self.claims() && !Box::pin(self.take_claim(message, claim)).await? {
                 return Ok(None);
             }
             let running = self.overlay.begin();
-            let Some(run) = self.run_once(message, &mut claim).await? else { return Ok(None) };
+            let Some(run) = self.run_once(message, claim).await? else { return Ok(None) };
             fault::point("invoked");
             let conclusion = self.conclusion(message);
-            let (went, ended_ms) = (run.went(&claim), conclusion.now_ms);
-            let (mut commit, ending) = conclusion.of(&claim, run);
+            let (went, ended_ms) = (run.went(claim), conclusion.now_ms);
+            let (mut commit, ending) = conclusion.of(claim, run);
             self.stamp(&mut commit);
             let record = commit.record.put().expect("a run always leaves a record").clone();
             let room = self.parts.committer.room(&commit).await;
@@ -358,7 +364,7 @@ impl Inner {
                 Verdict::Committed if retry && message.handling.retry_here => claim.next_attempt(record),
                 Verdict::Committed => {
                     let key = &message.identity.record;
-                    self.cache.insert(key.clone(), Arc::new(record));
+                    self.cache.insert(key.clone(), record);
                     if matches!(ending, Ending::Compensating { .. }) {
                         self.parts.committer.undo();
                     }
@@ -475,14 +481,19 @@ impl Inner {
     /// `None` if the claim was lost meanwhile.
     async fn run_once(&self, message: &Accepted, claim: &mut Claim) -> Result<Option<Run>, StoreError> {
         if claim.deaths > 0 && claim.attempts >= self.parts.options.attempts_max {
-            let result = Err(Failure::retry(format!("the host died {} times while it ran this message", claim.deaths)));
-            let (reads, effects) = (ReadSet::default(), Effects::default());
-            let early = self.unmade_early(message, claim.claimed()).make();
-            let taken = Some(Box::new(Box::pin(early.take(true)).await?));
-            return Ok(Some(Run { attempts: claim.attempts, result, reads, effects, taken }));
+            return Box::pin(self.give_up(message, claim)).await.map(Some);
         }
         let _alone = if claim.deaths > 0 { Some(Box::pin(self.suspect.lock()).await) } else { None };
         self.invoke(message, claim).await
+    }
+
+    /// What stands for a run of a message that the process has died over too often.
+    async fn give_up(&self, message: &Accepted, claim: &Claim) -> Result<Run, StoreError> {
+        let result = Err(Failure::retry(format!("the host died {} times while it ran this message", claim.deaths)));
+        let (reads, effects) = (ReadSet::default(), Effects::default());
+        let early = self.unmade_early(message, claim.claimed()).make();
+        let taken = Some(Box::new(early.take(true).await?));
+        Ok(Run { attempts: claim.attempts, result, reads, effects, taken })
     }
 
     /// Runs the processor. No transaction is held; nothing is written but what `early.rs` writes, and the claim's renewals.
@@ -559,7 +570,8 @@ impl Inner {
     async fn mark_first(&self, message: &Accepted, claim: &Claim) -> Result<(), StoreError> {
         let conclusion = self.conclusion(message);
         let record = conclusion.record(claim, 1, None, Event::Completed(Output::default()));
-        let commit = Commit { expected: Expected::Absent, record: RecordChange::Put(record), ..conclusion.commit() };
+        let commit =
+            Commit { expected: Expected::Absent, record: RecordChange::Put(record.into()), ..conclusion.commit() };
         let pending = self.parts.committer.submit(commit);
         pending.durable().await.map(drop)
     }
@@ -567,14 +579,14 @@ impl Inner {
 
 impl Claim {
     /// The claim to the attempt after the one that `record` tells of.
-    fn next_attempt(&mut self, record: Record) {
+    fn next_attempt(&mut self, record: Arc<Record>) {
         self.attempts = record.attempts;
         self.epoch = Some(record.epoch);
         self.not_before_ms = match &record.state {
             record::State::RetryDue { at_ms, .. } => *at_ms,
             _ => 0,
         };
-        self.found = Some(Arc::new(record));
+        self.found = Some(record);
         (self.ran_before, self.is_own) = (true, false);
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
 use serde::{Deserialize, Serialize};
 
 use crate::fault;
@@ -131,23 +132,16 @@ fn hash_of(scope: &Scope, source: &str, key: &str, purpose: &[u8], number: u64) 
 
 /// blake3 over these parts, one after the other.
 fn hash(parts: &[&[u8]]) -> blake3::Hash {
-    let length: usize = parts.iter().map(|part| part.len()).sum();
-    let mut together = [0; HASHED_TOGETHER];
-    let Some(together) = together.get_mut(..length) else {
-        let mut hasher = blake3::Hasher::new();
-        for part in parts {
-            hasher.update(part);
-        }
-        return hasher.finalize();
-    };
     // Of few bytes, to take them up part by part costs more than to hash them.
-    let mut rest = &mut *together;
-    for part in parts {
-        let (place, behind) = rest.split_at_mut(part.len());
-        place.copy_from_slice(part);
-        rest = behind;
+    let mut together = ArrayVec::<u8, HASHED_TOGETHER>::new();
+    if parts.iter().all(|part| together.try_extend_from_slice(part).is_ok()) {
+        return blake3::hash(&together);
     }
-    blake3::hash(together)
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
+        hasher.update(part);
+    }
+    hasher.finalize()
 }
 
 /// A part of a key in its text form.

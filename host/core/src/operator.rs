@@ -300,7 +300,7 @@ impl Operator {
         let record = match live {
             _ if fault::mutated("redrive-without-record") => RecordChange::Keep,
             Some(record) if record.fingerprint == letter.fingerprint => match &record.state {
-                State::DeadLettered { .. } => RecordChange::Put(self.redriven(record, &letter)),
+                State::DeadLettered { .. } => RecordChange::Put(self.redriven(record, &letter).into()),
                 state => {
                     let state = state.name();
                     return Err(refused(key, &format!("cannot run again: its record is {state}; discard it")));
@@ -337,7 +337,7 @@ impl Operator {
         let given_up = given_up.and_then(|record| self.given_up_again(record));
         let commit = Commit {
             expected: Expected::of(found.as_ref().map(|record| record.epoch)),
-            record: given_up.map_or(RecordChange::Keep, RecordChange::Put),
+            record: given_up.into(),
             ..gone
         };
         Ok(Plan { commit, redriven: None })

@@ -6,7 +6,7 @@ use crate::operator::{By, Operator, OperatorError, Plan, SagaDeed};
 use crate::record::Event;
 use crate::saga::{SagaEvent, SagaId, SagaMoment, SagaState};
 use crate::saga_log::SagaLog;
-use crate::storage::{Commit, Expected, RecordChange};
+use crate::storage::{Commit, Expected};
 use crate::undo;
 
 impl Operator {
@@ -46,7 +46,7 @@ impl Operator {
             .and_then(|record| of_record.iter().find_map(|event| undo::after(record, event.clone(), now_ms, life_ms)));
         let commit = Commit {
             expected: Expected::of(found.map(|record| record.epoch)),
-            record: told.map_or(RecordChange::Keep, RecordChange::Put),
+            record: told.into(),
             shared: Some(Box::new(shared)),
             ..Commit::of(&failed.record)
         };

@@ -4,12 +4,14 @@
 //! Optimistic concurrency control: runs read without locks, remember versions, and are checked when they are sequenced. An
 //! entry stays until it is durable *and* every run that began before it has ended, so the check never needs the store.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
+use std::collections::btree_map::{self, BTreeMap};
 use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use smallvec::SmallVec;
 
 use crate::context::{Entry, RangeRead, ReadSet, StateView, Version};
 use crate::fault;
@@ -27,17 +29,20 @@ struct Inner {
     /// Version of the last sequenced commit.
     last: Version,
     /// Writes by key, oldest first; `None` deletes.
-    keys: BTreeMap<Arc<str>, VecDeque<(Version, Option<Bytes>)>>,
+    keys: BTreeMap<Arc<str>, Versions>,
     /// Sequenced commits that still have entries, oldest first.
     commits: VecDeque<Sequenced>,
     /// Runs under way, counted by the version that was the last when they began.
     running: BTreeMap<Version, usize>,
 }
 
+/// Writes of one key, oldest first; mostly one.
+type Versions = SmallVec<[(Version, Option<Bytes>); 1]>;
+
 #[derive(Debug)]
 struct Sequenced {
     version: Version,
-    keys: Vec<Arc<str>>,
+    keys: SmallVec<[Arc<str>; 1]>,
     durable: bool,
 }
 
@@ -85,7 +90,7 @@ impl Overlay {
         if let Ok(at) = inner.commits.binary_search_by_key(&version, |commit| commit.version)
             && let Some(commit) = inner.commits.remove(at)
         {
-            inner.remove_entries(&commit);
+            inner.remove_entries(commit);
         }
     }
 
@@ -110,11 +115,11 @@ impl Turn<'_> {
         if writes.is_empty() {
             return;
         }
-        let mut keys = Vec::with_capacity(writes.len());
+        let mut keys = SmallVec::with_capacity(writes.len());
         for (key, value) in writes {
             let key: Arc<str> = key.as_str().into();
             keys.push(key.clone());
-            inner.keys.entry(key).or_default().push_back((version, value.clone()));
+            inner.keys.entry(key).or_default().push((version, value.clone()));
         }
         inner.commits.push_back(Sequenced { version, keys, durable: false });
     }
@@ -122,7 +127,7 @@ impl Turn<'_> {
 
 impl Inner {
     fn stands(&self, reads: &ReadSet) -> bool {
-        let current = |key: &str| self.keys.get(key).and_then(VecDeque::back);
+        let current = |key: &str| self.keys.get(key).and_then(|versions| versions.last());
         let key_stands = |(key, version): (&String, &Version)| {
             // A delete reads as "absent", which has version 0.
             current(key).is_none_or(|(now, value)| *version == if value.is_some() { *now } else { 0 })
@@ -136,15 +141,11 @@ impl Inner {
         let last = if read.seen.len() >= read.limit { read.seen.last().map(|(key, _)| key.as_str()) } else { None };
         self.within(&read.start, read.end.as_deref())
             .take_while(|(key, _)| last.is_none_or(|last| &***key <= last))
-            .filter_map(|(key, versions)| Some((key, versions.back()?)))
+            .filter_map(|(key, versions)| Some((key, versions.last()?)))
             .all(|(key, (version, value))| seen.get(&**key) == value.as_ref().map(|_| version))
     }
 
-    fn within(
-        &self,
-        start: &str,
-        end: Option<&str>,
-    ) -> impl Iterator<Item = (&Arc<str>, &VecDeque<(Version, Option<Bytes>)>)> {
+    fn within(&self, start: &str, end: Option<&str>) -> impl Iterator<Item = (&Arc<str>, &Versions)> {
         self.keys.range::<str, _>((Bound::Included(start), end.map_or(Bound::Unbounded, Bound::Excluded)))
     }
 
@@ -156,16 +157,16 @@ impl Inner {
                 return;
             }
             let commit = self.commits.pop_front().expect("there is a front");
-            self.remove_entries(&commit);
+            self.remove_entries(commit);
         }
     }
 
-    fn remove_entries(&mut self, commit: &Sequenced) {
-        for key in &commit.keys {
-            if let Some(versions) = self.keys.get_mut(key) {
-                versions.retain(|(version, _)| *version != commit.version);
-                if versions.is_empty() {
-                    self.keys.remove(key);
+    fn remove_entries(&mut self, commit: Sequenced) {
+        for key in commit.keys {
+            if let btree_map::Entry::Occupied(mut versions) = self.keys.entry(key) {
+                versions.get_mut().retain(|(version, _)| *version != commit.version);
+                if versions.get().is_empty() {
+                    versions.remove();
                 }
             }
         }
@@ -192,7 +193,7 @@ struct OverlayView {
 
 impl StateView for OverlayView {
     fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(Version, Option<Bytes>), StoreError>> {
-        let above = self.overlay.inner.lock().keys.get(key).and_then(|versions| versions.back().cloned());
+        let above = self.overlay.inner.lock().keys.get(key).and_then(|versions| versions.last().cloned());
         match above {
             Some((version, Some(value))) => Box::pin(std::future::ready(Ok((version, Some(value))))),
             Some((_, None)) => Box::pin(std::future::ready(Ok((0, None)))),
@@ -212,7 +213,7 @@ impl StateView for OverlayView {
                 .inner
                 .lock()
                 .within(start, end)
-                .filter_map(|(key, versions)| Some((key.to_string(), versions.back()?.clone())))
+                .filter_map(|(key, versions)| Some((key.to_string(), versions.last()?.clone())))
                 .collect();
             // Deletes above may hide entries below: read that many more.
             let hidden = above.iter().filter(|(_, (_, value))| value.is_none()).count();

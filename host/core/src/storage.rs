@@ -83,12 +83,11 @@ pub enum Expected {
 
 /// What a commit makes of the record.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "nearly every one is a `Put`, on the hot path")]
 pub enum RecordChange {
     /// Stays byte for byte as it is.
     Keep,
-    /// This shall be there.
-    Put(Record),
+    /// This shall be there. Shared with whoever remembers it once it is.
+    Put(Arc<Record>),
     /// Forgotten, by an operator's wish.
     Remove,
 }
@@ -273,11 +272,18 @@ impl<T: IdempotencyStorage + Outbox + Inspect + Feed> Store for T {}
 
 impl RecordChange {
     /// The record that shall be there.
-    pub fn put(&self) -> Option<&Record> {
+    pub fn put(&self) -> Option<&Arc<Record>> {
         match self {
             Self::Put(record) => Some(record),
             Self::Keep | Self::Remove => None,
         }
+    }
+}
+
+/// Stays as it is where there is none to put.
+impl From<Option<Record>> for RecordChange {
+    fn from(record: Option<Record>) -> Self {
+        record.map_or(Self::Keep, |record| Self::Put(record.into()))
     }
 }
 

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::clock::Clock;
 use crate::key::{Fingerprint, RecordKey, Scope};
 use crate::message::{Message, parse_rfc3339_ns};
 use crate::storage::{DeadLetter, LetterKey};
@@ -143,8 +144,8 @@ pub struct Identity {
 pub struct NotIdentified(String);
 
 impl Strategy {
-    /// The identity of `message` at the processor `scope`; `now_ms` is the host's clock, in milliseconds since the Unix epoch.
-    pub fn identify(&self, scope: &Scope, message: &Message, now_ms: u64) -> Result<Identity, NotIdentified> {
+    /// The identity of `message` at the processor `scope`; `clock` is the host's, and is looked at only where time decides.
+    pub fn identify(&self, scope: &Scope, message: &Message, clock: &dyn Clock) -> Result<Identity, NotIdentified> {
         match self {
             Self::MessageId { key: Select::Id } => Ok(Identity::by_message_id(scope, message)),
             Self::MessageId { key } => {
@@ -164,7 +165,7 @@ impl Strategy {
                 Identity::of_entity(scope, message, entity, Position::Version(version))
             }
             Self::Timestamp { entity, time, max_future_skew_ms } => {
-                let at_ns = timestamp_ns(time, message)?;
+                let (at_ns, now_ms) = (timestamp_ns(time, message)?, clock.now_ms());
                 let latest_ms = now_ms.saturating_add(*max_future_skew_ms);
                 if at_ns / 1_000_000 > latest_ms {
                     let ahead_ms = at_ns / 1_000_000 - now_ms;
@@ -293,6 +294,19 @@ mod tests {
 
     const NOW_MS: u64 = 1_700_000_000_000;
 
+    /// A clock that shows `NOW_MS`.
+    struct Stopped;
+
+    impl Clock for Stopped {
+        fn now_ms(&self) -> u64 {
+            NOW_MS
+        }
+
+        fn sleep(&self, _: u64) -> futures_util::future::BoxFuture<'static, ()> {
+            Box::pin(std::future::pending())
+        }
+    }
+
     fn message(data: &str) -> Message {
         Message {
             subject: Some("e-1".into()),
@@ -301,7 +315,7 @@ mod tests {
     }
 
     fn identify(strategy: &Strategy, message: &Message) -> Result<Identity, String> {
-        strategy.identify(&Scope::of("p"), message, NOW_MS).map_err(|error| error.to_string())
+        strategy.identify(&Scope::of("p"), message, &Stopped).map_err(|error| error.to_string())
     }
 
     fn key(strategy: &Strategy, message: &Message) -> String {

@@ -23,7 +23,7 @@ use crate::record::{self, Event, Moment, Record};
 use crate::run::{Observer, Report};
 use crate::saga::{Member, SagaEvent, SagaId, SagaMoment, SagaState, Step};
 use crate::saga_log::{ReadSaga, SagaLog};
-use crate::storage::{Commit, Expected, IdempotencyStorage, RecordChange, SharedChange, StoreError, Verdict};
+use crate::storage::{Commit, Expected, IdempotencyStorage, SharedChange, StoreError, Verdict};
 
 /// Sagas read from the store at one time.
 const PAGE: usize = 256;
@@ -289,7 +289,7 @@ impl Undo {
         };
         let commit = Commit {
             expected: Expected::of(found.map(|record| record.epoch)),
-            record: told.clone().map_or(RecordChange::Keep, RecordChange::Put),
+            record: told.clone().into(),
             shared: Some(Box::new(shared)),
             at_ms: now_ms,
             ..Commit::of(&member.record)

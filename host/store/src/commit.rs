@@ -138,7 +138,7 @@ impl<'a> Judge<'a> {
 
     fn note(&mut self, commit: &'a Commit) {
         if commit.record != RecordChange::Keep {
-            self.records.insert(commit.key.digest(), commit.record.put());
+            self.records.insert(commit.key.digest(), commit.record.put().map(|record| &**record));
         }
         if let Some(written) = &mut self.written {
             let scope = &commit.key.scope;

@@ -29,15 +29,15 @@ pub(crate) struct Blocks {
 }
 
 impl Blocks {
-    /// Adds an event behind all others. Answers the bytes that it takes.
-    pub(crate) fn push(&mut self, placed: &Placed) -> usize {
-        let full = |block: &Vec<u8>| block.len() + EVENT_BYTES_MAX > BLOCK_BYTES;
+    /// Adds an event, as a frame has it, behind all others. Answers the bytes that it takes.
+    pub(crate) fn push(&mut self, cursor: Cursor, event: &[u8]) -> usize {
+        let full = |block: &Vec<u8>| block.len() + PLACE_BYTES_MAX + event.len() > BLOCK_BYTES;
         if self.blocks.last().is_none_or(|(_, block)| full(block)) {
-            self.blocks.push((placed.0, Vec::with_capacity(BLOCK_BYTES)));
+            self.blocks.push((cursor, Vec::with_capacity(BLOCK_BYTES)));
         }
         let (first, block) = self.blocks.last_mut().expect("there is one by now");
         let before = block.len();
-        layout::push_placed(block, first.sequence, placed);
+        layout::push_placed(block, first.sequence, cursor, event);
         self.count += 1;
         block.len() - before
     }
@@ -54,8 +54,8 @@ impl Blocks {
     }
 }
 
-/// An event in a block takes so many bytes at most: two varints, kind, digest, four varints.
-const EVENT_BYTES_MAX: usize = (10 + 5) + 1 + 16 + (10 + 5 + 10 + 10);
+/// An event's place in a block takes so many bytes at most: two varints.
+const PLACE_BYTES_MAX: usize = 10 + 5;
 
 /// Which events a reader wants.
 #[derive(Debug, Clone, Copy)]

@@ -2,6 +2,7 @@
 //! until they are applied, and are what the tables store. Knows no file and no table.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use bytes::Bytes;
 use hapax_core::context::Version;
@@ -33,8 +34,8 @@ pub(crate) enum Entry {
     Sent(OutboxPosition),
     /// A kept message by its encoded key, or `None` where it is kept no longer.
     DeadLetter { key: Bytes, letter: Option<Bytes> },
-    /// An event of the feed; its place is that among the frame's events.
-    Event(FeedEntry),
+    /// An event of the feed, as it stands in the frame; its place is that among the frame's events.
+    Event(Range<usize>),
     /// A bucket whose records have all expired is to be dropped.
     BucketGone { id: u64 },
 }
@@ -149,13 +150,14 @@ impl Builder {
     }
 
     fn push_state(&mut self, scope: &Scope, writes: &BTreeMap<String, Option<Bytes>>, version: Version) {
-        if writes.is_empty() {
-            return;
-        }
-        let prefix = layout::scope_prefix(scope);
         for (key, value) in writes {
             self.bytes.push(if value.is_some() { STATE } else { STATE_DELETED });
-            self.push_bytes(&[&prefix, key.as_bytes()]);
+            let start = self.bytes.len();
+            self.bytes.extend([0; 4]);
+            layout::push_scope(&mut self.bytes, scope);
+            self.bytes.extend_from_slice(key.as_bytes());
+            let length = self.bytes.len() - start - 4;
+            self.bytes[start..start + 4].copy_from_slice(&(length as u32).to_le_bytes());
             if let Some(value) = value {
                 self.push_bytes(&[&version.to_le_bytes(), value]);
             }
@@ -279,9 +281,9 @@ impl Entries {
         Some(OutboxPosition { version, index: u32::from_le_bytes(self.number()?) })
     }
 
-    fn event(&mut self) -> Option<FeedEntry> {
-        let (event, rest) = layout::take_feed_entry(self.frame.get(self.at..self.end)?)?;
-        self.at = self.end - rest.len();
+    fn event(&mut self) -> Option<Range<usize>> {
+        let event = self.at..self.at + layout::feed_entry_len(self.frame.get(self.at..self.end)?)?;
+        self.at = event.end;
         Some(event)
     }
 

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use hapax_core::context::{Effects, Outgoing};
 use hapax_core::feed::{Cursor, EventKind, FeedEntry};
@@ -78,7 +79,7 @@ fn replayed() -> FeedEntry {
 /// Two events of the group 9, and one of the group 11.
 fn block() -> Vec<(Cursor, FeedEntry)> {
     let swept = FeedEntry::of_many(EventKind::Swept, 1_048_576, 1_700_604_900_000);
-    let completed = Commit { record: RecordChange::Put(completed()), ..Commit::of(&key()) }.told().unwrap();
+    let completed = Commit { record: RecordChange::Put(completed().into()), ..Commit::of(&key()) }.told().unwrap();
     let at = |sequence, index| Cursor { sequence, index };
     vec![(at(9, 0), completed), (at(9, 1), replayed()), (at(11, 0), swept)]
 }
@@ -87,7 +88,7 @@ fn block() -> Vec<(Cursor, FeedEntry)> {
 fn frame() -> Frame {
     let commit = |expected, record, effects, letter| Commit {
         expected,
-        record: RecordChange::Put(record),
+        record: RecordChange::Put(Arc::new(record)),
         version: 7,
         effects,
         letter,
@@ -127,7 +128,11 @@ fn pinned() -> Vec<(String, &'static str, Vec<u8>)> {
     let fingerprint = Fingerprint { version: 1, digest: [0xf2; 16] };
     let feed = FeedFacts { events: 1_000_000, dropped: Cursor { sequence: 8, index: 2 } };
     let mut events = Vec::new();
-    block().iter().for_each(|placed| layout::push_placed(&mut events, 9, placed));
+    for (cursor, entry) in block() {
+        let mut event = Vec::new();
+        layout::push_feed_entry(&mut event, &entry);
+        layout::push_placed(&mut events, 9, cursor, &event);
+    }
     let mut pinned = vec![
         ("format", "META `format`", layout::FORMAT.to_le_bytes().to_vec()),
         ("applied", "META `applied`: sequence 4, next offset 4800, last version 7, next block 2", applied.encode().to_vec()),
@@ -211,7 +216,7 @@ fn the_golden_frame_is_read_entry_by_entry() {
         letter_gone,
         Entry::Event(third),
         sent,
-        noted,
+        Entry::Event(noted),
         bucket,
     ] = &entries[..]
     else {
@@ -233,9 +238,11 @@ fn the_golden_frame_is_read_entry_by_entry() {
     assert_eq!(*gone, Entry::RecordGone { hash: key().digest() });
     assert!(matches!(letter_gone, Entry::DeadLetter { letter: None, .. }));
     assert_eq!(*sent, Entry::Sent(OutboxPosition { version: 5, index: 1 }));
+    let [first, second, third, noted] =
+        [first, second, third, noted].map(|at| layout::take_feed_entry(&frame.bytes[at.clone()]).unwrap().0);
     assert_eq!([first.kind, second.kind, third.kind], [EventKind::Completed, EventKind::Failed, EventKind::Evicted]);
     assert_eq!((first.digest, first.at_ms, first.attempts, first.epoch), (key().digest(), 1_700_000_001_000, 2, 3));
-    assert_eq!((noted.clone(), bucket.clone()), (Entry::Event(replayed()), Entry::BucketGone { id: 3 }));
+    assert_eq!((noted, bucket.clone()), (replayed(), Entry::BucketGone { id: 3 }));
 }
 
 /// The bytes of the golden file under `name`.

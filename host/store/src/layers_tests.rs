@@ -103,7 +103,7 @@ impl Twins {
         let record = match self.random.below(8) {
             0 => RecordChange::Keep,
             1 => RecordChange::Remove,
-            _ => RecordChange::Put(record),
+            _ => RecordChange::Put(record.into()),
         };
         Commit { expected, record, version: self.version, effects, letter, at_ms: self.version, ..Commit::of(&key) }
     }

@@ -104,7 +104,7 @@ impl Inner {
         self.outbox.extend(commit.outbox_rows().map(|row| (row.position, row.message)));
         match &commit.record {
             RecordChange::Keep => {}
-            RecordChange::Put(record) => drop(self.records.insert(commit.key.clone(), record.clone())),
+            RecordChange::Put(record) => drop(self.records.insert(commit.key.clone(), Record::clone(record))),
             RecordChange::Remove => drop(self.records.remove(&commit.key)),
         }
         match &commit.letter {

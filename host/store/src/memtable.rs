@@ -89,7 +89,7 @@ impl Memtable {
         for entry in frame.entries() {
             match entry.ok_or(Unreadable)? {
                 Entry::Event(event) => {
-                    event_bytes += self.events.push(&(Cursor { sequence: frame.sequence, index }, event));
+                    event_bytes += self.events.push(Cursor { sequence: frame.sequence, index }, &frame.bytes[event]);
                     index += 1;
                 }
                 other => {

@@ -234,7 +234,7 @@ fn completed(item: &Item, version: u64, changed_ms: u64) -> Commit {
     effects.writes.insert(item.state(), Some(bytes::Bytes::from_static(VALUE)));
     Commit {
         expected: Expected::Absent,
-        record: RecordChange::Put(Record {
+        record: RecordChange::Put(Arc::new(Record {
             state: State::Completed { output: answer() },
             epoch: 1,
             attempts: 1,
@@ -246,7 +246,7 @@ fn completed(item: &Item, version: u64, changed_ms: u64) -> Commit {
             changed_ms,
             expires_ms: Some(changed_ms + Options::default().retention_ms),
             history: Vec::new(),
-        }),
+        })),
         version,
         effects,
         ..Commit::of(&RecordKey::by_message_id(&Scope::of(PROCESSOR), &message))
