@@ -19,7 +19,7 @@ use hapax_store::MemoryStore;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::clock::SimulatedClock;
+use crate::clock::{SimulatedClock, StillClock};
 use crate::plans::{Books, Planned};
 
 /// A store that takes so many groups and then fails: the host dies there. What it took stays.
@@ -189,11 +189,20 @@ impl Host {
 
     /// Undoes all that there is to undo and need not wait for anybody.
     pub async fn undo(&self) -> Result<(), StoreError> {
+        self.undo_by(Arc::new(Patient(self.world.clock.clone()))).await
+    }
+
+    /// The same, but no wait is ever over.
+    pub async fn undo_what_is_due(&self) -> Result<(), StoreError> {
+        self.undo_by(Arc::new(StillClock::at(self.world.clock.now_ms()))).await
+    }
+
+    async fn undo_by(&self, clock: Arc<dyn Clock>) -> Result<(), StoreError> {
         let parts = UndoParts {
             scope: Scope::of("p"),
             storage: self.storage.clone(),
             committer: self.committer.clone(),
-            clock: Arc::new(Patient(self.world.clock.clone())),
+            clock,
             consumers: self.consumers.clone(),
             versions: Arc::new(RunningVersions),
             observer: Arc::new(Reports(self.world.reported.clone())),

@@ -54,8 +54,12 @@ fn they_end_dead_lettered(guilty: &[usize], concurrency: &str) {
     let text: String = (0..ORDERS).map(order).collect();
     let mut job = Job::new("order-intake", &text);
     job.arguments = ["--concurrency", concurrency].map(str::to_owned).to_vec();
-    let died = deaths(&mut job, guilty, ATTEMPTS_MAX * guilty.len() as u32);
-    assert_eq!(died, ATTEMPTS_MAX * guilty.len() as u32, "each is tried as often as it may be, and no more");
+    let guilty_count = guilty.len() as u32;
+    let most = ATTEMPTS_MAX * guilty_count;
+    let died = deaths(&mut job, guilty, most);
+    // Several may be running at the first death, which counts for each of them. From then on they run one at a time.
+    let least = most - (guilty_count - 1);
+    assert!((least..=most).contains(&died), "{died} deaths: each is tried as often as it may be, and no more");
     let (ids, state) = expected(ORDERS, guilty);
     assert_eq!(job.faults(&ids, &state, true), [""; 0], "{guilty:?}");
     for number in guilty {

@@ -272,6 +272,24 @@ async fn a_compensation_is_tried_by_its_own_count_and_then_an_operator_decides()
 }
 
 #[tokio::test]
+async fn a_compensation_that_failed_is_not_tried_before_its_time() {
+    let mut world = World::new();
+    world.options.backoff_base_ms = 60_000;
+    let host = world.host().await;
+    world.books.reply("/undo/a", &[Reply::Status(503)]);
+    let message = plan("m-1", &[step("a"), Op::Reject]);
+    host.deliver(&message).await.unwrap();
+    host.undo_what_is_due().await.unwrap();
+    let due_ms = SagaLog::new(&world.store, &Scope::of("p")).read(&own(&message)).await.unwrap().saga.steps[0].due_ms;
+    for (now_ms, tried) in [(due_ms - 1, 1), (due_ms, 2)] {
+        world.clock.set(now_ms);
+        host.undo_what_is_due().await.unwrap();
+        assert_eq!(world.books.arrived().iter().filter(|call| call.path == "/undo/a").count(), tried);
+    }
+    assert_eq!(world.books.undone(), ["a m-1"]);
+}
+
+#[tokio::test]
 async fn a_step_is_undone_by_the_component_that_registered_it_or_not_at_all() {
     let world = World::new();
     let message = plan("m-1", &[step("a"), Op::Reject]);

@@ -13,16 +13,13 @@ use crate::strategy::Identity;
 
 impl Inner {
     /// What a message gets that must not run, by the record that says so (`None`: there is none); `None` if it may.
-    pub(crate) async fn answer(
-        &self,
-        message: &Accepted,
-        record: Option<&Record>,
-    ) -> Result<Option<Admitted>, StoreError> {
+    pub(crate) fn answer(&self, message: &Accepted, record: Option<&Record>) -> Option<Admitted> {
         let gaps = self.parts.options.strategy.gaps().filter(|_| !message.past_gap);
         let now_ms = self.parts.clock.now_ms();
         let ending = match decide(record, &message.identity, gaps, self.owner(), now_ms) {
-            Admission::Fresh => return Ok(None),
-            Admission::Gap { awaits } => return Ok(Some(Admitted::Park { awaits })),
+            Admission::Fresh => return None,
+            Admission::Gap { awaits } => return Some(Admitted::Park { awaits }),
+            Admission::Mismatch => return Some(Admitted::Mismatch),
             Admission::Replay(stored) => {
                 self.note(message, EventKind::Replayed, now_ms);
                 Ending::Duplicate(stored)
@@ -32,9 +29,8 @@ impl Inner {
                 self.note(message, EventKind::Stale, now_ms);
                 Ending::Stale
             }
-            Admission::Mismatch => Box::pin(self.mismatch(message)).await?,
         };
-        Ok(Some(Admitted::Ended(ending)))
+        Some(Admitted::Ended(ending))
     }
 
     fn owner(&self) -> &str {
@@ -49,7 +45,7 @@ impl Inner {
     }
 
     /// The key was used with another body. The record stays byte for byte as it is.
-    async fn mismatch(&self, message: &Accepted) -> Result<Ending, StoreError> {
+    pub(crate) async fn mismatch(&self, message: &Accepted) -> Result<Ending, StoreError> {
         let error = "the idempotency key was used before with another body; give the message a key of its own";
         tracing::error!(key = %message.identity.own, "mismatch: {error}");
         if self.parts.options.mismatch == MismatchPolicy::DeadLetter || message.kept {

@@ -156,6 +156,7 @@ pub(crate) struct Held {
 pub(crate) enum Admitted {
     Run(Claim),
     Park { awaits: u64 },
+    Mismatch,
     Ended(Ending),
 }
 
@@ -281,6 +282,7 @@ impl Inner {
                     Some(ending) => return Ok(ending),
                     None => continue,
                 },
+                Admitted::Mismatch => return Box::pin(self.mismatch(message)).await,
                 Admitted::Ended(Ending::InFlight { after_ms })
                     if Box::pin(self.waits_elsewhere(message, after_ms)).await =>
                 {
@@ -401,7 +403,7 @@ impl Inner {
             let cached = if behind { None } else { self.cache.get(&message.identity.record) };
             self.parts.metrics.cache(&self.parts.scope, cached.is_some());
             if let Some(record) = cached
-                && let Some(admitted) = self.answer(message, Some(&record)).await?
+                && let Some(admitted) = self.answer(message, Some(&record))
             {
                 return Ok(admitted);
             }
@@ -416,7 +418,7 @@ impl Inner {
                 }
             };
             let found = self.parts.storage.admit(&message.identity.record).await?.map(Arc::new);
-            if let Some(admitted) = self.answer(message, found.as_deref()).await? {
+            if let Some(admitted) = self.answer(message, found.as_deref()) {
                 if let Some(record) = found {
                     self.cache.insert(message.identity.record.clone(), record);
                 }

@@ -130,7 +130,9 @@ impl Kept {
 
     /// Whether the message is kept.
     pub(crate) fn holds(&self, message: &Identity) -> bool {
-        self.waiting.lock().entries.contains_key(&message.letter_key())
+        let waiting = self.waiting.lock();
+        // Mostly there are none.
+        !waiting.entries.is_empty() && waiting.entries.contains_key(&message.letter_key())
     }
 
     /// How many messages are kept here.

@@ -31,8 +31,20 @@ pub struct Counters {
 }
 
 /// Every outcome there is, in the order they are printed.
-pub const OUTCOMES: [&str; 9] =
-    ["completed", "duplicate", "mismatch", "stale", "parked", "dead-lettered", "retry", "in-flight", "paused"];
+pub const OUTCOMES: [&str; 12] = [
+    "completed",
+    "duplicate",
+    "mismatch",
+    "stale",
+    "parked",
+    "dead-lettered",
+    "compensating",
+    "compensated",
+    "compensation-failed",
+    "retry",
+    "in-flight",
+    "paused",
+];
 
 /// A reading of [`Counters`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -82,5 +94,43 @@ impl IdempotencyMetrics for Counters {
         if let BreakerState::Open { .. } = state {
             self.breaker_opened.fetch_add(1, Relaxed);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admission::Stored;
+    use crate::ending::Ending;
+    use crate::processor::Output;
+
+    /// The ending after this one, so that none is left out here: a new one does not compile.
+    fn next(ending: &Ending) -> Option<Ending> {
+        let error = String::new;
+        Some(match ending {
+            Ending::Completed { .. } => Ending::Duplicate(Stored::Failed(error())),
+            Ending::Duplicate(_) => Ending::Mismatch,
+            Ending::Mismatch => Ending::Stale,
+            Ending::Stale => Ending::Parked { awaits: 1, until_ms: 1 },
+            Ending::Parked { .. } => Ending::DeadLettered { error: error() },
+            Ending::DeadLettered { .. } => Ending::Compensating { error: error() },
+            Ending::Compensating { .. } => Ending::Compensated { error: error() },
+            Ending::Compensated { .. } => Ending::CompensationFailed { error: error() },
+            Ending::CompensationFailed { .. } => Ending::Retry { error: error(), after_ms: 1 },
+            Ending::Retry { .. } => Ending::InFlight { after_ms: 1 },
+            Ending::InFlight { .. } => Ending::Paused { after_ms: 1 },
+            Ending::Paused { .. } => return None,
+        })
+    }
+
+    #[test]
+    fn every_ending_is_counted_under_its_name() {
+        let counters = Counters::default();
+        let first = Ending::Completed { output: Output::default() };
+        let endings: Vec<Ending> = std::iter::successors(Some(first), next).collect();
+        for ending in &endings {
+            counters.ended(&Scope::of("p"), ending.name(), 0);
+        }
+        assert_eq!(counters.read().outcomes, endings.iter().map(|ending| (ending.name(), 1)).collect::<Vec<_>>());
     }
 }
