@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Bound;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use crate::ending::Ending;
@@ -21,6 +21,8 @@ pub(crate) const COME_AGAIN_MS: u64 = 1_000;
 #[derive(Debug)]
 pub(crate) struct Kept {
     max: usize,
+    /// Whether one was ever kept: where not, nobody need look.
+    used: AtomicBool,
     waiting: Mutex<Waiting>,
     /// Woken when something may have become due.
     pub(crate) changed: Notify,
@@ -76,7 +78,13 @@ pub(crate) struct Found<'a> {
 
 impl Kept {
     pub(crate) fn new(max: usize) -> Self {
-        Self { max, waiting: Mutex::default(), changed: Notify::new(), last_ms: AtomicU64::new(0) }
+        Self {
+            max,
+            used: AtomicBool::new(false),
+            waiting: Mutex::default(),
+            changed: Notify::new(),
+            last_ms: AtomicU64::new(0),
+        }
     }
 
     /// The time for a message that is kept at `now_ms`: later than that of every one before it, so that their order can be
@@ -90,7 +98,7 @@ impl Kept {
     /// Notes a message that is about to be parked until `until_ms`. Answers when its wait is over, which is as before if it
     /// is parked already; an ending if there is no room.
     pub(crate) fn park(&self, message: &Identity, now_ms: u64, until_ms: u64) -> Result<u64, Ending> {
-        let mut waiting = self.waiting.lock();
+        let mut waiting = self.to_keep();
         let key = message.letter_key();
         let known = waiting.take(&key);
         if known.is_none() && waiting.entries.len() >= self.max {
@@ -128,11 +136,15 @@ impl Kept {
         }
     }
 
+    /// What is kept, for one who keeps more.
+    fn to_keep(&self) -> MutexGuard<'_, Waiting> {
+        self.used.store(true, Relaxed);
+        self.waiting.lock()
+    }
+
     /// Whether the message is kept.
     pub(crate) fn holds(&self, message: &Identity) -> bool {
-        let waiting = self.waiting.lock();
-        // Mostly there are none.
-        !waiting.entries.is_empty() && waiting.entries.contains_key(&message.letter_key())
+        self.used.load(Relaxed) && self.waiting.lock().entries.contains_key(&message.letter_key())
     }
 
     /// How many messages are kept here.
@@ -142,7 +154,7 @@ impl Kept {
 
     /// Notes messages that an operator has redriven: they run at once, and once more if they are on their way.
     pub(crate) fn redriven<'a>(&self, letters: impl IntoIterator<Item = Found<'a>>) {
-        let mut waiting = self.waiting.lock();
+        let mut waiting = self.to_keep();
         for Found { key, letter, lane, .. } in letters {
             self.last_ms.fetch_max(letter.at_ms, Relaxed);
             match waiting.entries.get_mut(&key).filter(|entry| entry.running) {
@@ -156,7 +168,7 @@ impl Kept {
     /// Notes messages that the store keeps and that are not known here yet. One that is parked and not early any more may go at once: what it waited for ended
     /// before anybody knew of it here.
     pub(crate) fn found<'a>(&self, found: impl IntoIterator<Item = Found<'a>>) {
-        let mut waiting = self.waiting.lock();
+        let mut waiting = self.to_keep();
         for Found { key, letter, lane, early } in found {
             self.last_ms.fetch_max(letter.at_ms, Relaxed);
             let entry = match letter.standing {

@@ -53,7 +53,7 @@ fn run(bench: &Workbench, section: &mut Section) -> Result<(), Missing> {
         return Err(Missing("give --against the bench of another build: its target/release/hapax-bench".into()));
     };
     let this = std::env::current_exe().unwrap();
-    let (records, pairs) = (bench.pick(2_000, 300_000, 1_000_000), bench.rounds(8));
+    let (records, pairs) = (bench.pick(2_000, 300_000, 1_000_000), bench.rounds(9));
     section.text(format!(
         "This build's figure to that of the other, each in a process of its own on {records} records. {pairs} pairs of processes, since no \
          two are alike, not of one build either; of each the median of {TURNS} rounds, in turn. Processor time is a message's, with \
