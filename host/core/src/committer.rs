@@ -385,7 +385,7 @@ mod tests {
         }
 
         fn view(&self, _: &Scope) -> Arc<dyn StateView> {
-            unimplemented!("nobody reads")
+            unreachable!("nobody reads")
         }
 
         fn last_version(&self) -> BoxFuture<'_, Result<Version, StoreError>> {
