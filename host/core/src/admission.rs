@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
 use quick_cache::Weighter;
@@ -10,7 +11,7 @@ use quick_cache::sync::Cache;
 use tokio::sync::oneshot;
 
 use crate::fault;
-use crate::key::{Fingerprint, RecordKey};
+use crate::key::{Fingerprint, Hashed, RecordKey};
 use crate::processor::Output;
 use crate::record::{Record, State};
 use crate::strategy::{Gaps, Identity, Position};
@@ -167,10 +168,12 @@ impl TerminalCache {
     }
 }
 
+type Followers = HashMap<RecordKey, Vec<oneshot::Sender<()>>, BuildHasherDefault<Hashed>>;
+
 /// Messages that are being run here, by record key, each with those who wait for its end.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct InFlight {
-    table: Arc<Mutex<HashMap<RecordKey, Vec<oneshot::Sender<()>>>>>,
+    table: Arc<Mutex<Followers>>,
 }
 
 /// The right to run a message; dropping it wakes everyone who waits for its end.

@@ -1,6 +1,7 @@
 //! Who a message is: its record key, its fingerprint, and the ids derived from them. Pure functions.
 
 use std::fmt;
+use std::hash::Hasher;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -64,7 +65,7 @@ impl std::ops::Deref for RecordKey {
 }
 
 impl std::hash::Hash for RecordKey {
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+    fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u64(self.0.digest as u64);
     }
 }
@@ -147,6 +148,32 @@ fn hash(parts: &[&[u8]]) -> blake3::Hash {
 /// A part of a key in its text form.
 pub(crate) fn escaped(part: &str) -> String {
     part.replace('%', "%25").replace('/', "%2F")
+}
+
+/// Hashes what is led by a digest: that is as good as random, and its own low half serves.
+#[derive(Debug, Default)]
+pub struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.0 ^= u64::from_le_bytes(word);
+        }
+    }
+
+    fn write_u64(&mut self, digest: u64) {
+        self.0 ^= digest;
+    }
+
+    fn write_u128(&mut self, digest: u128) {
+        self.0 ^= digest as u64;
+    }
 }
 
 /// As its text.

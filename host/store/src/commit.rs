@@ -6,14 +6,13 @@ use std::hash::BuildHasherDefault;
 
 use hapax_core::context::{RangeRead, Version};
 use hapax_core::fault;
-use hapax_core::key::Scope;
+use hapax_core::key::{Hashed, Scope};
 use hapax_core::record::Record;
 use hapax_core::storage::{Commit, Group, RecordChange, StoreError, Verdict};
 
 use crate::core::Core;
 use crate::frame::Builder;
 use crate::journal::Journal;
-use crate::memtable::Hashed;
 use crate::open::io_store_error;
 use crate::{layout, read};
 

@@ -3,11 +3,12 @@
 
 use std::collections::hash_map::Entry as Slot;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::BuildHasherDefault;
 
 use bytes::Bytes;
 use hapax_core::context::Version;
 use hapax_core::feed::Cursor;
+use hapax_core::key::Hashed;
 use hapax_core::storage::OutboxPosition;
 
 use crate::feed::Blocks;
@@ -54,28 +55,6 @@ pub(crate) struct RecordSlot {
     pub(crate) replaces: bool,
     /// `None`: it was forgotten.
     pub(crate) row: Option<Bytes>,
-}
-
-/// Record hashes are as good as random: their own low half serves.
-#[derive(Debug, Default)]
-pub(crate) struct Hashed(u64);
-
-impl Hasher for Hashed {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for chunk in bytes.chunks(8) {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            self.0 ^= u64::from_le_bytes(word);
-        }
-    }
-
-    fn write_u128(&mut self, hash: u128) {
-        self.0 = hash as u64;
-    }
 }
 
 /// A frame has an entry that this build cannot read, though its checksum holds.
