@@ -11,7 +11,7 @@ use crate::record::{Event, Record, State};
 use crate::storage::{Commit, Expected, LetterChange, RecordChange, Standing, StoreError};
 
 /// What happened. The numbers are stored: they never change, and new kinds get new ones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum EventKind {
     /// A message completed.

@@ -2,55 +2,71 @@
 //! committer takes them along, about once a second; a crash loses what was not taken. Never touches a record, and nobody
 //! waits.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::hash::BuildHasherDefault;
+use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
 
 use crate::feed::{EventKind, FeedEntry};
-use crate::key::Hashed;
 
-/// Records counted one by one between two hand-overs, at most; the rest is counted together, under no record.
-const RECORDS_MAX: usize = 1 << 14;
+/// What is counted by record between two hand-overs, at most; the rest is counted together, under none.
+const COUNTS_MAX: usize = 1 << 14;
 
 /// What was counted since the last hand-over.
 #[derive(Debug, Default)]
 pub(crate) struct Replays(Mutex<Counts>);
 
-/// How often, and when the last time, by record and kind.
-type Counts = HashMap<(u128, EventKind), (u64, u64), BuildHasherDefault<Hashed>>;
+#[derive(Debug, Default)]
+struct Counts {
+    /// One behind the other as they came, since that is the fastest to write; they are added up when they are handed over.
+    each: Vec<Count>,
+    /// How often, and when the last time, where that is not known by record.
+    rest: BTreeMap<EventKind, (u64, u64)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Count {
+    digest: u128,
+    kind: EventKind,
+    times: u64,
+    /// The last time, in milliseconds since the Unix epoch.
+    at_ms: u64,
+}
 
 impl Replays {
     /// Counts one; answers whether it is the first since the last hand-over.
     pub(crate) fn count(&self, kind: EventKind, digest: u128, now_ms: u64) -> bool {
         let mut counts = self.0.lock();
-        let (first, full) = (counts.is_empty(), counts.len() >= RECORDS_MAX);
-        match counts.entry((digest, kind)) {
-            Entry::Occupied(mut entry) => entry.get_mut().add(now_ms),
-            Entry::Vacant(entry) if !full => drop(entry.insert((1, now_ms))),
-            Entry::Vacant(_) => counts.entry((0, kind)).or_default().add(now_ms),
+        if counts.each.len() == COUNTS_MAX {
+            let (times, at_ms) = counts.rest.entry(kind).or_default();
+            (*times, *at_ms) = (*times + 1, now_ms.max(*at_ms));
+            return false;
         }
-        first
+        counts.each.push(Count { digest, kind, times: 1, at_ms: now_ms });
+        counts.each.len() == 1
     }
 
     /// Takes what was counted.
     pub(crate) fn take(&self) -> Vec<FeedEntry> {
-        let counts = std::mem::take(&mut *self.0.lock());
-        let entry =
-            |((digest, kind), (times, at_ms))| FeedEntry { digest, times, ..FeedEntry::of_many(kind, 1, at_ms) };
-        counts.into_iter().map(entry).collect()
+        let mut counts = std::mem::take(&mut *self.0.lock());
+        counts.add_up();
+        let entry = |(digest, kind, times, at_ms)| FeedEntry { digest, times, ..FeedEntry::of_many(kind, 1, at_ms) };
+        let each = counts.each.into_iter().map(|count| (count.digest, count.kind, count.times, count.at_ms));
+        let rest = counts.rest.into_iter().map(|(kind, (times, at_ms))| (0, kind, times, at_ms));
+        each.chain(rest).map(entry).collect()
     }
 }
 
-trait Add {
-    fn add(&mut self, now_ms: u64);
-}
-
-impl Add for (u64, u64) {
-    fn add(&mut self, now_ms: u64) {
-        self.0 += 1;
-        self.1 = self.1.max(now_ms);
+impl Counts {
+    /// Leaves one count a record and kind.
+    fn add_up(&mut self) {
+        self.each.sort_unstable_by_key(|count| (count.digest, count.kind));
+        self.each.dedup_by(|next, sum| {
+            let same = (next.digest, next.kind) == (sum.digest, sum.kind);
+            if same {
+                (sum.times, sum.at_ms) = (sum.times + next.times, sum.at_ms.max(next.at_ms));
+            }
+            same
+        });
     }
 }
 
@@ -69,18 +85,18 @@ mod tests {
         let of = |kind, times, at_ms| FeedEntry { digest: 7, times, ..FeedEntry::of_many(kind, 1, at_ms) };
         assert_eq!(taken, [of(EventKind::Stale, 1, 11), of(EventKind::Replayed, 2, 12)]);
         assert_eq!(replays.take(), []);
-        let many = RECORDS_MAX as u64 + 5;
+        let many = COUNTS_MAX as u64 + 5;
         for digest in 1..=many {
             assert_eq!(replays.count(EventKind::Replayed, digest.into(), 20), digest == 1);
         }
         let taken = replays.take();
-        assert_eq!(taken.len(), RECORDS_MAX + 1);
+        assert_eq!(taken.len(), COUNTS_MAX + 1);
         assert_eq!(taken.iter().map(|entry| entry.times).sum::<u64>(), many, "none is lost");
         assert!(taken.contains(&FeedEntry::of_many(EventKind::Replayed, 5, 20)));
-        // However often: few records never fill it.
-        for _ in 0..3 * many {
+        for _ in 0..many {
             replays.count(EventKind::Replayed, 7, 30);
         }
-        assert_eq!(replays.take(), [of(EventKind::Replayed, 3 * many, 30)]);
+        let rest = FeedEntry::of_many(EventKind::Replayed, 5, 30);
+        assert_eq!(replays.take(), [of(EventKind::Replayed, COUNTS_MAX as u64, 30), rest]);
     }
 }
