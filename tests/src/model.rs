@@ -161,6 +161,8 @@ pub struct Model {
     pub now_ms: u64,
     /// Records, also expired ones.
     records: BTreeMap<RecordKey, Record>,
+    /// When the last of those expired that a sweep has taken since.
+    swept_ms: u64,
     /// Kept messages.
     pub letters: BTreeMap<LetterKey, Letter>,
     /// The application's state.
@@ -319,6 +321,7 @@ impl Model {
             by,
             now_ms: START_MS,
             records: BTreeMap::new(),
+            swept_ms: 0,
             letters: BTreeMap::new(),
             state: BTreeMap::new(),
             sent: BTreeSet::new(),
@@ -347,7 +350,10 @@ impl Model {
             Transition::Restart => self.forget_all(0..OWNERS),
             Transition::Jump(by_ms) => self.now_ms += by_ms,
             Transition::Back => self.set_back(3_600_000),
-            Transition::Sweep => self.records.retain(|_, record| !record.has_expired(self.now_ms)),
+            Transition::Sweep => {
+                let ended = self.records.extract_if(.., |_, record| record.has_expired(self.now_ms));
+                self.swept_ms = ended.filter_map(|(_, record)| record.expires_ms).fold(self.swept_ms, u64::max);
+            }
             Transition::Keep(owner) => self.keep(*owner),
             Transition::Redrive(nth) => self.redrive(*nth),
             Transition::Discard(nth) => self.discard(*nth),
@@ -363,11 +369,11 @@ impl Model {
         }
     }
 
-    /// Set back, unless a record would count again that the store may have forgotten.
+    /// Set back, unless a record would count again that the store may have forgotten; a host may remember it still.
     fn set_back(&mut self, by_ms: u64) {
         let before_ms = self.now_ms - by_ms.min(self.now_ms - START_MS);
         let ended = |record: &Record| record.has_expired(self.now_ms) && !record.has_expired(before_ms);
-        if !self.records.values().any(ended) {
+        if !self.records.values().any(ended) && self.swept_ms <= before_ms {
             self.now_ms = before_ms;
         }
     }
