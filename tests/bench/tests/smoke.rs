@@ -78,3 +78,18 @@ fn what_a_scenario_misses_is_said_in_its_row() {
     let row = page.lines().find(|line| line.starts_with("| start with 100 processors")).expect("a row");
     assert!(row.contains("not measured: HAPAX_BIN names nothing"), "{row}");
 }
+
+#[test]
+fn two_builds_are_compared_and_one_alone_is_not() {
+    let folder = folder();
+    let output = bench(folder.path(), &["builds", "--quick"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("give --against the bench of another build"), "{said}");
+    let this = env!("CARGO_BIN_EXE_hapax-bench");
+    let output = bench(folder.path(), &["builds", "--quick", "--rounds", "1", "--against", this]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let page = std::fs::read_to_string(folder.path().join("report/README.md")).expect("the page");
+    let (_, section) = page.split_once("## builds: ").expect("its section");
+    let ratios = section.lines().filter(|line| line.starts_with("| 1 |") || line.starts_with("| 1024 |"));
+    assert_eq!(ratios.count(), 4, "a row for each number in flight, with random and with ordered ids: {section}");
+}
