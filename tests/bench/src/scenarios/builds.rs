@@ -62,7 +62,12 @@ fn run(bench: &Workbench, section: &mut Section) -> Result<(), Missing> {
     for ids in [Ids::Random, Ids::Ordered] {
         let mut ratios: Vec<[Vec<f64>; 4]> = STEPS.iter().map(|_| [const { Vec::new() }; 4]).collect();
         for pair in 0..pairs {
-            let mut builds = [&*this, other].map(|program| Build::start(bench, program, ids, records));
+            // Who is started first is slower, also than itself: that changes too.
+            let mut builds = if pair % 2 == 0 { [&*this, other] } else { [other, &*this] }
+                .map(|program| Build::start(bench, program, ids, records));
+            if pair % 2 == 1 {
+                builds.reverse();
+            }
             for ((in_flight, messages), ratios) in STEPS.iter().zip(&mut ratios) {
                 let messages = bench.pick(*in_flight as u64 * 4, *messages, *messages);
                 let [ours, theirs] = turns(&mut builds, pair, *in_flight, messages);
