@@ -3,11 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use hapax_core::RecordKey;
 use hapax_core::storage::{LetterKey, Standing};
-use hapax_core::strategy::{Fields, GapPolicy, Gaps, Identity, Select, VersionOrder};
-use hapax_core::{Message, Options, RecordKey, Scope, Strategy};
+use hapax_core::strategy::Identity;
 
-use crate::clock::SimulatedClock;
+mod input;
+
+use input::Mood;
+pub use input::{By, Input};
 
 /// What the clock shows at first, in milliseconds since the Unix epoch.
 pub const START_MS: u64 = 1_700_000_000_000;
@@ -29,32 +32,6 @@ const FIRST: u64 = 1;
 pub const KEYS: u8 = 12;
 /// Consumers over the store.
 pub const OWNERS: usize = 2;
-
-/// The strategies that are told apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum By {
-    /// Message id.
-    MessageId,
-    /// Version, any greater one.
-    Version,
-    /// Version, last + 1; what is missing is given up in the end.
-    StrictAccept,
-    /// Version, last + 1; what waits is given up in the end.
-    StrictDeadLetter,
-    /// Timestamp and id.
-    Timestamp,
-    /// Content, but for a field.
-    ContentHash,
-}
-
-/// One delivery: which message, and which of its two bodies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Input {
-    /// Which message; below [`KEYS`].
-    pub key: u8,
-    /// Which body.
-    pub other_body: bool,
-}
 
 /// Something happens to the processor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,15 +68,6 @@ pub enum Transition {
     Discard(usize),
     /// An operator evicts the n-th record, if it may be.
     Evict(usize),
-}
-
-/// What a message's processor does with it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mood {
-    Fine,
-    Reject,
-    FailsOnce,
-    Fails,
 }
 
 /// What a record says, of its message and of its end.
@@ -184,124 +152,6 @@ enum Answer {
     Stale,
     Mismatch,
     Gap(u64),
-}
-
-impl By {
-    /// The options that a consumer with this strategy has.
-    pub fn options(self, cache_bytes: u64) -> Options {
-        Options {
-            strategy: self.strategy(),
-            attempts_max: ATTEMPTS_MAX,
-            retention_ms: RETENTION_MS,
-            redelivery_horizon_ms: HORIZON_MS,
-            ordering: hapax_core::options::Ordering::Subject,
-            cache_bytes,
-            ..Options::default()
-        }
-    }
-
-    fn strategy(self) -> Strategy {
-        let entity = Select::Attribute("subject".into());
-        let version =
-            |order| Strategy::Version { entity: entity.clone(), version: Select::Attribute("v".into()), order };
-        let strict = |then| version(VersionOrder::Strict(Gaps { first: FIRST, timeout_ms: TIMEOUT_MS, then }));
-        match self {
-            Self::MessageId => Strategy::default(),
-            Self::Version => version(VersionOrder::Monotonic),
-            Self::StrictAccept => strict(GapPolicy::Accept),
-            Self::StrictDeadLetter => strict(GapPolicy::DeadLetter),
-            Self::Timestamp => {
-                Strategy::Timestamp { entity, time: Select::Attribute("time".into()), max_future_skew_ms: SKEW_MS }
-            }
-            Self::ContentHash => Strategy::ContentHash { fields: Fields::Without(vec!["/noise".into()]) },
-        }
-    }
-
-    /// Whether an entity has one record, of its last message.
-    pub fn has_positions(self) -> bool {
-        !matches!(self, Self::MessageId | Self::ContentHash)
-    }
-
-    /// Whether there are gaps.
-    pub fn is_strict(self) -> bool {
-        matches!(self, Self::StrictAccept | Self::StrictDeadLetter)
-    }
-}
-
-impl Input {
-    fn entity(self) -> u8 {
-        self.key % 2
-    }
-
-    fn version(self) -> u64 {
-        u64::from(self.key / 2)
-    }
-
-    /// Two messages each share a time; the last is hours ahead at first.
-    fn time_ms(self) -> u64 {
-        START_MS + self.version() / 2 * 10_000 + if self.version() == 5 { 7_200_000 } else { 0 }
-    }
-
-    fn id(self, by: By) -> String {
-        let other = if self.other_body { "b" } else { "a" };
-        match by {
-            By::MessageId | By::Timestamp => format!("m{:02}", self.key),
-            _ => format!("m{:02}{other}", self.key),
-        }
-    }
-
-    /// Where it stands among those of its entity.
-    fn position(self, by: By) -> Option<(u64, String)> {
-        match by {
-            By::MessageId | By::ContentHash => None,
-            By::Timestamp => Some((self.time_ms(), self.id(by))),
-            _ => Some((self.version(), String::new())),
-        }
-    }
-
-    fn mood(self, by: By) -> Mood {
-        let other = u8::from(self.other_body && by != By::ContentHash);
-        match (self.key + other) % 8 {
-            2 => Mood::FailsOnce,
-            5 => Mood::Reject,
-            6 if self.key > 6 => Mood::Fails,
-            7 => Mood::Fails,
-            _ => Mood::Fine,
-        }
-    }
-
-    /// What the state and the results call it.
-    fn label(self, by: By) -> String {
-        let other = if self.other_body && by != By::ContentHash { "b" } else { "a" };
-        format!("{}{other}", self.key)
-    }
-
-    /// The message that is delivered.
-    pub fn message(self, by: By) -> Message {
-        let kind = match self.mood(by) {
-            Mood::Fine => "fine",
-            Mood::Reject => "reject",
-            Mood::FailsOnce => "fails-once",
-            Mood::Fails => "fails",
-        };
-        let data = format!(r#"{{"label":"{}","noise":{}}}"#, self.label(by), self.other_body);
-        let mut message = Message::new(self.id(by), "/test", kind).with_data("application/json", data);
-        message.subject = Some(format!("e{}", self.entity()));
-        message.time = Some(self.time_ms().to_string());
-        message.extensions.insert("v".into(), self.version().to_string());
-        message
-    }
-
-    /// Its names.
-    pub fn identity(self, by: By) -> Identity {
-        let message = self.message(by);
-        by.strategy().identify(&Scope::of("p"), &message, &SimulatedClock::at(u64::MAX / 2)).unwrap()
-    }
-
-    /// Its names where the strategy refuses it.
-    fn identity_of_refused(self, by: By) -> Identity {
-        Strategy::default().identify(&Scope::of("p"), &self.message(by), &SimulatedClock::at(START_MS)).unwrap()
-    }
 }
 
 fn letter_key(identity: &Identity) -> LetterKey {

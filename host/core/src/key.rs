@@ -150,7 +150,8 @@ pub(crate) fn escaped(part: &str) -> String {
     part.replace('%', "%25").replace('/', "%2F")
 }
 
-/// Hashes what is led by a digest: that is as good as random, and its own low half serves.
+/// Hashes what is led by a digest: that is as good as random, and its own low half serves. Who makes keys whose halves begin alike, on
+/// purpose and at great cost, makes tables of what is in flight or not yet applied slower, and no answer wrong.
 #[derive(Debug, Default)]
 pub struct Hashed(u64);
 

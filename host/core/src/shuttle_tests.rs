@@ -12,7 +12,7 @@ use shuttle::future::{block_on, spawn};
 
 use crate::admission::InFlight;
 use crate::committer::Committer;
-use crate::context::{Context, EffectLimits, Effects, Entry, StateView, Version};
+use crate::context::{Context, EffectLimits, Effects, Entry, ReadSet, StateView, Version};
 use crate::key::{RecordKey, Scope};
 use crate::lanes::Lanes;
 use crate::overlay::Overlay;
@@ -243,6 +243,23 @@ fn no_write_is_lost() {
     assert!(overlay.is_empty(), "the overlay keeps what is durable");
 }
 
+/// Commits of one group give their room back together.
+fn room_is_given_back() {
+    let committer = block_on(Committer::start(Arc::new(Shared::default()))).unwrap();
+    let overlay = Arc::new(Overlay::default());
+    let pending: Vec<_> = (0..3)
+        .map(|number| {
+            let commit = Box::new(Commit::of(&key(number)));
+            let room = block_on(committer.room(&commit));
+            let mut turn = overlay.turn(&ReadSet::default()).unwrap();
+            committer.submit_in_turn(commit, room, &overlay, &mut turn)
+        })
+        .collect();
+    committer.close();
+    assert!(pending.into_iter().all(|pending| block_on(pending.durable()).is_ok()));
+    assert!(committer.all_room_is_free(), "room is lost");
+}
+
 macro_rules! explored {
     ($($test:ident: $scenario:ident, $mutation:ident is $name:literal;)*) => {$(
         #[test]
@@ -270,4 +287,6 @@ explored! {
         mutation_overlay_pruned_early_is_found is "overlay-pruned-early";
     shuttle_closing_loses_no_verdict: closing_loses_no_verdict,
         mutation_close_loses_a_verdict_is_found is "close-loses-a-verdict";
+    shuttle_the_room_of_a_group_is_given_back_whole: room_is_given_back,
+        mutation_room_that_is_kept_is_found is "room-kept";
 }
