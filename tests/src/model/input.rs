@@ -26,7 +26,7 @@ pub enum By {
 /// One delivery: which message, and which of its two bodies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Input {
-    /// Which message; below [`KEYS`].
+    /// Which message; below [`KEYS`](super::KEYS).
     pub key: u8,
     /// Which body.
     pub other_body: bool,
