@@ -1,29 +1,10 @@
 //! The binary: reads the command line, joins the parts, runs a command. Decides nothing about messages.
 
-mod audit;
-mod breaker;
-mod build;
-mod check;
+mod commands;
 mod config;
-mod dlq;
-mod doctor;
-mod events;
 mod exit;
 mod host;
-mod ops;
-mod outside;
-mod place;
-mod progress;
-mod records;
-mod report;
-mod run;
-mod saga;
-mod send;
-mod state;
-mod status;
-mod strategy;
-mod up;
-mod versions;
+mod output;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;

@@ -10,15 +10,15 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, ready};
 use shuttle::future::{block_on, spawn};
 
-use crate::admission::InFlight;
-use crate::committer::Committer;
-use crate::context::{Context, EffectLimits, Effects, Entry, ReadSet, StateView, Version};
-use crate::key::{RecordKey, Scope};
-use crate::lanes::Lanes;
-use crate::overlay::Overlay;
+use crate::pipeline::admission::InFlight;
+use crate::commit::committer::Committer;
+use crate::run::context::{Context, EffectLimits, Effects, Entry, ReadSet, StateView, Version};
+use crate::message::key::{RecordKey, Scope};
+use crate::pipeline::lanes::Lanes;
+use crate::commit::overlay::Overlay;
 use crate::record::Record;
-use crate::storage::{Commit, Group, IdempotencyStorage, StoreError, Verdict};
-use crate::sync::Mutex;
+use crate::store::{Commit, Group, IdempotencyStorage, StoreError, Verdict};
+use crate::support::sync::Mutex;
 
 #[path = "../../../tests/src/mutation.rs"]
 #[expect(unreachable_pub, reason = "it is the library of tests that has it")]

@@ -11,7 +11,7 @@ use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationCon
 
 use crate::cache::CodeCache;
 use crate::error::EngineError;
-use crate::kept::Kept;
+use crate::idle_instances::Kept;
 use crate::ticker::Ticker;
 
 /// Tables one slot of the pool offers; a component with more takes several slots.

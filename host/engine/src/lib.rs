@@ -15,7 +15,7 @@ mod error;
 mod explain;
 mod host;
 mod instance;
-mod kept;
+mod idle_instances;
 mod limits;
 mod load;
 mod signature;

@@ -1,31 +1,13 @@
 //! The stores: redb (the default) and memory (for tests and embedding without a disk). The only user of databases; the
 //! rules of what may be written are core's.
 
-mod apply;
-mod buckets;
-mod commit;
-mod core;
-pub mod doctor;
-pub mod facts;
-mod feed;
-mod frame;
-#[cfg(test)]
-mod golden_tests;
+pub mod format;
 mod journal;
-#[cfg(test)]
-mod journal_tests;
-#[cfg(test)]
-mod layers_tests;
-pub mod layout;
-pub mod memory;
-mod memtable;
-pub mod open;
-mod read;
-pub mod redb_store;
-mod running;
-mod view;
+mod memory;
+mod redb;
 
-pub use facts::StoreFacts;
-pub use memory::MemoryStore;
-pub use open::OpenError;
-pub use redb_store::{RedbStore, StateRow, StoreOptions};
+pub use crate::memory::MemoryStore;
+pub use crate::redb::doctor;
+pub use crate::redb::open::OpenError;
+pub use crate::redb::status::StoreFacts;
+pub use crate::redb::{RedbStore, StateRow, StoreOptions};

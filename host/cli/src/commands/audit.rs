@@ -1,0 +1,38 @@
+//! `hapax audit`: what operators did. Asks and prints.
+
+use std::process::ExitCode;
+
+use hapax_transport::{Ask, AuditFilter};
+
+use crate::commands::dlq::{print_list, text};
+use crate::host::operations::rfc3339;
+use crate::commands::target::Place;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The processor.
+    #[arg(long, value_name = "NAME")]
+    processor: String,
+    /// From this time on: RFC 3339, or how long ago, such as 2h.
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+    /// Lines to print, at most.
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    #[command(flatten)]
+    place: Place,
+}
+
+pub(crate) fn command(args: Args, json: bool) -> anyhow::Result<ExitCode> {
+    let Args { processor, since, limit, place } = args;
+    let answer = place.ask(Ask::Audit(AuditFilter { processor, since, limit }))?;
+    print_list(&answer, "deeds", json, |deed| {
+        let at = rfc3339(deed["at_ms"].as_u64().unwrap_or(0));
+        let [actor, action, key, reason] = ["actor", "action", "key", "reason"].map(|name| text(&deed[name]));
+        format!("{at:<24} {actor} {action} {key}{}", if reason.is_empty() { reason } else { format!(": {reason}") })
+    });
+    if answer["more"] == true {
+        eprintln!("there are more: go on with --since the last of these, or raise --limit");
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,33 @@
+//! `hapax build`: a guest's folder to a component.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use hapax_guest_build::Toolchain;
+use serde_json::json;
+
+use crate::output::run_printer::line;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The guest's folder, with its Cargo.toml.
+    #[arg(default_value = ".")]
+    dir: PathBuf,
+    /// Folder of the component [default: the guest's folder]
+    #[arg(long, short, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+}
+
+pub(crate) fn command(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
+    let mut progress = |text: &str| eprintln!("{text}");
+    let toolchain = Toolchain::find(&mut progress)?;
+    let out = args.out.as_ref().unwrap_or(&args.dir);
+    for component in hapax_guest_build::build(&args.dir, &toolchain, out, &mut progress)? {
+        if json {
+            line(&json!({ "component": component.path }).to_string());
+        } else {
+            line(&component.path.display().to_string());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

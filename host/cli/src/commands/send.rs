@@ -1,0 +1,85 @@
+//! `hapax send`: messages to a running host, over HTTP.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use hapax_core::Message;
+use hapax_core::transport::{Received, Source as _};
+use hapax_transport::{HttpPublisher, JsonlSource};
+use serde_json::{Value, json};
+
+use crate::config;
+use crate::exit::{Failed, INVALID_INPUT};
+use crate::host;
+use crate::output::run_printer::line;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The processor's name.
+    processor: String,
+    /// The host.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
+    url: String,
+    /// CloudEvents JSON, one a line, instead of one message; `-` is standard input.
+    #[arg(long, value_name = "FILE|-", conflicts_with_all = ["id", "data"])]
+    input: Option<PathBuf>,
+    /// The message's id.
+    #[arg(long, required_unless_present = "input")]
+    id: Option<String>,
+    /// Its source.
+    #[arg(long, default_value = "/hapax-send")]
+    source: String,
+    /// Its type.
+    #[arg(long = "type", default_value = "message")]
+    kind: String,
+    /// Its payload, JSON.
+    #[arg(long, default_value = "null")]
+    data: String,
+}
+
+pub(crate) fn command(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
+    host::block_on(send(args, json))
+}
+
+async fn send(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
+    let url = format!("{}/v1/processors/{}/messages", args.url.trim_end_matches('/'), args.processor);
+    let publisher = HttpPublisher::new(&url).map_err(|error| Failed::usage(error.to_string()))?;
+    let mut refused = false;
+    let Some(input) = &args.input else {
+        serde_json::from_str::<Value>(&args.data)
+            .map_err(|error| Failed::usage(format!("--data is not JSON: {error}")))?;
+        let message = Message::new(args.id.clone().unwrap_or_default(), &*args.source, &*args.kind)
+            .with_data("application/json", args.data.clone());
+        let accepted = post(&publisher, &message, json).await?;
+        return Ok(ExitCode::from(if accepted { 0 } else { INVALID_INPUT }));
+    };
+    let mut source = JsonlSource::open(input, config::default_max_message_bytes())
+        .map_err(|error| Failed::usage(format!("cannot read the input {}: {error}", input.display())))?;
+    while let Some(received) = source.recv().await? {
+        refused |= match received {
+            Received::Delivery(delivery) => !post(&publisher, delivery.message(), json).await?,
+            Received::Invalid { position, reason } => {
+                eprintln!("{position}: {reason}");
+                true
+            }
+        };
+    }
+    Ok(ExitCode::from(if refused { INVALID_INPUT } else { 0 }))
+}
+
+/// Posts one message and prints the answer; whether it was accepted.
+async fn post(publisher: &HttpPublisher, message: &Message, json: bool) -> anyhow::Result<bool> {
+    let answer = publisher
+        .post(message)
+        .await
+        .map_err(|error| Failed::unreachable(format!("is the host running? `hapax up` starts it: {error}")))?;
+    let body = String::from_utf8_lossy(&answer.body);
+    if json {
+        let body: Value = serde_json::from_str(&body).unwrap_or_else(|_| json!(body));
+        let line_of = json!({ "id": message.id, "status": answer.status, "replayed": answer.replayed, "body": body });
+        line(&line_of.to_string());
+    } else {
+        line(&format!("{} {}{} {body}", message.id, answer.status, if answer.replayed { " replayed" } else { "" }));
+    }
+    Ok((200..300).contains(&answer.status))
+}

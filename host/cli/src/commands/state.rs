@@ -1,0 +1,78 @@
+//! `hapax state`: a processor's state, for people.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use hapax_core::Scope;
+use hapax_core::context::RESERVED;
+use hapax_core::storage::IdempotencyStorage as _;
+use hapax_store::RedbStore;
+use serde_json::{Value, json};
+
+use crate::exit::Failed;
+use crate::host;
+use crate::output::run_printer::line;
+
+#[derive(clap::Subcommand)]
+pub(crate) enum Command {
+    /// List a processor's keys and values, in the order of the keys.
+    List(Args),
+    /// Print the value of a key; without a key, the same as `list`.
+    Get(Args),
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The processor's name.
+    processor: String,
+    /// The key; for `list`, what keys begin with.
+    key: Option<String>,
+    /// Folder of the store.
+    #[arg(long, value_name = "PATH", default_value = "hapax-store")]
+    store: PathBuf,
+    /// Entries to list, at most.
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    limit: usize,
+}
+
+pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> {
+    let (args, get) = match command {
+        Command::List(args) => (args, false),
+        Command::Get(args) => (args, true),
+    };
+    let store = RedbStore::open_existing(&args.store)?;
+    match &args.key {
+        Some(key) if get => print_one(&store, &args, key, json)?,
+        prefix => {
+            let rows = store.state_of(&Scope::of(&args.processor), prefix.as_deref().unwrap_or(""), args.limit)?;
+            // The host's own come last, and are not the processor's.
+            for row in rows.into_iter().filter(|row| !row.key.starts_with(RESERVED)) {
+                if json {
+                    line(&json!({ "key": row.key, "value": text(&row.value) }).to_string());
+                } else {
+                    line(&format!("{}\t{}", row.key, String::from_utf8_lossy(&row.value)));
+                }
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_one(store: &RedbStore, args: &Args, key: &str, json: bool) -> anyhow::Result<()> {
+    let view = store.view(&Scope::of(&args.processor));
+    let (_, value) = host::block_on(async { Ok(view.get(key).await?) })?;
+    let value = value.ok_or_else(|| {
+        Failed::not_found(format!("{} has no state {key}; `hapax state list {0}` shows what it has", args.processor))
+    })?;
+    if json {
+        line(&json!({ "key": key, "value": text(&value) }).to_string());
+    } else {
+        line(&String::from_utf8_lossy(&value));
+    }
+    Ok(())
+}
+
+/// Text where it is text, else the bytes as numbers.
+fn text(value: &[u8]) -> Value {
+    std::str::from_utf8(value).map_or_else(|_| json!(value), |text| json!(text))
+}

@@ -1,0 +1,188 @@
+//! How a running host is doing: what `GET /v1/status` says, and `hapax status`, which asks for it. Changes nothing.
+
+use std::process::ExitCode;
+
+use hapax_core::metrics::Counted;
+use hapax_core::saga::SagaState;
+use hapax_core::saga_log::SagaLog;
+use hapax_core::storage::Store;
+use hapax_core::{Breaker, Clock as _, IdempotentConsumer, Scope, SystemClock};
+use serde_json::{Map, Value, json};
+
+use crate::exit::Failed;
+use crate::host::{self, Host};
+use crate::output::run_printer::line;
+
+/// Sagas that are counted, at most.
+const SAGAS_COUNTED: usize = 10_000;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The host.
+    #[arg(long, visible_alias = "host", value_name = "URL", default_value = "http://127.0.0.1:8080")]
+    url: String,
+}
+
+pub(crate) fn command(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
+    let status = host::block_on(ask(&args.url))?;
+    if json {
+        line(&status.to_string());
+    } else {
+        for text in lines(&status) {
+            line(&text);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn ask(url: &str) -> anyhow::Result<Value> {
+    let answer = hapax_transport::get(&format!("{}/v1/status", url.trim_end_matches('/')))
+        .await
+        .map_err(|error| Failed::unreachable(format!("is the host running? `hapax up` starts it: {error}")))?;
+    let body = String::from_utf8_lossy(&answer.body);
+    let status = serde_json::from_slice::<Value>(&answer.body);
+    match (answer.status, status) {
+        (200, Ok(status)) if status["processors"].is_object() => Ok(status),
+        (code, _) => Err(Failed::unreachable(format!("{url} answered {code}, which is no host's status: {body}"))),
+    }
+}
+
+/// Everything there is to say of a host.
+pub(crate) fn of<'a>(
+    host: &Host,
+    consumers: impl Iterator<Item = (&'a str, &'a IdempotentConsumer)>,
+    outbox_breaker: Option<&Breaker>,
+) -> Result<Value, String> {
+    let facts = host.store.facts().map_err(|error| error.to_string())?;
+    let mut processors = Map::new();
+    let mut waiting = 0;
+    for (name, consumer) in consumers {
+        let counted = host.counters.lock().get(name).map(|counters| counters.read()).unwrap_or_default();
+        waiting += consumer.status().waiting as u64;
+        processors.insert(name.to_owned(), processor(&counted, consumer));
+    }
+    Ok(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "now_ms": SystemClock.now_ms(),
+        "processors": processors,
+        "outbox": { "pending": facts.outbox_pending, "breaker": outbox_breaker.map(Breaker::status) },
+        "store": {
+            "dead_letters": facts.kept_messages.saturating_sub(waiting),
+            "unapplied_bytes": facts.unapplied_bytes,
+            "buckets": facts.buckets,
+            "failure": host.failure().map(ToString::to_string),
+        },
+    }))
+}
+
+/// Sagas that are being undone, and those that wait for an operator; counted up to a bound, so that asking costs little.
+pub(crate) async fn sagas(store: &dyn Store) -> Result<Value, String> {
+    let unsettled = SagaLog::new(store, &Scope::of("")).unsettled(None, SAGAS_COUNTED).await;
+    let unsettled = unsettled.map_err(|error| error.to_string())?;
+    let count = |state| unsettled.iter().filter(|saga| saga.state == state).count();
+    Ok(json!({ "undoing": count(SagaState::Undoing), "halted": count(SagaState::Halted) }))
+}
+
+fn processor(counted: &Counted, consumer: &IdempotentConsumer) -> Value {
+    let looked = counted.cache_hits + counted.cache_misses;
+    let hit_rate = if looked == 0 { 0.0 } else { counted.cache_hits as f64 / looked as f64 };
+    let mut value = json!(consumer.status());
+    value["outcomes"] = counted.outcomes.iter().map(|(name, count)| ((*name).to_owned(), json!(count))).collect();
+    value["conflicts"] = json!(counted.conflicts);
+    value["cache_hits"] = json!(counted.cache_hits);
+    value["cache_misses"] = json!(counted.cache_misses);
+    value["cache_hit_rate"] = json!((hit_rate * 10_000.0).round() / 10_000.0);
+    value
+}
+
+/// The same for people.
+fn lines(status: &Value) -> Vec<String> {
+    let now_ms = status["now_ms"].as_u64().unwrap_or_default();
+    let mut lines = Vec::new();
+    for (name, of) in status["processors"].as_object().into_iter().flatten() {
+        lines.push(format!("{name}: {}", outcomes(&of["outcomes"])));
+        lines.push(format!(
+            "  {} of {} runs under way, {} messages parked or redriven, {} runs repeated after a conflict",
+            of["runs_under_way"], of["runs_max"], of["waiting"], of["conflicts"]
+        ));
+        let percent = of["cache_hit_rate"].as_f64().unwrap_or_default() * 100.0;
+        lines.push(format!("  cache: {} hits, {} misses ({percent:.1} %)", of["cache_hits"], of["cache_misses"]));
+        lines.push(format!("  circuit breaker: {}", breaker(&of["breaker"], now_ms)));
+    }
+    let (outbox, store) = (&status["outbox"], &status["store"]);
+    lines.push(format!("outbox: {} to be sent", outbox["pending"]));
+    lines.push(format!("  circuit breaker: {}", breaker(&outbox["breaker"], now_ms)));
+    lines.push(format!(
+        "store: {} dead letters, {} buckets, {} bytes not yet in the tables",
+        store["dead_letters"], store["buckets"], store["unapplied_bytes"]
+    ));
+    lines.push(sagas_line(&status["sagas"]));
+    lines.extend(store["failure"].as_str().map(|failure| format!("  it has failed: {failure}")));
+    if status["stopping"] == true {
+        lines.push("the host is stopping".into());
+    }
+    lines
+}
+
+fn sagas_line(sagas: &Value) -> String {
+    let halted = match sagas["halted"].as_u64() {
+        None | Some(0) => "none is halted".to_owned(),
+        Some(count) => format!("{count} HALTED: see `hapax saga list --state halted`"),
+    };
+    format!("sagas: {} being undone, {halted}", sagas["undoing"])
+}
+
+/// Those that there are.
+fn outcomes(outcomes: &Value) -> String {
+    let there_are = outcomes.as_object().into_iter().flatten().filter(|(_, count)| count.as_u64() != Some(0));
+    let named: Vec<_> = there_are.map(|(name, count)| format!("{count} {name}")).collect();
+    if named.is_empty() { "no message has ended yet".into() } else { named.join(", ") }
+}
+
+fn breaker(breaker: &Value, now_ms: u64) -> String {
+    let opened = match breaker["opened"].as_u64() {
+        None => return "none".into(),
+        Some(0) => String::new(),
+        Some(times) => format!("; has opened {times} times"),
+    };
+    let state = breaker["state"].as_str().unwrap_or_default();
+    let detail = match breaker["until_ms"].as_u64() {
+        Some(until_ms) => format!(" for {} ms more", until_ms.saturating_sub(now_ms)),
+        None if state == "closed" => {
+            format!(", {} of {} calls failed, {} were slow", breaker["failed"], breaker["calls"], breaker["slow"])
+        }
+        None => String::new(),
+    };
+    format!("{state}{detail}{opened}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_reads_as_lines() {
+        let status = json!({
+            "now_ms": 1_000,
+            "processors": { "orders": {
+                "outcomes": { "completed": 3, "retry": 0, "duplicate": 1 }, "conflicts": 2, "waiting": 5,
+                "runs_under_way": 1, "runs_max": 256, "cache_hits": 1, "cache_misses": 3, "cache_hit_rate": 0.25,
+                "breaker": { "state": "open", "until_ms": 1_500, "calls": 0, "failed": 0, "slow": 0, "opened": 2 },
+            } },
+            "outbox": { "pending": 7, "breaker": null },
+            "store": { "dead_letters": 1, "buckets": 2, "unapplied_bytes": 99, "failure": null },
+            "sagas": { "undoing": 2, "halted": 1 },
+        });
+        let expected = [
+            "orders: 3 completed, 1 duplicate",
+            "  1 of 256 runs under way, 5 messages parked or redriven, 2 runs repeated after a conflict",
+            "  cache: 1 hits, 3 misses (25.0 %)",
+            "  circuit breaker: open for 500 ms more; has opened 2 times",
+            "outbox: 7 to be sent",
+            "  circuit breaker: none",
+            "store: 1 dead letters, 2 buckets, 99 bytes not yet in the tables",
+            "sagas: 2 being undone, 1 HALTED: see `hapax saga list --state halted`",
+        ];
+        assert_eq!(lines(&status), expected);
+    }
+}

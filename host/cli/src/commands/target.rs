@@ -1,0 +1,68 @@
+//! Where an operator's command is answered: from a store that no host has open, or by a running host. Both answer the same.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use hapax_core::operator::Operator;
+use hapax_core::{Committer, SystemClock};
+use hapax_store::{OpenError, RedbStore};
+use hapax_transport::{Ask, AskError, OperatorClient, Refusal};
+use serde_json::Value;
+use tokio::sync::watch;
+
+use crate::exit::Failed;
+use crate::host;
+use crate::host::operations::Ops;
+
+#[derive(clap::Args)]
+pub(crate) struct Place {
+    /// Folder of the store; no host may have it open.
+    #[arg(long, value_name = "PATH", default_value = "hapax-store", conflicts_with = "host")]
+    store: PathBuf,
+    /// A running host to ask instead, such as http://127.0.0.1:8080.
+    #[arg(long, value_name = "URL")]
+    host: Option<String>,
+}
+
+impl Place {
+    /// The answer to `ask`.
+    pub(crate) fn ask(&self, ask: Ask) -> anyhow::Result<Value> {
+        host::block_on(async {
+            match &self.host {
+                Some(url) => ask_host(url, &ask).await,
+                None => Ok(open(&self.store).await?.ask(ask).await.map_err(Failed::from)?),
+            }
+        })
+    }
+}
+
+async fn open(path: &Path) -> anyhow::Result<Ops> {
+    let store = Arc::new(RedbStore::open_existing(path).map_err(|error| {
+        let locked = matches!(error, OpenError::Locked(_));
+        let error = anyhow::Error::from(error);
+        if locked { error.context("a host that has the store open is asked with --host URL") } else { error }
+    })?);
+    let committer = Committer::start(store.clone()).await?;
+    let operator = Operator::new(store.clone(), committer, Arc::new(SystemClock), []);
+    Ok(Ops::new(store, operator, watch::channel(false).1))
+}
+
+async fn ask_host(url: &str, ask: &Ask) -> anyhow::Result<Value> {
+    let client = OperatorClient::new(url).map_err(|error| Failed::usage(error.to_string()))?;
+    client.ask(ask).await.map_err(|error| match error {
+        AskError::Refused(refusal) => Failed::from(refusal).into(),
+        AskError::NoAnswer(why) => Failed::unreachable(format!("is the host running? `hapax up` starts it: {why}")),
+    })
+}
+
+impl From<Refusal> for Failed {
+    fn from(refusal: Refusal) -> Self {
+        let code = match &refusal {
+            Refusal::Invalid(_) => 2,
+            Refusal::NotFound(_) => 9,
+            Refusal::Refused(_) | Refusal::NotThereYet(_) => crate::exit::REFUSED,
+            Refusal::Unavailable(_) => 8,
+        };
+        Self { code, text: refusal.to_string() }
+    }
+}

@@ -1,0 +1,265 @@
+//! The composition root: joins store, committer, engine and consumers. Knows every part, decides nothing.
+
+pub(crate) mod component_archive;
+pub(crate) mod operations;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use hapax_core::metrics::Counters;
+use hapax_core::operator::Operator;
+use hapax_core::outside::Outside;
+use hapax_core::relay::{Relay, RelayError};
+use hapax_core::run::Observer;
+use hapax_core::storage::StoreError;
+use hapax_core::transport::Publisher;
+use hapax_core::undo::{self, UndoParts};
+use hapax_core::{
+    Breaker, BreakerParts, BreakerPolicy, Committer, IdempotentConsumer, MessageProcessor as _, Options, Parts, Scope,
+    SystemClock, keeper, sweeper,
+};
+use hapax_engine::{Engine, EngineConfig, LoadOptions};
+use hapax_store::{RedbStore, StoreOptions};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::config::{Outbox, Processor};
+use crate::exit::Failed;
+use crate::host::operations::Ops;
+use crate::host::component_archive::KeptComponents;
+
+/// A host that is joined and not yet fed.
+pub(crate) struct Host {
+    pub(crate) store: Arc<RedbStore>,
+    /// What each processor's consumer counts, by its name.
+    pub(crate) counters: Mutex<BTreeMap<String, Arc<Counters>>>,
+    committer: Arc<Committer>,
+    engine: Engine,
+    components: KeptComponents,
+    /// Runs of one processor under way, at most.
+    concurrency: usize,
+}
+
+impl Host {
+    pub(crate) async fn open(store: &Path, options: StoreOptions, concurrency: usize) -> anyhow::Result<Self> {
+        let (folder, engine) = (store, engine(concurrency)?);
+        let store = Arc::new(RedbStore::open_with(folder, options)?);
+        let committer = Committer::start(store.clone()).await?;
+        let components = KeptComponents::of(folder, engine.clone());
+        Ok(Self { store, committer, counters: Mutex::default(), engine, components, concurrency })
+    }
+
+    /// Loads a processor's component and joins its consumer.
+    pub(crate) fn consumer(&self, name: &str, processor: &Processor) -> anyhow::Result<IdempotentConsumer> {
+        let bytes = read(processor)?;
+        let component = load(&self.engine, name, processor, &bytes)?;
+        let (outside, options) = settings(name, processor, &component)?;
+        self.components.run_as(load_options(name, processor));
+        if component.compensation().is_some() {
+            self.components.keep(component.digest(), &bytes)?;
+        }
+        let effects = (**component.effect_limits()).clone();
+        let options = Options { effects, runs_max: self.concurrency, ..options };
+        let counters = Arc::new(Counters::default());
+        self.counters.lock().insert(name.to_owned(), counters.clone());
+        Ok(IdempotentConsumer::new(Parts {
+            scope: Scope::of(name),
+            processor: Arc::new(component),
+            storage: self.store.clone(),
+            committer: self.committer.clone(),
+            outside,
+            clock: Arc::new(SystemClock),
+            metrics: counters,
+            options,
+        }))
+    }
+
+    /// Answers operators, while these consumers are at work; until `stop` turns true.
+    pub(crate) fn operations(
+        &self,
+        consumers: impl IntoIterator<Item = IdempotentConsumer>,
+        stop: watch::Receiver<bool>,
+    ) -> Arc<Ops> {
+        let operator = Operator::new(self.store.clone(), self.committer.clone(), Arc::new(SystemClock), consumers);
+        Arc::new(Ops::new(self.store.clone(), operator, stop))
+    }
+
+    /// The failure that closed the store, if one did.
+    pub(crate) fn failure(&self) -> Option<&StoreError> {
+        self.committer.failure()
+    }
+
+    /// Starts forgetting what has expired; runs until `stop` turns true.
+    pub(crate) fn sweeper(&self, stop: watch::Receiver<bool>) -> JoinHandle<Result<(), StoreError>> {
+        tokio::spawn(sweeper::run(self.store.clone(), Arc::new(SystemClock), sweeper::SWEEP_EVERY_MS, stop))
+    }
+
+    /// Starts running what the store keeps for a consumer; runs until `stop` turns true.
+    pub(crate) fn keeper(
+        &self,
+        consumer: &IdempotentConsumer,
+        observer: Arc<dyn Observer>,
+        stop: watch::Receiver<bool>,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send + 'static {
+        keeper::run(consumer.clone(), self.store.clone(), observer, stop)
+    }
+
+    /// Undoes what there is to undo, to its end; or until `stop` turns true.
+    pub(crate) async fn settle(
+        &self,
+        consumers: Vec<IdempotentConsumer>,
+        observer: Arc<dyn Observer>,
+        stop: watch::Receiver<bool>,
+    ) -> Result<(), StoreError> {
+        undo::settle(self.undo_parts(consumers, observer), stop).await
+    }
+
+    fn undo_parts(&self, consumers: Vec<IdempotentConsumer>, observer: Arc<dyn Observer>) -> UndoParts {
+        UndoParts {
+            scope: Scope::of(""),
+            storage: self.store.clone(),
+            committer: self.committer.clone(),
+            clock: Arc::new(SystemClock),
+            consumers,
+            versions: Arc::new(self.components.clone()),
+            observer,
+        }
+    }
+
+    /// Starts undoing what has failed outside the transaction; runs until `stop` turns true.
+    pub(crate) fn undo(
+        &self,
+        consumers: Vec<IdempotentConsumer>,
+        observer: Arc<dyn Observer>,
+        stop: watch::Receiver<bool>,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send + 'static {
+        let parts = self.undo_parts(consumers, observer);
+        let at_work = parts.consumers.iter().map(|consumer| consumer.component().to_owned()).collect();
+        let (components, store) = (self.components.clone(), self.store.clone());
+        async move {
+            components.clean(&*store, &at_work).await?;
+            undo::run(parts, stop).await
+        }
+    }
+
+    /// Starts sending the outbox; runs until `stop` turns true and the outbox is empty.
+    pub(crate) fn relay(
+        &self,
+        to: Outbox,
+        breaker: Option<Arc<Breaker>>,
+        stop: watch::Receiver<bool>,
+    ) -> anyhow::Result<JoinHandle<Result<u64, RelayError>>> {
+        let relay = Relay::new(self.store.clone(), self.committer.clone(), publisher(to)?, Arc::new(SystemClock));
+        Ok(tokio::spawn(relay.guarded_by(breaker).run(stop)))
+    }
+
+    /// The circuit breaker of a destination, as an earlier process has left it.
+    pub(crate) async fn breaker(&self, of: &Outbox, policy: BreakerPolicy) -> Result<Arc<Breaker>, StoreError> {
+        let breaker = Breaker::new(BreakerParts {
+            name: format!("outbox/{of}"),
+            policy,
+            committer: self.committer.clone(),
+            clock: Arc::new(SystemClock),
+            metrics: Arc::new(Counters::default()),
+        });
+        breaker.restore(&*self.store).await?;
+        Ok(Arc::new(breaker))
+    }
+}
+
+/// The engine, with its cache of compiled code in the user's cache folder.
+pub(crate) fn engine(concurrency: usize) -> anyhow::Result<Engine> {
+    let config = EngineConfig { cache_dir: cache_dir(), max_instances: concurrency as u32, ..EngineConfig::default() };
+    Ok(Engine::new(config)?)
+}
+
+/// Reads a processor's component.
+pub(crate) fn read(processor: &Processor) -> anyhow::Result<Vec<u8>> {
+    let path = &processor.component;
+    std::fs::read(path)
+        .map_err(|error| Failed::component(format!("cannot read the component {}: {error}", path.display())))
+}
+
+/// What a processor's settings come to, with its component: who makes its calls, and the pipeline's options.
+pub(crate) fn settings(
+    name: &str,
+    processor: &Processor,
+    component: &hapax_engine::WasmProcessor,
+) -> anyhow::Result<(Option<Arc<dyn Outside>>, Options)> {
+    let wrong = |error: String| Failed::usage(format!("processors.{name}: {error}"));
+    let options = processor.options().map_err(wrong)?;
+    let outside = processor.outside().client().map_err(wrong)?;
+    if outside.is_some() || component.compensation().is_some() {
+        processor.check_lease().map_err(wrong)?;
+    }
+    if component.imports_http() && outside.is_none() {
+        tracing::warn!(
+            "processors.{name}: it imports wasi:http and is granted no calls (`http`): each of them will be denied"
+        );
+    }
+    Ok((outside, options))
+}
+
+fn load_options(name: &str, processor: &Processor) -> LoadOptions {
+    LoadOptions {
+        name: name.to_owned(),
+        config: processor.config.clone(),
+        limits: processor.limits(),
+        instance: processor.instance(),
+        batching: processor.batching(),
+    }
+}
+
+/// Loads a processor's component.
+pub(crate) fn load(
+    engine: &Engine,
+    name: &str,
+    processor: &Processor,
+    bytes: &[u8],
+) -> anyhow::Result<hapax_engine::WasmProcessor> {
+    let path = &processor.component;
+    let loaded = engine.load(bytes, load_options(name, processor));
+    let loaded = loaded.with_context(|| format!("the component {} is refused", path.display()))?;
+    let fits = processor.check_batching(loaded.takes_batches());
+    fits.map_err(|error| Failed::usage(format!("processors.{name}: {error}")))?;
+    Ok(loaded)
+}
+
+fn publisher(to: Outbox) -> anyhow::Result<Box<dyn Publisher>> {
+    Ok(match to {
+        Outbox::File(path) => Box::new(hapax_transport::JsonlPublisher::open(&path)?),
+        Outbox::Url(url) => Box::new(hapax_transport::HttpPublisher::new(&url)?),
+    })
+}
+
+/// `$XDG_CACHE_HOME/hapax/compiled`, or the same under `$HOME/.cache`; nowhere if neither is set.
+fn cache_dir() -> Option<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let base = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
+    Some(base.join("hapax").join("compiled"))
+}
+
+/// Turns true at SIGTERM or SIGINT. The second signal ends the process at once.
+pub(crate) fn stop_on_signal() -> anyhow::Result<watch::Receiver<bool>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (stopping, stop) = watch::channel(false);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+            if stopping.send_replace(true) {
+                std::process::exit(i32::from(crate::exit::INTERRUPTED));
+            }
+            tracing::info!("draining: what is in flight ends, nothing new is taken");
+        }
+    });
+    Ok(stop)
+}
+
+/// Runs a future on a runtime of its own.
+pub(crate) fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(future)
+}

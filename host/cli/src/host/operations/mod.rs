@@ -1,0 +1,180 @@
+//! What an operator asks for, answered from a store: the same whether it is asked on the command line or over HTTP. Decides
+//! nothing: whether something may be done is core's to say.
+
+
+
+mod feed;
+mod held_messages;
+mod records;
+mod sagas;
+mod selection;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use hapax_core::operator::{Operator, OperatorError};
+use hapax_core::storage::{Store, StoreError};
+use hapax_core::{Clock as _, SystemClock};
+use hapax_transport::{Ask, AuditFilter, FeedPage, Operations, Refusal};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+pub(crate) use moment::rfc3339;
+
+/// A store and who changes it.
+#[derive(Clone)]
+pub(crate) struct Ops {
+    store: Arc<dyn Store>,
+    operator: Arc<Operator>,
+    /// True once the host stops: nobody waits any more.
+    stop: watch::Receiver<bool>,
+}
+
+/// How often whoever waits for the feed to grow looks again, in milliseconds.
+const LOOK_AGAIN_MS: u64 = 100;
+
+impl Ops {
+    pub(crate) fn new(store: Arc<dyn Store>, operator: Operator, stop: watch::Receiver<bool>) -> Self {
+        Self { store, operator: Arc::new(operator), stop }
+    }
+
+    /// Answers or does it.
+    pub(crate) async fn ask(&self, ask: Ask) -> Result<Value, Refusal> {
+        match ask {
+            Ask::Letters(filter) => letters::list(&*self.store, &filter, SystemClock.now_ms()).await,
+            Ask::Letter(key) => letters::show(&*self.store, &key).await,
+            Ask::Redrive(chosen) => self.redrive(&chosen).await,
+            Ask::Discard(chosen) => self.discard(&chosen).await,
+            Ask::Records(filter) => records::list(&*self.store, &filter).await,
+            Ask::Record(key) => records::show(&*self.store, &key).await,
+            Ask::History(key) => records::history(&*self.store, &key).await,
+            Ask::Evict(chosen) => self.evict(&chosen).await,
+            Ask::Audit(filter) => self.audit(&filter).await,
+            Ask::Sagas(filter) => sagas::list(&*self.store, &filter).await,
+            Ask::Saga(id) => sagas::show(&*self.store, &id).await,
+            Ask::GoOn(verb, chosen) => self.go_on(verb, &chosen).await,
+        }
+    }
+
+    async fn audit(&self, filter: &AuditFilter) -> Result<Value, Refusal> {
+        let limit = filter.listed()?;
+        let since_ms = match &filter.since {
+            Some(since) => moment::parse("since", since, SystemClock.now_ms())?,
+            None => 0,
+        };
+        let mut lines = self.operator.trail_since(&filter.processor, since_ms, limit + 1).await.map_err(failed)?;
+        let more = lines.len() > limit;
+        lines.truncate(limit);
+        Ok(json!({ "deeds": lines, "more": more }))
+    }
+}
+
+impl Operations for Ops {
+    fn perform(&self, ask: Ask) -> BoxFuture<'static, Result<Value, Refusal>> {
+        let ops = self.clone();
+        Box::pin(async move { ops.ask(ask).await })
+    }
+
+    fn events(&self, after: Option<String>, limit: usize) -> BoxFuture<'static, Result<FeedPage, Refusal>> {
+        let store = self.store.clone();
+        Box::pin(async move { feed::page(&*store, after.as_deref(), limit).await })
+    }
+
+    fn feed_changed(&self) -> BoxFuture<'static, bool> {
+        let mut stop = self.stop.clone();
+        Box::pin(async move {
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(LOOK_AGAIN_MS)) => true,
+                _ = stop.wait_for(|stop| *stop) => false,
+            }
+        })
+    }
+}
+
+/// The store failed.
+fn failed(error: StoreError) -> Refusal {
+    Refusal::Unavailable(error.to_string())
+}
+
+fn refusal(error: OperatorError) -> Refusal {
+    match error {
+        OperatorError::NotFound { what: what @ "record", .. } => {
+            Refusal::NotFound(format!("{error}; `hapax records list` shows every {what}"))
+        }
+        OperatorError::NotFound { what: what @ "saga", .. } => {
+            Refusal::NotFound(format!("{error}; `hapax saga list` shows every {what}"))
+        }
+        OperatorError::NotFound { .. } => Refusal::NotFound(format!("{error}; `hapax dlq list` shows all there are")),
+        OperatorError::Refused(_) | OperatorError::Changed(_) => Refusal::Refused(error.to_string()),
+        OperatorError::Store(error) => failed(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hapax_core::key::Fingerprint;
+    use hapax_core::record::{Event, Moment, Record, State};
+    use hapax_core::storage::{Commit, RecordChange};
+    use hapax_core::{Committer, RecordKey};
+    use hapax_store::MemoryStore;
+
+    use super::*;
+
+    async fn ops() -> (Ops, Arc<Committer>) {
+        let store = Arc::new(MemoryStore::default());
+        let committer = Committer::start(store.clone()).await.expect("a committer");
+        let operator = Operator::new(store.clone(), committer.clone(), Arc::new(SystemClock), []);
+        (Ops::new(store, operator, watch::channel(false).1), committer)
+    }
+
+    fn dead() -> Record {
+        let event = Event::GivenUp { error: "no".into() };
+        let moment = Moment { event, at_ms: 200, epoch: 1, attempts: 1, component: "c".into(), expires_ms: Some(999) };
+        Record {
+            state: State::DeadLettered { error: "no".into() },
+            epoch: 1,
+            attempts: 1,
+            fingerprint: Fingerprint { version: 1, digest: [7; 16] },
+            position: None,
+            component: "c".into(),
+            saga: None,
+            received_ms: 100,
+            changed_ms: 200,
+            expires_ms: Some(999),
+            history: vec![moment],
+        }
+    }
+
+    async fn store(committer: &Committer, record: Record) {
+        let key: RecordKey = KEY.parse().expect("a key");
+        let commit = Commit { record: RecordChange::Put(record.into()), ..Commit::of(&key) };
+        committer.submit(commit).durable().await.expect("a commit");
+    }
+
+    const KEY: &str = "default/p/%2Fs/k";
+
+    fn events(history: &Value) -> Vec<&str> {
+        let events = history["events"].as_array().expect("events").iter();
+        events.map(|event| event["event"].as_str().expect("a name")).collect()
+    }
+
+    #[tokio::test]
+    async fn what_the_feed_tells_of_a_record_joins_its_history() {
+        let (ops, committer) = ops().await;
+        store(&committer, dead()).await;
+        let history = ops.ask(Ask::History(KEY.into())).await.expect("a history");
+        assert_eq!((events(&history), &history["rebuilt"]), (vec!["received", "dead-lettered"], &Value::Bool(true)));
+        let chosen = serde_json::from_value(json!({ "keys": [KEY], "actor": "me", "reason": "a test" }));
+        ops.ask(Ask::Evict(chosen.expect("a choice"))).await.expect("it is forgotten");
+        let gone = ops.ask(Ask::History(KEY.into())).await.expect("what the feed tells");
+        assert_eq!((events(&gone), &gone["rebuilt"]), (vec!["dead-lettered", "evicted"], &Value::Null));
+    }
+
+    #[tokio::test]
+    async fn a_record_that_is_not_what_its_history_makes_is_told() {
+        let (ops, committer) = ops().await;
+        store(&committer, Record { attempts: 2, ..dead() }).await;
+        assert_eq!(ops.ask(Ask::History(KEY.into())).await.expect("a history")["rebuilt"], false);
+    }
+}

@@ -1,0 +1,246 @@
+//! What `hapax run` prints: a line a message, a summary. Counts what it prints.
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use hapax_core::run::{Observer, Report};
+use hapax_core::{Ending, Output, Stored};
+use serde_json::{Value, json};
+
+use crate::output::progress::Stderr;
+
+/// Prints and counts endings.
+pub(crate) struct Printer {
+    style: Style,
+    since: Instant,
+    completed: AtomicU64,
+    duplicates: AtomicU64,
+    mismatches: AtomicU64,
+    stale: AtomicU64,
+    /// Parked and not yet ended.
+    parked: AtomicU64,
+    dead_lettered: AtomicU64,
+    /// Being undone, and not yet undone.
+    compensating: AtomicU64,
+    compensated: AtomicU64,
+    compensation_failed: AtomicU64,
+    put_off: AtomicU64,
+    invalid: AtomicU64,
+}
+
+/// What to print a message.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Style {
+    /// A JSON object.
+    Json,
+    /// A line for people.
+    Lines,
+    /// Nothing.
+    Quiet,
+}
+
+impl Printer {
+    /// A printer that has counted nothing.
+    pub(crate) fn new(style: Style) -> Self {
+        Self {
+            style,
+            since: Instant::now(),
+            completed: AtomicU64::new(0),
+            duplicates: AtomicU64::new(0),
+            mismatches: AtomicU64::new(0),
+            stale: AtomicU64::new(0),
+            parked: AtomicU64::new(0),
+            dead_lettered: AtomicU64::new(0),
+            compensating: AtomicU64::new(0),
+            compensated: AtomicU64::new(0),
+            compensation_failed: AtomicU64::new(0),
+            put_off: AtomicU64::new(0),
+            invalid: AtomicU64::new(0),
+        }
+    }
+
+    /// How many pieces of input were no message.
+    pub(crate) fn invalid(&self) -> u64 {
+        self.invalid.load(Relaxed)
+    }
+
+    /// The counts so far, in short.
+    pub(crate) fn counts(&self) -> String {
+        let [completed, duplicates] = [&self.completed, &self.duplicates].map(|count| count.load(Relaxed));
+        let failed = [&self.mismatches, &self.dead_lettered, &self.invalid].map(|count| count.load(Relaxed));
+        let failed = failed.iter().sum::<u64>() + self.undone().iter().sum::<u64>();
+        format!("{completed} completed, {duplicates} duplicates, {failed} failed")
+    }
+
+    /// Compensating, compensated, compensation failed.
+    fn undone(&self) -> [u64; 3] {
+        [&self.compensating, &self.compensated, &self.compensation_failed].map(|count| count.load(Relaxed))
+    }
+
+    /// The last line: counts, and what became of the outbox.
+    pub(crate) fn summary(&self, sent: u64, pending: u64) {
+        let [completed, duplicates, mismatches, dead_lettered, put_off, invalid] =
+            [&self.completed, &self.duplicates, &self.mismatches, &self.dead_lettered, &self.put_off, &self.invalid]
+                .map(|count| count.load(Relaxed));
+        let [compensating, compensated, compensation_failed] = self.undone();
+        let failed = mismatches + dead_lettered + invalid + compensating + compensated + compensation_failed;
+        let [stale, parked] = [&self.stale, &self.parked].map(|count| count.load(Relaxed));
+        let received = completed + duplicates + stale + parked + put_off + failed;
+        let duplicate_rate = if received == 0 { 0.0 } else { duplicates as f64 / received as f64 };
+        let elapsed_ms = self.since.elapsed().as_millis() as u64;
+        if self.style == Style::Json {
+            return line(
+                &json!({ "summary": {
+                "received": received, "completed": completed, "duplicates": duplicates, "failed": failed,
+                "stale": stale, "parked": parked, "mismatches": mismatches, "dead_lettered": dead_lettered,
+                "compensating": compensating, "compensated": compensated, "compensation_failed": compensation_failed, "retry": put_off, "invalid": invalid,
+                "duplicate_rate": duplicate_rate, "outbox_sent": sent, "outbox_pending": pending,
+                "elapsed_ms": elapsed_ms,
+            } })
+                .to_string(),
+            );
+        }
+        let some = |count: u64, what: &str| if count > 0 { format!("{count} {what}, ") } else { String::new() };
+        let undone = some(compensated, "compensated")
+            + &some(compensating, "being undone")
+            + &some(compensation_failed, "that could not be undone");
+        let stale_and_parked = some(stale, "stale") + &some(parked, "parked");
+        line(&format!(
+            "{received} received: {completed} completed, {duplicates} duplicates skipped ({:.1} %), {stale_and_parked}{failed} failed \
+             ({undone}{dead_lettered} dead-lettered, {mismatches} mismatches, {invalid} invalid), {put_off} to be retried; \
+             outbox: {sent} sent, {pending} pending; {elapsed_ms} ms",
+            duplicate_rate * 100.0
+        ));
+        if duplicates > 0 && completed + dead_lettered + put_off == 0 {
+            line("Nothing changed: no message was new.");
+        }
+    }
+
+    fn count(&self, ending: &Ending) {
+        let counter = match ending {
+            Ending::Completed { .. } => &self.completed,
+            Ending::Duplicate(_) => &self.duplicates,
+            Ending::Mismatch => &self.mismatches,
+            Ending::Stale => &self.stale,
+            Ending::Parked { .. } => &self.parked,
+            Ending::DeadLettered { .. } => &self.dead_lettered,
+            Ending::Compensating { .. } => &self.compensating,
+            Ending::Compensated { .. } => &self.compensated,
+            Ending::CompensationFailed { .. } => &self.compensation_failed,
+            Ending::Retry { .. } | Ending::InFlight { .. } | Ending::Paused { .. } => &self.put_off,
+        };
+        counter.fetch_add(1, Relaxed);
+    }
+}
+
+impl Observer for Printer {
+    fn ended(&self, report: Report<'_>) {
+        match &report {
+            Report::Ended { ending, .. } => self.count(ending),
+            Report::Invalid { .. } => drop(self.invalid.fetch_add(1, Relaxed)),
+        }
+        match (self.style, &report) {
+            (Style::Json, report) => line(&as_json(report).to_string()),
+            (Style::Lines, Report::Ended { message, ending }) => {
+                line(&format!("{:<13} {} from {}{}", ending.name(), message.id, message.source, detail(ending)));
+            }
+            (_, Report::Invalid { position, reason }) => {
+                let text = format!("{:<13} {position}: {reason}", "invalid");
+                if self.style == Style::Lines {
+                    line(&text);
+                } else {
+                    // Where standard error went away, there is nobody to tell.
+                    let _ = Stderr.write_all(format!("{text}\n").as_bytes());
+                }
+            }
+            (Style::Quiet, _) => {}
+        }
+    }
+}
+
+/// Prints messages that the store kept: those that were parked are parked no longer.
+pub(crate) struct KeptPrinter(pub(crate) Arc<Printer>);
+
+impl Observer for KeptPrinter {
+    fn ended(&self, report: Report<'_>) {
+        let _ = self.0.parked.fetch_update(Relaxed, Relaxed, |parked| parked.checked_sub(1));
+        self.0.ended(report);
+    }
+}
+
+/// Prints messages whose sagas were undone: they are being undone no longer.
+pub(crate) struct UndonePrinter(pub(crate) Arc<Printer>);
+
+impl Observer for UndonePrinter {
+    fn ended(&self, report: Report<'_>) {
+        let _ = self.0.compensating.fetch_update(Relaxed, Relaxed, |count| count.checked_sub(1));
+        self.0.ended(report);
+    }
+}
+
+fn detail(ending: &Ending) -> String {
+    match ending {
+        Ending::Completed { output } if output.data.is_empty() => String::new(),
+        Ending::Completed { output } => format!(": {}", String::from_utf8_lossy(&output.data)),
+        Ending::Duplicate(Stored::Completed(_)) => ": completed before, skipped".into(),
+        Ending::Duplicate(Stored::Failed(error)) => format!(": failed before ({error}), skipped"),
+        Ending::Mismatch => ": its key was used before with another body; it was not run".into(),
+        Ending::Stale => ": a later one was seen before, skipped".into(),
+        Ending::Parked { awaits, .. } => format!(": waits for version {awaits}"),
+        Ending::DeadLettered { error } => format!(": {error}"),
+        Ending::Compensating { error } => format!(": {error}; what it did outside is being undone"),
+        Ending::Compensated { error } => format!(": {error}; what it did outside is undone"),
+        Ending::CompensationFailed { error } => format!(": {error}; and it could not be undone: see `hapax saga list`"),
+        Ending::Retry { error, after_ms } => format!(": due again in {after_ms} ms ({error})"),
+        Ending::InFlight { .. } => ": is being processed".into(),
+        Ending::Paused { after_ms } => format!(": its processor fails too often; due again in {after_ms} ms"),
+    }
+}
+
+fn as_json(report: &Report<'_>) -> Value {
+    let (message, ending) = match report {
+        Report::Invalid { position, reason } => {
+            return json!({ "id": null, "source": null, "outcome": "invalid", "position": position, "error": reason });
+        }
+        Report::Ended { message, ending } => (message, ending),
+    };
+    let mut line = json!({ "id": message.id, "source": message.source, "outcome": ending.name() });
+    match ending {
+        Ending::Completed { output } | Ending::Duplicate(Stored::Completed(output)) => line["result"] = result(output),
+        Ending::Duplicate(Stored::Failed(error)) | Ending::DeadLettered { error } => line["error"] = json!(error),
+        Ending::Compensating { error } | Ending::Compensated { error } | Ending::CompensationFailed { error } => {
+            line["error"] = json!(error);
+        }
+        Ending::Stale => {}
+        Ending::Parked { awaits, until_ms } => {
+            line["awaits"] = json!(awaits);
+            line["until_ms"] = json!(until_ms);
+        }
+        Ending::Mismatch => line["error"] = json!("the idempotency key was used before with another body"),
+        Ending::Retry { error, after_ms } => {
+            line["error"] = json!(error);
+            line["after_ms"] = json!(after_ms);
+        }
+        Ending::InFlight { after_ms } | Ending::Paused { after_ms } => line["after_ms"] = json!(after_ms),
+    }
+    line
+}
+
+/// A stored result: JSON where it is JSON, text where it is text, else its size.
+pub(crate) fn result(output: &Output) -> Value {
+    if output.data.is_empty() {
+        return Value::Null;
+    }
+    match std::str::from_utf8(&output.data) {
+        Ok(text) => serde_json::from_str(text).unwrap_or_else(|_| json!(text)),
+        Err(_) => json!({ "bytes": output.data.len() }),
+    }
+}
+
+/// One whole line on standard output. A reader that went away is no reason to stop processing.
+pub(crate) fn line(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{text}");
+}

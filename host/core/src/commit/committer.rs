@@ -1,0 +1,393 @@
+//! The one writer: gives every commit its version, collects what is ready into a group, has the store write it, and tells
+//! each waiter what became of it. Takes notes for the feed along, about once a second. Owns a thread, since stores block.
+//! Looks into no message.
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+
+use crate::run::context::Version;
+use crate::support::fault;
+use crate::store::feed::EventKind;
+use crate::message::key::RecordKey;
+use crate::commit::overlay::{self, Overlay};
+use crate::commit::feed_counts::Replays;
+use crate::store::{Commit, Group, IdempotencyStorage, OutboxPosition, StoreError, Verdict};
+use crate::support::sync::Mutex;
+use crate::support::sync::mpsc::{self, Receiver, Sender};
+use crate::support::sync::thread::{self, JoinHandle};
+
+/// Commits in one group, at most.
+const GROUP_COMMITS_MAX: usize = 4_096;
+/// Bytes of the commits in one group, roughly; the commit that passes it is the group's last.
+const GROUP_BYTES_MAX: usize = 8 << 20;
+
+/// Bytes of commits that wait to be written, roughly. When they are used up, runs that have ended wait for room, and so
+/// nothing more is pulled.
+const WAITING_BYTES_MAX: usize = 64 << 20;
+
+/// Notes for the feed are written this long after the first of them; if the process dies before, they are lost.
+const NOTES_AFTER: Duration = Duration::from_secs(1);
+
+/// The committer of one store; all consumers of the store share it.
+pub struct Committer {
+    sequencer: Mutex<Sequencer>,
+    shared: Arc<Shared>,
+    /// A permit a byte of [`WAITING_BYTES_MAX`].
+    waiting: Arc<Semaphore>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Sequencer {
+    next: Version,
+    /// `None` once the committer was closed.
+    jobs: Option<Sender<Job>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// The failure that closed the store.
+    failed: OnceLock<StoreError>,
+    /// Woken when a group with outgoing messages is durable.
+    outbox: Notify,
+    /// Woken when there is a saga to undo.
+    undo: Notify,
+    /// Notes for the feed that are not written yet.
+    replays: Replays,
+}
+
+enum Job {
+    Commit(Box<Commit>, Waiter),
+    Sent(Vec<OutboxPosition>, oneshot::Sender<Result<(), StoreError>>),
+    /// The first note for the feed was made since the last ones were written.
+    Noted,
+}
+
+/// Room among the commits that wait to be written; given back when the commit has ended.
+pub(crate) struct Room(OwnedSemaphorePermit);
+
+impl Room {
+    /// How much it is: the commit's bytes, unless those are more than all the room there is.
+    fn bytes(&self) -> usize {
+        self.0.num_permits()
+    }
+
+    /// Both in one, which is given back in one go.
+    fn together(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        match (one, other) {
+            (Some(one), Some(other)) if fault::mutated("room-kept") => {
+                other.0.forget();
+                Some(one)
+            }
+            (Some(mut one), Some(other)) => {
+                one.0.merge(other.0);
+                Some(one)
+            }
+            (one, other) => one.or(other),
+        }
+    }
+}
+
+/// Who is told what became of a commit. The overlay is told here, not by the one who waits: that future may be dropped.
+struct Waiter {
+    version: Version,
+    overlay: Option<Arc<Overlay>>,
+    room: Option<Room>,
+    reply: oneshot::Sender<Result<Verdict, StoreError>>,
+}
+
+impl Waiter {
+    /// Answers the room that the commit took.
+    fn tell(self, verdict: Verdict) -> Option<Room> {
+        match (&self.overlay, &verdict) {
+            (Some(overlay), Verdict::Committed) => overlay.durable(self.version),
+            (Some(overlay), Verdict::Taken(_) | Verdict::Conflict) => overlay.withdrawn(self.version),
+            (None, _) => {}
+        }
+        let _ = self.reply.send(Ok(verdict));
+        self.room
+    }
+}
+
+/// A commit on its way; `durable` waits for its end.
+pub struct Pending {
+    version: Version,
+    verdict: oneshot::Receiver<Result<Verdict, StoreError>>,
+}
+
+impl Pending {
+    /// The version that the commit got.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// What became of the commit. `Ok(Committed)` means durable.
+    pub async fn durable(self) -> Result<Verdict, StoreError> {
+        self.verdict.await.unwrap_or_else(|_| Err(StoreError::Closed("the committer has stopped".into())))
+    }
+}
+
+impl Committer {
+    /// Starts the committer of `storage`.
+    pub async fn start(storage: Arc<dyn IdempotencyStorage>) -> Result<Arc<Self>, StoreError> {
+        let last = storage.last_version().await?;
+        let (jobs, inbox) = mpsc::channel();
+        let shared = Arc::new(Shared::default());
+        let work = Worker { storage, inbox, shared: shared.clone(), notes_due: None };
+        let thread = thread::Builder::new()
+            .name("hapax-committer".into())
+            .spawn(move || work.run())
+            .map_err(|error| StoreError::Io(error.to_string().into()))?;
+        let sequencer = Sequencer { next: last + 1, jobs: Some(jobs) };
+        let waiting = Arc::new(Semaphore::new(WAITING_BYTES_MAX));
+        Ok(Arc::new(Self { sequencer: Mutex::new(sequencer), shared, waiting, thread: Mutex::new(Some(thread)) }))
+    }
+
+    /// Sequences a commit: gives it its version, whatever it says. Commits are written in the order of their versions.
+    pub fn submit(&self, commit: Commit) -> Pending {
+        self.sequence(Box::new(commit), None)
+    }
+
+    /// Whether no commit has room.
+    #[cfg(all(test, feature = "shuttle"))]
+    pub(crate) fn all_room_is_free(&self) -> bool {
+        self.waiting.available_permits() == WAITING_BYTES_MAX
+    }
+
+    /// Waits for room for a commit. One that is larger than all of it waits until it is alone.
+    pub(crate) async fn room(&self, commit: &Commit) -> Room {
+        let bytes = commit.bytes().min(WAITING_BYTES_MAX) as u32;
+        Room(self.waiting.clone().acquire_many_owned(bytes).await.expect("the semaphore is never closed"))
+    }
+
+    /// The same, in a turn of the overlay's: it shows the commit's writes to later runs from now on, and is told what
+    /// becomes of it.
+    pub(crate) fn submit_in_turn(
+        &self,
+        commit: Box<Commit>,
+        room: Room,
+        overlay: &Arc<Overlay>,
+        turn: &mut overlay::Turn<'_>,
+    ) -> Pending {
+        self.sequence(commit, Some((room, overlay, turn)))
+    }
+
+    fn sequence(
+        &self,
+        mut commit: Box<Commit>,
+        in_turn: Option<(Room, &Arc<Overlay>, &mut overlay::Turn<'_>)>,
+    ) -> Pending {
+        let (reply, verdict) = oneshot::channel();
+        let mut sequencer = self.sequencer.lock();
+        commit.version = sequencer.next;
+        sequencer.next += 1;
+        let version = commit.version;
+        if fault::mutated("version-taken-before-the-turn") {
+            drop(sequencer);
+            sequencer = self.sequencer.lock();
+        }
+        let (room, overlay) = in_turn
+            .map(|(room, overlay, turn)| {
+                turn.show(commit.version, &commit.effects.writes);
+                (room, overlay.clone())
+            })
+            .unzip();
+        // A closed committer drops the reply, which the waiter sees.
+        if let Some(jobs) = &sequencer.jobs {
+            let waiter = Waiter { version: commit.version, overlay, room, reply };
+            let _ = jobs.send(Job::Commit(commit, waiter));
+        }
+        Pending { version, verdict }
+    }
+
+    /// Marks outbox rows as sent, in the next group.
+    pub async fn mark_sent(&self, sent: Vec<OutboxPosition>) -> Result<(), StoreError> {
+        let (reply, done) = oneshot::channel();
+        if let Some(jobs) = &self.sequencer.lock().jobs {
+            let _ = jobs.send(Job::Sent(sent, reply));
+        }
+        done.await.unwrap_or_else(|_| Err(StoreError::Closed("the committer has stopped".into())))
+    }
+
+    /// Has the feed tell, about a second later, that a message of `key` was answered and left nothing behind. Nobody waits.
+    pub(crate) fn note(&self, kind: EventKind, key: &RecordKey, now_ms: u64) {
+        if self.shared.replays.count(kind, key.digest(), now_ms)
+            && let Some(jobs) = &self.sequencer.lock().jobs
+        {
+            let _ = jobs.send(Job::Noted);
+        }
+    }
+
+    /// Completes when a group with outgoing messages became durable since the last call.
+    pub async fn outbox_written(&self) {
+        self.shared.outbox.notified().await;
+    }
+
+    /// There is a saga to undo, durably.
+    pub(crate) fn undo(&self) {
+        self.shared.undo.notify_one();
+    }
+
+    /// Completes when there was a saga to undo since the last call.
+    pub(crate) async fn undo_asked(&self) {
+        self.shared.undo.notified().await;
+    }
+
+    /// The failure that closed the store, if one did.
+    pub fn failure(&self) -> Option<&StoreError> {
+        self.shared.failed.get()
+    }
+
+    /// Writes what was submitted, then stops the thread.
+    pub fn close(&self) {
+        self.sequencer.lock().jobs = None;
+        if let Some(thread) = self.thread.lock().take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Committer {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+struct Worker {
+    storage: Arc<dyn IdempotencyStorage>,
+    inbox: Receiver<Job>,
+    shared: Arc<Shared>,
+    /// When the notes for the feed are to be written, if there are any.
+    notes_due: Option<Instant>,
+}
+
+impl Worker {
+    /// Natural group commit: while one group is synced, the next one gathers in the inbox.
+    fn run(mut self) {
+        while let Ok(first) = self.next() {
+            let mut group = Group::default();
+            let mut waiting = Vec::new();
+            let mut senders = Vec::new();
+            let mut bytes = 0;
+            let mut next = first;
+            while let Some(job) = next {
+                match job {
+                    Job::Commit(commit, waiter) => {
+                        bytes += waiter.room.as_ref().map_or_else(|| commit.bytes(), Room::bytes);
+                        group.commits.push(*commit);
+                        waiting.push(waiter);
+                    }
+                    Job::Sent(sent, reply) => {
+                        group.sent.extend(sent);
+                        senders.push(reply);
+                    }
+                    Job::Noted => self.notes_due = Some(Instant::now() + NOTES_AFTER),
+                }
+                let full = group.commits.len() >= GROUP_COMMITS_MAX || bytes >= GROUP_BYTES_MAX;
+                next = if full { None } else { self.inbox.try_recv().ok() };
+            }
+            if self.notes_due.is_some_and(|due| due <= Instant::now()) {
+                self.notes_due = None;
+                group.notes = self.shared.replays.take();
+            }
+            if !(waiting.is_empty() && senders.is_empty() && group.notes.is_empty()) {
+                self.write(&group, waiting, senders);
+            }
+        }
+        let last = Group { notes: self.shared.replays.take(), ..Group::default() };
+        if !last.notes.is_empty() {
+            self.write(&last, Vec::new(), Vec::new());
+        }
+    }
+
+    /// Waits for the first job of a group. `None`: there is none, but the notes are to be written.
+    fn next(&self) -> Result<Option<Job>, mpsc::RecvError> {
+        let Some(due) = self.notes_due else { return self.inbox.recv().map(Some) };
+        match self.inbox.recv_timeout(due.saturating_duration_since(Instant::now())) {
+            Ok(job) => Ok(Some(job)),
+            Err(mpsc::RecvTimeoutError::Timeout) => Ok(None),
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err(mpsc::RecvError),
+        }
+    }
+
+    fn write(&self, group: &Group, waiting: Vec<Waiter>, senders: Vec<oneshot::Sender<Result<(), StoreError>>>) {
+        fault::point("group-gathered");
+        if fault::mutated("ack-before-sync") {
+            return self.acknowledge_first(group, waiting, senders);
+        }
+        let verdicts = match self.shared.failed.get() {
+            Some(failure) => Err(failure.clone()),
+            None => futures_executor::block_on(self.storage.commit(group)),
+        };
+        match verdicts {
+            Ok(verdicts) => {
+                fault::point("group-durable");
+                if fault::mutated("close-loses-a-verdict")
+                    && matches!(self.inbox.try_recv(), Err(mpsc::TryRecvError::Disconnected))
+                {
+                    return;
+                }
+                let tell = |room, (waiter, verdict): (Waiter, Verdict)| Room::together(room, waiter.tell(verdict));
+                drop(waiting.into_iter().zip(verdicts).fold(None, tell));
+                for reply in senders {
+                    let _ = reply.send(Ok(()));
+                }
+                if group.commits.iter().any(|commit| !commit.effects.outgoing.is_empty()) {
+                    self.shared.outbox.notify_one();
+                }
+            }
+            Err(error) => {
+                // What the disk holds now is not known: going on could acknowledge what is not there.
+                let _ = self.shared.failed.set(error.clone());
+                for waiter in waiting {
+                    let _ = waiter.reply.send(Err(error.clone()));
+                }
+                for reply in senders {
+                    let _ = reply.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    /// The mutation "the acknowledgement moves before the sync".
+    fn acknowledge_first(
+        &self,
+        group: &Group,
+        waiting: Vec<Waiter>,
+        senders: Vec<oneshot::Sender<Result<(), StoreError>>>,
+    ) {
+        for waiter in waiting {
+            drop(waiter.tell(Verdict::Committed));
+        }
+        for reply in senders {
+            let _ = reply.send(Ok(()));
+        }
+        // Long enough for the acknowledgements to be seen outside before a fault point in the commit ends the process.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let _ = futures_executor::block_on(self.storage.commit(group));
+    }
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::run::context::ReadSet;
+
+    /// Nobody waits any more: a future that was dropped must not leave its commit in the overlay for ever.
+    #[test]
+    fn the_overlay_is_told_though_nobody_waits() {
+        for verdict in [Verdict::Committed, Verdict::Conflict] {
+            let overlay = Arc::new(Overlay::default());
+            let writes = BTreeMap::from([("key".to_owned(), None)]);
+            overlay.turn(&ReadSet::default()).expect("nothing was read").show(1, &writes);
+            assert!(!overlay.is_empty());
+            let (reply, gone) = oneshot::channel();
+            drop(gone);
+            Waiter { version: 1, overlay: Some(overlay.clone()), room: None, reply }.tell(verdict);
+            assert!(overlay.is_empty());
+        }
+    }
+}

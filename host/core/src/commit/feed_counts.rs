@@ -1,0 +1,102 @@
+//! Counts of messages that were answered and left nothing behind: duplicates, and those that were stale. In memory, until the
+//! committer takes them along, about once a second; a crash loses what was not taken. Never touches a record, and nobody
+//! waits.
+
+use std::collections::BTreeMap;
+
+use parking_lot::Mutex;
+
+use crate::store::feed::{EventKind, FeedEntry};
+
+/// What is counted by record between two hand-overs, at most; the rest is counted together, under none.
+const COUNTS_MAX: usize = 1 << 14;
+
+/// What was counted since the last hand-over.
+#[derive(Debug, Default)]
+pub(crate) struct Replays(Mutex<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    /// One behind the other as they came, since that is the fastest to write; they are added up when they are handed over.
+    each: Vec<Count>,
+    /// How often, and when the last time, where that is not known by record.
+    rest: BTreeMap<EventKind, (u64, u64)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Count {
+    digest: u128,
+    kind: EventKind,
+    times: u64,
+    /// The last time, in milliseconds since the Unix epoch.
+    at_ms: u64,
+}
+
+impl Replays {
+    /// Counts one; answers whether it is the first since the last hand-over.
+    pub(crate) fn count(&self, kind: EventKind, digest: u128, now_ms: u64) -> bool {
+        let mut counts = self.0.lock();
+        if counts.each.len() == COUNTS_MAX {
+            let (times, at_ms) = counts.rest.entry(kind).or_default();
+            (*times, *at_ms) = (*times + 1, now_ms.max(*at_ms));
+            return false;
+        }
+        counts.each.push(Count { digest, kind, times: 1, at_ms: now_ms });
+        counts.each.len() == 1
+    }
+
+    /// Takes what was counted.
+    pub(crate) fn take(&self) -> Vec<FeedEntry> {
+        let mut counts = std::mem::take(&mut *self.0.lock());
+        counts.add_up();
+        let entry = |(digest, kind, times, at_ms)| FeedEntry { digest, times, ..FeedEntry::of_many(kind, 1, at_ms) };
+        let each = counts.each.into_iter().map(|count| (count.digest, count.kind, count.times, count.at_ms));
+        let rest = counts.rest.into_iter().map(|(kind, (times, at_ms))| (0, kind, times, at_ms));
+        each.chain(rest).map(entry).collect()
+    }
+}
+
+impl Counts {
+    /// Leaves one count a record and kind.
+    fn add_up(&mut self) {
+        self.each.sort_unstable_by_key(|count| (count.digest, count.kind));
+        self.each.dedup_by(|next, sum| {
+            let same = (next.digest, next.kind) == (sum.digest, sum.kind);
+            if same {
+                (sum.times, sum.at_ms) = (sum.times + next.times, sum.at_ms.max(next.at_ms));
+            }
+            same
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_by_record_and_bounded_and_taken_once() {
+        let replays = Replays::default();
+        assert!(replays.count(EventKind::Replayed, 7, 10));
+        assert!(!replays.count(EventKind::Stale, 7, 11));
+        assert!(!replays.count(EventKind::Replayed, 7, 12));
+        let mut taken = replays.take();
+        taken.sort_by_key(|entry| entry.at_ms);
+        let of = |kind, times, at_ms| FeedEntry { digest: 7, times, ..FeedEntry::of_many(kind, 1, at_ms) };
+        assert_eq!(taken, [of(EventKind::Stale, 1, 11), of(EventKind::Replayed, 2, 12)]);
+        assert_eq!(replays.take(), []);
+        let many = COUNTS_MAX as u64 + 5;
+        for digest in 1..=many {
+            assert_eq!(replays.count(EventKind::Replayed, digest.into(), 20), digest == 1);
+        }
+        let taken = replays.take();
+        assert_eq!(taken.len(), COUNTS_MAX + 1);
+        assert_eq!(taken.iter().map(|entry| entry.times).sum::<u64>(), many, "none is lost");
+        assert!(taken.contains(&FeedEntry::of_many(EventKind::Replayed, 5, 20)));
+        for _ in 0..many {
+            replays.count(EventKind::Replayed, 7, 30);
+        }
+        let rest = FeedEntry::of_many(EventKind::Replayed, 5, 30);
+        assert_eq!(replays.take(), [of(EventKind::Replayed, COUNTS_MAX as u64, 30), rest]);
+    }
+}

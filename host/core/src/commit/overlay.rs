@@ -1,0 +1,228 @@
+//! What is executed and not yet durable, visible to later messages of the same processor; and the check that what a
+//! message read still stands when its turn to commit comes. Reads below it come from the store.
+//!
+//! Optimistic concurrency control: runs read without locks, remember versions, and are checked when they are sequenced. An
+//! entry stays until it is durable *and* every run that began before it has ended, so the check never needs the store.
+
+use std::collections::VecDeque;
+use std::collections::btree_map::{self, BTreeMap};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use smallvec::SmallVec;
+
+use crate::run::context::{Entry, RangeRead, ReadSet, StateView, Version};
+use crate::support::fault;
+use crate::store::StoreError;
+use crate::support::sync::{Mutex, MutexGuard};
+
+/// The not yet durable writes of one processor.
+#[derive(Debug, Default)]
+pub(crate) struct Overlay {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Version of the last sequenced commit.
+    last: Version,
+    /// Writes by key, oldest first; `None` deletes.
+    keys: BTreeMap<Arc<str>, Versions>,
+    /// Sequenced commits that still have entries, oldest first.
+    commits: VecDeque<Sequenced>,
+    /// Runs under way, counted by the version that was the last when they began.
+    running: BTreeMap<Version, usize>,
+}
+
+/// Writes of one key, oldest first; mostly one.
+type Versions = SmallVec<[(Version, Option<Bytes>); 1]>;
+
+#[derive(Debug)]
+struct Sequenced {
+    version: Version,
+    keys: SmallVec<[Arc<str>; 1]>,
+    durable: bool,
+}
+
+/// A run under way; dropping it ends the run.
+pub(crate) struct Running {
+    overlay: Arc<Overlay>,
+    began: Version,
+}
+
+/// The turn to be sequenced.
+pub(crate) struct Turn<'a>(MutexGuard<'a, Inner>);
+
+/// What a run read has changed: run it again.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Stale;
+
+impl Overlay {
+    /// Begins a run: entries it may have missed are kept until it ends.
+    pub(crate) fn begin(self: &Arc<Self>) -> Running {
+        let mut inner = self.inner.lock();
+        let began = inner.last;
+        *inner.running.entry(began).or_default() += 1;
+        Running { overlay: self.clone(), began }
+    }
+
+    /// Checks `reads` and, if they stand, answers the turn to be sequenced: until it is dropped, no other commit of this
+    /// processor is.
+    pub(crate) fn turn(&self, reads: &ReadSet) -> Result<Turn<'_>, Stale> {
+        let inner = self.inner.lock();
+        if inner.stands(reads) { Ok(Turn(inner)) } else { Err(Stale) }
+    }
+
+    /// The commit `version` is durable: its entries may go as soon as nobody needs them.
+    pub(crate) fn durable(&self, version: Version) {
+        let mut inner = self.inner.lock();
+        if let Ok(at) = inner.commits.binary_search_by_key(&version, |commit| commit.version) {
+            inner.commits[at].durable = true;
+        }
+        inner.prune();
+    }
+
+    /// The commit `version` was not made: whoever read its writes no longer stands.
+    pub(crate) fn withdrawn(&self, version: Version) {
+        let mut inner = self.inner.lock();
+        if let Ok(at) = inner.commits.binary_search_by_key(&version, |commit| commit.version)
+            && let Some(commit) = inner.commits.remove(at)
+        {
+            inner.remove_entries(commit);
+        }
+    }
+
+    /// Whether no entry is held.
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.keys.is_empty() && inner.commits.is_empty()
+    }
+
+    /// A view of the state as it is with everything that is sequenced, over `below`.
+    pub(crate) fn over(self: &Arc<Self>, below: Arc<dyn StateView>) -> Arc<dyn StateView> {
+        Arc::new(OverlayView { overlay: self.clone(), below })
+    }
+}
+
+impl Turn<'_> {
+    /// Makes `writes` visible under the version that the commit got.
+    pub(crate) fn show(&mut self, version: Version, writes: &BTreeMap<String, Option<Bytes>>) {
+        let inner = &mut *self.0;
+        inner.last = version;
+        if writes.is_empty() {
+            return;
+        }
+        let mut keys = SmallVec::with_capacity(writes.len());
+        for (key, value) in writes {
+            let key: Arc<str> = key.as_str().into();
+            keys.push(key.clone());
+            inner.keys.entry(key).or_default().push((version, value.clone()));
+        }
+        inner.commits.push_back(Sequenced { version, keys, durable: false });
+    }
+}
+
+impl Inner {
+    fn stands(&self, reads: &ReadSet) -> bool {
+        let current = |key: &str| self.keys.get(key).and_then(|versions| versions.last());
+        let key_stands = |(key, version): (&String, &Version)| {
+            // A delete reads as "absent", which has version 0.
+            current(key).is_none_or(|(now, value)| *version == if value.is_some() { *now } else { 0 })
+        };
+        reads.keys.iter().all(key_stands) && reads.ranges.iter().all(|range| self.range_stands(range))
+    }
+
+    fn range_stands(&self, read: &RangeRead) -> bool {
+        let seen: BTreeMap<&str, Version> = read.seen.iter().map(|(key, version)| (key.as_str(), *version)).collect();
+        // A scan that was cut short says nothing of what comes after its last entry.
+        let last = if read.seen.len() >= read.limit { read.seen.last().map(|(key, _)| key.as_str()) } else { None };
+        self.within(&read.start, read.end.as_deref())
+            .take_while(|(key, _)| last.is_none_or(|last| &***key <= last))
+            .filter_map(|(key, versions)| Some((key, versions.last()?)))
+            .all(|(key, (version, value))| seen.get(&**key) == value.as_ref().map(|_| version))
+    }
+
+    fn within(&self, start: &str, end: Option<&str>) -> impl Iterator<Item = (&Arc<str>, &Versions)> {
+        self.keys.range::<str, _>((Bound::Included(start), end.map_or(Bound::Unbounded, Bound::Excluded)))
+    }
+
+    fn prune(&mut self) {
+        let needed_after = self.running.keys().next().copied().unwrap_or(Version::MAX);
+        while let Some(commit) = self.commits.front() {
+            let needed = commit.version > needed_after && !fault::mutated("overlay-pruned-early");
+            if !commit.durable || needed {
+                return;
+            }
+            let commit = self.commits.pop_front().expect("there is a front");
+            self.remove_entries(commit);
+        }
+    }
+
+    fn remove_entries(&mut self, commit: Sequenced) {
+        for key in commit.keys {
+            if let btree_map::Entry::Occupied(mut versions) = self.keys.entry(key) {
+                versions.get_mut().retain(|(version, _)| *version != commit.version);
+                if versions.get().is_empty() {
+                    versions.remove();
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut inner = self.overlay.inner.lock();
+        if let Some(count) = inner.running.get_mut(&self.began) {
+            *count -= 1;
+            if *count == 0 {
+                inner.running.remove(&self.began);
+                inner.prune();
+            }
+        }
+    }
+}
+
+struct OverlayView {
+    overlay: Arc<Overlay>,
+    below: Arc<dyn StateView>,
+}
+
+impl StateView for OverlayView {
+    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(Version, Option<Bytes>), StoreError>> {
+        let above = self.overlay.inner.lock().keys.get(key).and_then(|versions| versions.last().cloned());
+        match above {
+            Some((version, Some(value))) => Box::pin(std::future::ready(Ok((version, Some(value))))),
+            Some((_, None)) => Box::pin(std::future::ready(Ok((0, None)))),
+            None => self.below.get(key),
+        }
+    }
+
+    fn scan<'a>(
+        &'a self,
+        start: &'a str,
+        end: Option<&'a str>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Entry>, StoreError>> {
+        Box::pin(async move {
+            let above: Vec<(String, (Version, Option<Bytes>))> = self
+                .overlay
+                .inner
+                .lock()
+                .within(start, end)
+                .filter_map(|(key, versions)| Some((key.to_string(), versions.last()?.clone())))
+                .collect();
+            // Deletes above may hide entries below: read that many more.
+            let hidden = above.iter().filter(|(_, (_, value))| value.is_none()).count();
+            let below = self.below.scan(start, end, limit.saturating_add(hidden)).await?;
+            let mut merged: BTreeMap<String, (Version, Option<Bytes>)> =
+                below.into_iter().map(|(key, version, value)| (key, (version, Some(value)))).collect();
+            merged.extend(above);
+            let present = merged.into_iter().filter_map(|(key, (version, value))| Some((key, version, value?)));
+            Ok(present.take(limit).collect())
+        })
+    }
+}

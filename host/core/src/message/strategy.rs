@@ -1,0 +1,432 @@
+//! Strategies: which deliveries are the same message, and which of two is newer. Pure functions of one message, computed once,
+//! at receipt; what follows from them is decided by the record (`admission.rs`).
+
+use serde::{Deserialize, Serialize};
+
+use crate::support::clock::Clock;
+use crate::message::key::{Fingerprint, RecordKey, Scope};
+use crate::message::{Message, parse_rfc3339_ns};
+use crate::store::{DeadLetter, LetterKey};
+
+/// How a processor recognises its messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Strategy {
+    /// By an id: whatever has the same source and id is the same message.
+    MessageId {
+        /// Where the id comes from.
+        key: Select,
+    },
+    /// By the version of an entity: only greater versions run.
+    Version {
+        /// Which entity the message is about.
+        entity: Select,
+        /// Its version: a whole number.
+        version: Select,
+        /// Which versions may follow one another.
+        order: VersionOrder,
+    },
+    /// By time: only what is later than the last runs, in the total order (timestamp, id).
+    Timestamp {
+        /// Which entity the message is about.
+        entity: Select,
+        /// When: RFC 3339, or milliseconds since the Unix epoch.
+        time: Select,
+        /// A timestamp further than this ahead of the host's clock is refused, in milliseconds: it would make everything
+        /// that comes after it stale.
+        max_future_skew_ms: u64,
+    },
+    /// By what it carries: whatever has the same source, type and content is the same message.
+    ContentHash {
+        /// Which part of JSON counts; other content counts byte for byte.
+        fields: Fields,
+    },
+}
+
+impl Default for Strategy {
+    fn default() -> Self {
+        Self::MessageId { key: Select::Id }
+    }
+}
+
+/// Where a value comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Select {
+    /// The `Idempotency-Key` given beside the message, else CloudEvents `id`.
+    Id,
+    /// An attribute by its CloudEvents name: `subject`, `time`, or an extension.
+    Attribute(String),
+    /// A header that the transport delivered beside the message; names are lower case.
+    Header(String),
+    /// A JSON pointer (RFC 6901) into the payload, to a string or a number.
+    Pointer(String),
+}
+
+/// Which versions may follow one another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VersionOrder {
+    /// Any that is greater than the last.
+    Monotonic,
+    /// The last + 1 only; what comes too early is parked.
+    Strict(Gaps),
+}
+
+/// What becomes of a message whose predecessor has not come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gaps {
+    /// Version of an entity's first message.
+    pub first: u64,
+    /// How long a message is parked, in milliseconds.
+    pub timeout_ms: u64,
+    /// What happens then.
+    pub then: GapPolicy,
+}
+
+/// What happens to a parked message when its time is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GapPolicy {
+    /// It runs: what is missing is given up.
+    Accept,
+    /// It becomes a dead letter.
+    DeadLetter,
+}
+
+/// Which part of a JSON payload makes a message what it is. Pointers are RFC 6901.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fields {
+    /// Everything.
+    All,
+    /// These alone; one that is absent counts as absent.
+    Only(Vec<String>),
+    /// Everything but these.
+    Without(Vec<String>),
+}
+
+/// Where a message stands among those of its entity.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Position {
+    /// By version.
+    Version(u64),
+    /// By time, and among equals by id.
+    Time {
+        /// Nanoseconds since the Unix epoch.
+        at_ns: u64,
+        /// The message's id.
+        id: String,
+    },
+}
+
+impl std::fmt::Display for Position {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Version(version) => write!(f, "{version}"),
+            Self::Time { at_ns, id } => write!(f, "{at_ns}-{id}"),
+        }
+    }
+}
+
+/// What a message is to its processor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Where its record stands: one a message, or one an entity where messages have positions.
+    pub record: RecordKey,
+    /// The message's own key, from which its seed and the ids of what it sends are derived. That of its record, where each
+    /// message has one of its own.
+    pub own: RecordKey,
+    /// What must be the same in every delivery.
+    pub fingerprint: Fingerprint,
+    /// Where it stands among the messages of its record.
+    pub position: Option<Position>,
+}
+
+/// The message does not say what the strategy needs to know: it can never run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NotIdentified(String);
+
+impl Strategy {
+    /// The identity of `message` at the processor `scope`; `clock` is the host's, and is looked at only where time decides.
+    pub fn identify(&self, scope: &Scope, message: &Message, clock: &dyn Clock) -> Result<Identity, NotIdentified> {
+        match self {
+            Self::MessageId { key: Select::Id } => Ok(Identity::by_message_id(scope, message)),
+            Self::MessageId { key } => {
+                let key = RecordKey::new(scope.clone(), message.source.as_str().into(), key.text(message)?.into());
+                Ok(Identity::of_its_own(key, Fingerprint::of(message)))
+            }
+            Self::ContentHash { fields } => {
+                let fingerprint = Fingerprint::of_content(message, fields);
+                let key = RecordKey::new(scope.clone(), message.source.as_str().into(), fingerprint.hex().into());
+                Ok(Identity::of_its_own(key, fingerprint))
+            }
+            Self::Version { entity, version, .. } => {
+                let text = version.text(message)?;
+                let version = text.parse().map_err(|_| {
+                    NotIdentified(format!("its version, {}, is {text:?}: write a whole number", version.name()))
+                })?;
+                Identity::of_entity(scope, message, entity, Position::Version(version))
+            }
+            Self::Timestamp { entity, time, max_future_skew_ms } => {
+                let (at_ns, now_ms) = (timestamp_ns(time, message)?, clock.now_ms());
+                let latest_ms = now_ms.saturating_add(*max_future_skew_ms);
+                if at_ns / 1_000_000 > latest_ms {
+                    let ahead_ms = at_ns / 1_000_000 - now_ms;
+                    return Err(NotIdentified(format!(
+                        "its timestamp, {}, is {ahead_ms} ms ahead of the host's clock; max_future_skew_ms allows {max_future_skew_ms}",
+                        time.name()
+                    )));
+                }
+                Identity::of_entity(scope, message, entity, Position::Time { at_ns, id: message.id.clone() })
+            }
+        }
+    }
+
+    /// Names of the headers it looks at.
+    pub fn headers(&self) -> Vec<String> {
+        let selects = match self {
+            Self::MessageId { key } => vec![key],
+            Self::Version { entity, version, .. } => vec![entity, version],
+            Self::Timestamp { entity, time, .. } => vec![entity, time],
+            Self::ContentHash { .. } => vec![],
+        };
+        let header = |select: &Select| match select {
+            Select::Header(name) => Some(name.clone()),
+            _ => None,
+        };
+        selects.into_iter().filter_map(header).collect()
+    }
+
+    /// The rules for gaps, where there are any.
+    pub fn gaps(&self) -> Option<&Gaps> {
+        match self {
+            Self::Version { order: VersionOrder::Strict(gaps), .. } => Some(gaps),
+            _ => None,
+        }
+    }
+
+    /// Whether messages have positions: their record says which was the last, and must outlive every late one.
+    pub fn has_positions(&self) -> bool {
+        matches!(self, Self::Version { .. } | Self::Timestamp { .. })
+    }
+}
+
+impl Identity {
+    /// What the store knows the message by, if it keeps it.
+    pub fn letter_key(&self) -> LetterKey {
+        LetterKey { record: self.record.clone(), fingerprint: self.fingerprint.digest }
+    }
+
+    /// By strategy message id, with nothing set.
+    pub(crate) fn by_message_id(scope: &Scope, message: &Message) -> Self {
+        Self::of_its_own(RecordKey::by_message_id(scope, message), Fingerprint::of(message))
+    }
+
+    /// Of a message that the store keeps, as far as its place goes.
+    pub(crate) fn kept(key: &LetterKey, letter: &DeadLetter) -> Self {
+        let (record, fingerprint, position) = (key.record.clone(), letter.fingerprint, letter.position.clone());
+        Self { own: record.clone(), record, fingerprint, position }
+    }
+
+    fn of_its_own(key: RecordKey, fingerprint: Fingerprint) -> Self {
+        Self { own: key.clone(), record: key, fingerprint, position: None }
+    }
+
+    fn of_entity(scope: &Scope, message: &Message, entity: &Select, position: Position) -> Result<Self, NotIdentified> {
+        let entity = entity.text(message)?;
+        let source: std::sync::Arc<str> = message.source.as_str().into();
+        Ok(Self {
+            own: RecordKey::new(scope.clone(), source.clone(), format!("{entity}@{position}").into()),
+            record: RecordKey::new(scope.clone(), source, entity.into()),
+            fingerprint: Fingerprint::of(message).at(&position),
+            position: Some(position),
+        })
+    }
+}
+
+impl Select {
+    /// The value in `message`, never empty.
+    fn text(&self, message: &Message) -> Result<String, NotIdentified> {
+        let found = match self {
+            Self::Id => Some(message.idempotency_key.clone().unwrap_or_else(|| message.id.clone())),
+            Self::Attribute(name) => message.attribute(name).map(str::to_owned),
+            Self::Header(name) => message.headers.get(name).cloned(),
+            Self::Pointer(pointer) => pointed(message, pointer)?,
+        };
+        found
+            .filter(|text| !text.is_empty())
+            .ok_or_else(|| NotIdentified(format!("it has no {}, which the processor's strategy needs", self.name())))
+    }
+
+    /// What it is called in a sentence.
+    fn name(&self) -> String {
+        match self {
+            Self::Id => "attribute `id`".into(),
+            Self::Attribute(name) => format!("attribute `{name}`"),
+            Self::Header(name) => format!("header `{name}`"),
+            Self::Pointer(pointer) => format!("value at `{pointer}` of its payload"),
+        }
+    }
+}
+
+/// The text of a string or number at a JSON pointer of the payload.
+fn pointed(message: &Message, pointer: &str) -> Result<Option<String>, NotIdentified> {
+    let value: serde_json::Value = serde_json::from_slice(&message.data)
+        .map_err(|_| NotIdentified(format!("its payload is not JSON, and the strategy looks at `{pointer}` of it")))?;
+    Ok(match value.pointer(pointer) {
+        Some(serde_json::Value::String(text)) => Some(text.clone()),
+        Some(serde_json::Value::Number(number)) => Some(number.to_string()),
+        _ => None,
+    })
+}
+
+fn timestamp_ns(time: &Select, message: &Message) -> Result<u64, NotIdentified> {
+    let text = time.text(message)?;
+    let milliseconds = || text.parse::<u64>().ok()?.checked_mul(1_000_000);
+    parse_rfc3339_ns(&text).or_else(milliseconds).ok_or_else(|| {
+        let name = time.name();
+        NotIdentified(format!(
+            "its timestamp, {name}, is {text:?}: write RFC 3339 or milliseconds since the Unix epoch, not before 1970"
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW_MS: u64 = 1_700_000_000_000;
+
+    /// A clock that shows `NOW_MS`.
+    struct Stopped;
+
+    impl Clock for Stopped {
+        fn now_ms(&self) -> u64 {
+            NOW_MS
+        }
+
+        fn sleep(&self, _: u64) -> futures_util::future::BoxFuture<'static, ()> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    fn message(data: &str) -> Message {
+        Message {
+            subject: Some("e-1".into()),
+            ..Message::new("m-1", "/s", "t").with_data("application/json", data.to_owned())
+        }
+    }
+
+    fn identify(strategy: &Strategy, message: &Message) -> Result<Identity, String> {
+        strategy.identify(&Scope::of("p"), message, &Stopped).map_err(|error| error.to_string())
+    }
+
+    fn key(strategy: &Strategy, message: &Message) -> String {
+        identify(strategy, message).expect("it says all that is needed").record.key.to_string()
+    }
+
+    fn by(key: Select) -> Strategy {
+        Strategy::MessageId { key }
+    }
+
+    fn version(version: Select) -> Strategy {
+        Strategy::Version { entity: Select::Attribute("subject".into()), version, order: VersionOrder::Monotonic }
+    }
+
+    fn timestamp() -> Strategy {
+        let (entity, time) = (Select::Attribute("subject".into()), Select::Attribute("time".into()));
+        Strategy::Timestamp { entity, time, max_future_skew_ms: 1_000 }
+    }
+
+    fn content(fields: Fields) -> Strategy {
+        Strategy::ContentHash { fields }
+    }
+
+    #[test]
+    fn an_id_comes_from_where_it_is_said_to() {
+        let mut message = message(r#"{"order":{"id":"o-1","number":7}}"#);
+        message.headers.insert("x-request-id".into(), "r-1".into());
+        assert_eq!(key(&Strategy::default(), &message), "m-1");
+        assert_eq!(key(&by(Select::Attribute("subject".into())), &message), "e-1");
+        assert_eq!(key(&by(Select::Header("x-request-id".into())), &message), "r-1");
+        assert_eq!(key(&by(Select::Pointer("/order/id".into())), &message), "o-1");
+        assert_eq!(key(&by(Select::Pointer("/order/number".into())), &message), "7");
+        message.idempotency_key = Some("k-1".into());
+        assert_eq!(key(&Strategy::default(), &message), "k-1");
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let message = message(r#"{"order":{"id":""},"version":"x"}"#);
+        let error = |strategy: &Strategy| identify(strategy, &message).expect_err("something is missing");
+        assert!(error(&by(Select::Attribute("orderid".into()))).contains("attribute `orderid`"));
+        assert!(error(&by(Select::Header("x-id".into()))).contains("header `x-id`"));
+        assert!(error(&by(Select::Pointer("/order/id".into()))).contains("`/order/id`"), "an empty text is none");
+        assert!(error(&version(Select::Pointer("/version".into()))).contains("whole number"));
+        assert!(error(&version(Select::Attribute("version".into()))).contains("attribute `version`"));
+        assert!(error(&timestamp()).contains("attribute `time`"));
+        let text = Message::new("m", "/s", "t").with_data("text/plain", "no JSON");
+        let error = identify(&by(Select::Pointer("/id".into())), &text).expect_err("not JSON");
+        assert!(error.contains("not JSON"), "{error}");
+    }
+
+    #[test]
+    fn versions_share_a_record_and_keep_their_own_keys() {
+        let strategy = version(Select::Pointer("/v".into()));
+        let [one, two] =
+            [r#"{"v":1}"#, r#"{"v":2}"#].map(|data| identify(&strategy, &message(data)).expect("a version"));
+        assert_eq!(one.record, two.record);
+        assert_ne!(one.own, two.own, "ids of what they send are derived from it");
+        assert!(one.position < two.position);
+    }
+
+    #[test]
+    fn the_same_body_at_another_version_is_another_message() {
+        let strategy = version(Select::Attribute("version".into()));
+        let at = |version: &str| {
+            let mut message = message("{}");
+            message.extensions.insert("version".into(), version.into());
+            identify(&strategy, &message).expect("a version")
+        };
+        assert_eq!(at("1"), at("1"));
+        assert_ne!(at("1").fingerprint, at("2").fingerprint);
+    }
+
+    #[test]
+    fn times_are_ordered_by_time_and_then_by_id() {
+        let at = |time: &str, id: &str| {
+            let message = Message { time: Some(time.into()), id: id.into(), ..message("{}") };
+            identify(&timestamp(), &message).map(|identity| identity.position)
+        };
+        let position = |time, id| at(time, id).expect("a time");
+        assert!(position("2023-11-14T22:13:19.000000001Z", "a") > position("2023-11-14T22:13:19Z", "b"));
+        assert!(position("2023-11-14T22:13:19Z", "b") > position("2023-11-14T22:13:19Z", "a"));
+        assert_eq!(position("2023-11-14T23:13:19+01:00", "a"), position("1699999999000", "a"));
+        assert!(at("2023-11-14T22:13:21Z", "a").is_ok(), "a second ahead is allowed");
+        let error = at("2023-11-14T22:13:22Z", "a").expect_err("two are not");
+        assert!(error.contains("2000 ms ahead") && error.contains("max_future_skew_ms"), "{error}");
+        assert!(at("yesterday", "a").expect_err("no time").contains("RFC 3339"));
+    }
+
+    #[test]
+    fn content_is_compared_in_canonical_form() {
+        let hash = |fields: Fields, data: &str| key(&content(fields), &message(data));
+        let all = |data| hash(Fields::All, data);
+        assert_eq!(all(r#"{"a":1.0,"b":"\u00e9","c":1e2}"#), all(r#"{ "c":100, "b":"é", "a":1 }"#));
+        assert_ne!(all(r#"{"a":null}"#), all("{}"));
+        let only = |data| hash(Fields::Only(vec!["/a".into(), "/c/0".into()]), data);
+        assert_eq!(only(r#"{"a":1,"b":2,"c":[3,4]}"#), only(r#"{"a":1,"b":9,"c":[3]}"#));
+        assert_ne!(only(r#"{"a":1}"#), only(r#"{"a":2}"#));
+        assert_ne!(only(r#"{"a":null}"#), only("{}"), "absent is not null");
+        let without = |data| hash(Fields::Without(vec!["/at".into(), "/list/1".into(), "/no/such".into()]), data);
+        assert_eq!(without(r#"{"a":1,"at":5,"list":[1,2,3]}"#), without(r#"{"a":1,"list":[1,9,3]}"#));
+        assert_ne!(without(r#"{"a":1}"#), without(r#"{"a":2}"#));
+    }
+
+    #[test]
+    fn other_content_counts_byte_for_byte_and_by_source_and_type() {
+        let text = |data: &str| Message::new("m", "/s", "t").with_data("text/plain", data.to_owned());
+        let of = |message: &Message| identify(&content(Fields::All), message).expect("content").record;
+        assert_eq!(of(&text("a")), of(&Message { id: "other".into(), ..text("a") }));
+        assert_ne!(of(&text("a")), of(&text("a ")));
+        assert_ne!(of(&text("a")), of(&Message { kind: "other".into(), ..text("a") }));
+        assert_ne!(of(&text("a")), of(&Message { source: "/other".into(), ..text("a") }));
+    }
+}

@@ -1,0 +1,3 @@
+//! What a host says of itself: metrics.
+
+pub(crate) mod metrics;

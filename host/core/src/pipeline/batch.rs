@@ -1,0 +1,71 @@
+//! Many messages delivered together: each has its own ending, and one that is to come again holds up nobody but those behind it
+//! that must not overtake it.
+
+use std::collections::BTreeMap;
+
+use tokio::task::JoinSet;
+
+use crate::pipeline::{Accepted, Handling, IdempotentConsumer};
+use crate::pipeline::outcome::Ending;
+use crate::support::fault;
+use crate::message::Message;
+use crate::store::StoreError;
+
+/// What has not run because one before it is to come again comes after it, in milliseconds at least.
+const BEHIND_MS: u64 = 1_000;
+
+/// One message's ending, with its place in the batch.
+type Ended = (usize, Result<Ending, StoreError>);
+
+impl IdempotentConsumer {
+    /// Processes the messages of a batch; answers one ending a message, in their order.
+    ///
+    /// Messages of one ordering key run one after the other. Once one of them is to be delivered again, the rest of that key
+    /// does not run and is to be delivered again behind it.
+    pub async fn handle_all(&self, messages: Vec<Message>, handling: Handling) -> Vec<Result<Ending, StoreError>> {
+        let count = messages.len();
+        let mut lines = JoinSet::new();
+        for line in self.in_lines(messages, handling) {
+            lines.spawn(self.clone().one_after_the_other(line));
+        }
+        let mut ended: Vec<Ended> = Vec::with_capacity(count);
+        while let Some(line) = lines.join_next().await {
+            ended.extend(line.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())));
+        }
+        ended.sort_unstable_by_key(|(place, _)| *place);
+        ended.into_iter().map(|(_, ending)| ending).collect()
+    }
+
+    /// Accepts the messages in their order, and sorts them by ordering key; who has none is a line of its own.
+    fn in_lines(&self, messages: Vec<Message>, handling: Handling) -> Vec<Vec<(usize, Accepted)>> {
+        let mut keyed: BTreeMap<String, Vec<(usize, Accepted)>> = BTreeMap::new();
+        let mut lines = Vec::new();
+        for (place, message) in messages.into_iter().enumerate() {
+            let key = self.options().ordering.key(&message).map(str::to_owned);
+            let accepted = (place, self.accept(message, handling));
+            match key {
+                Some(key) => keyed.entry(key).or_default().push(accepted),
+                None => lines.push(vec![accepted]),
+            }
+        }
+        lines.extend(keyed.into_values());
+        lines
+    }
+
+    async fn one_after_the_other(self, line: Vec<(usize, Accepted)>) -> Vec<Ended> {
+        let mut ended = Vec::with_capacity(line.len());
+        let mut held_up = false;
+        for (place, accepted) in line {
+            if held_up && !fault::mutated("batch-overtakes") {
+                let error =
+                    "a message before it in the batch has its ordering key and is to come again; send it behind that";
+                ended.push((place, Ok(Ending::Retry { error: error.to_owned(), after_ms: BEHIND_MS })));
+                continue;
+            }
+            let ending = self.process(accepted).await;
+            held_up = !ending.as_ref().is_ok_and(Ending::is_settled);
+            ended.push((place, ending));
+        }
+        ended
+    }
+}

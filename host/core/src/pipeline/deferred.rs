@@ -1,0 +1,501 @@
+//! Which messages the store keeps for a consumer to run, and which of them may go now. In memory only: the store says the same, and
+//! is read at the start. Runs nothing.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::Notify;
+
+use crate::pipeline::outcome::Ending;
+use crate::support::fault;
+use crate::message::key::RecordKey;
+use crate::store::{DeadLetter, LetterKey, Standing};
+use crate::message::strategy::{Identity, Position};
+
+/// What finds too many kept messages may come again after this many milliseconds.
+pub(crate) const COME_AGAIN_MS: u64 = 1_000;
+
+/// The kept messages of one consumer.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    max: usize,
+    /// Whether one was ever kept: where not, nobody need look.
+    used: AtomicBool,
+    waiting: Mutex<Waiting>,
+    /// Woken when something may have become due.
+    pub(crate) changed: Notify,
+    /// When the last message was kept, in milliseconds since the Unix epoch.
+    last_ms: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    entries: BTreeMap<LetterKey, Entry>,
+    /// Those that may go once they are due: all that are not on their way, but of each lane the first only.
+    order: BTreeSet<Slot>,
+    /// The redriven messages of each ordering key, in the order in which they were kept.
+    lanes: HashMap<String, BTreeSet<(u64, LetterKey)>>,
+}
+
+/// Due at, kept at (milliseconds since the Unix epoch), and which; `None` is before all.
+type Slot = (u64, u64, Option<LetterKey>);
+
+#[derive(Debug, Clone)]
+struct Entry {
+    position: Option<Position>,
+    /// It may be tried from this time on, in milliseconds since the Unix epoch; `None`: once the one before it has ended.
+    ready_ms: Option<u64>,
+    /// Its wait is over at this time, likewise, if it is parked.
+    until_ms: Option<u64>,
+    running: bool,
+    /// An operator had it run again while it was still on its way.
+    again: bool,
+    /// When it was kept, in milliseconds since the Unix epoch: those of one lane go in this order.
+    at_ms: u64,
+    /// Of a redriven message: its ordering key. It waits for those of its lane that were kept before it.
+    lane: Option<String>,
+}
+
+/// A kept message whose time has come.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Due {
+    pub(crate) key: LetterKey,
+    /// The one before it has not ended, but its own wait is over, or that of one behind it.
+    pub(crate) timed_out: bool,
+}
+
+/// A message that was found in the store.
+pub(crate) struct Found<'a> {
+    pub(crate) key: LetterKey,
+    pub(crate) letter: &'a DeadLetter,
+    /// Its ordering key.
+    pub(crate) lane: Option<String>,
+    /// Whether it must wait for another one still.
+    pub(crate) early: bool,
+}
+
+impl Kept {
+    pub(crate) fn new(max: usize) -> Self {
+        Self {
+            max,
+            used: AtomicBool::new(false),
+            waiting: Mutex::default(),
+            changed: Notify::new(),
+            last_ms: AtomicU64::new(0),
+        }
+    }
+
+    /// The time for a message that is kept at `now_ms`: later than that of every one before it, so that their order can be
+    /// told from their times.
+    pub(crate) fn time(&self, now_ms: u64) -> u64 {
+        let next = |last_ms: u64| now_ms.max(last_ms + 1);
+        let before = self.last_ms.fetch_update(Relaxed, Relaxed, |last_ms| Some(next(last_ms)));
+        next(before.unwrap_or_else(|last_ms| last_ms))
+    }
+
+    /// Notes a message that is about to be parked until `until_ms`. Answers when its wait is over, which is as before if it
+    /// is parked already; an ending if there is no room.
+    pub(crate) fn park(&self, message: &Identity, now_ms: u64, until_ms: u64) -> Result<u64, Ending> {
+        let mut waiting = self.to_keep();
+        let key = message.letter_key();
+        let known = waiting.take(&key);
+        if known.is_none() && waiting.entries.len() >= self.max {
+            let error = format!("{} messages are parked or redriven already, which is the most", self.max);
+            return Err(Ending::Retry { error, after_ms: COME_AGAIN_MS });
+        }
+        let before_ms = known.as_ref().and_then(|entry| entry.until_ms).unwrap_or(u64::MAX);
+        let until_ms = before_ms.min(until_ms);
+        let entry = Entry {
+            position: message.position.clone(),
+            ready_ms: None,
+            until_ms: Some(until_ms),
+            running: known.as_ref().is_some_and(|entry| entry.running),
+            again: known.as_ref().is_some_and(|entry| entry.again),
+            at_ms: known.map_or(now_ms, |entry| entry.at_ms),
+            lane: None,
+        };
+        waiting.put(key, entry);
+        self.changed.notify_one();
+        Ok(until_ms)
+    }
+
+    /// A message with a position has ended: the first of those behind it may go. Those that it leaves behind may learn that
+    /// they are too late.
+    pub(crate) fn settled(&self, message: &Identity) {
+        let mut waiting = self.waiting.lock();
+        let behind = waiting.of(&message.record).filter_map(|(_, entry)| entry.position.as_ref());
+        let next = behind.filter(|position| Some(*position) > message.position.as_ref()).min().cloned();
+        let next = next.filter(|_| !fault::mutated("nobody-is-woken"));
+        let last = next.or_else(|| message.position.clone());
+        let may_go = waiting.of(&message.record).filter(|(_, entry)| entry.position <= last);
+        for key in may_go.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+            waiting.change(&key, |entry| entry.ready_ms = Some(0));
+            self.changed.notify_one();
+        }
+    }
+
+    /// What is kept, for one who keeps more.
+    fn to_keep(&self) -> MutexGuard<'_, Waiting> {
+        self.used.store(true, Relaxed);
+        self.waiting.lock()
+    }
+
+    /// Whether the message is kept.
+    pub(crate) fn holds(&self, message: &Identity) -> bool {
+        self.used.load(Relaxed) && self.waiting.lock().entries.contains_key(&message.letter_key())
+    }
+
+    /// How many messages are kept here.
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.lock().entries.len()
+    }
+
+    /// Notes messages that an operator has redriven: they run at once, and once more if they are on their way.
+    pub(crate) fn redriven<'a>(&self, letters: impl IntoIterator<Item = Found<'a>>) {
+        let mut waiting = self.to_keep();
+        for Found { key, letter, lane, .. } in letters {
+            self.last_ms.fetch_max(letter.at_ms, Relaxed);
+            match waiting.entries.get_mut(&key).filter(|entry| entry.running) {
+                Some(entry) => entry.again = true,
+                None => waiting.put(key, Entry::of(letter, Some(0), None, lane)),
+            }
+        }
+        self.changed.notify_one();
+    }
+
+    /// Notes messages that the store keeps and that are not known here yet. One that is parked and not early any more may go at once: what it waited for ended
+    /// before anybody knew of it here.
+    pub(crate) fn found<'a>(&self, found: impl IntoIterator<Item = Found<'a>>) {
+        let mut waiting = self.to_keep();
+        for Found { key, letter, lane, early } in found {
+            self.last_ms.fetch_max(letter.at_ms, Relaxed);
+            let entry = match letter.standing {
+                Standing::Dead => continue,
+                Standing::Parked { .. } if fault::mutated("parked-forgotten-at-a-restart") => continue,
+                Standing::Redriven => Entry::of(letter, Some(0), None, lane),
+                Standing::Parked { until_ms, .. } => Entry::of(letter, (!early).then_some(0), Some(until_ms), None),
+            };
+            if !waiting.entries.contains_key(&key) {
+                waiting.put(key, entry);
+            }
+        }
+        self.changed.notify_one();
+    }
+
+    /// Up to `room` messages that may go now, which are on their way from then on; and when the next one may, in milliseconds
+    /// since the Unix epoch.
+    pub(crate) fn due(&self, now_ms: u64, room: usize) -> (Vec<Due>, Option<u64>) {
+        let mut waiting = self.waiting.lock();
+        let due = waiting.due(now_ms, room);
+        for due in &due {
+            waiting.change(&due.key, |entry| entry.running = true);
+        }
+        // What is due and waits for another goes when that one has ended.
+        let later = waiting.order.range((now_ms.saturating_add(1), 0, None)..).next();
+        (due, later.map(|(due_ms, ..)| *due_ms))
+    }
+
+    /// A message that was on its way waits again, for another one.
+    pub(crate) fn waits(&self, key: &LetterKey) {
+        self.waiting.lock().change(key, |entry| entry.running = false);
+        self.changed.notify_one();
+    }
+
+    /// A message that was on its way is kept no longer; or is to be tried again at `again_ms`.
+    pub(crate) fn ended(&self, key: &LetterKey, again_ms: Option<u64>) {
+        let mut waiting = self.waiting.lock();
+        let again = waiting.entries.get(key).is_some_and(|entry| entry.again);
+        match again_ms.or(again.then_some(0)) {
+            None => drop(waiting.take(key)),
+            // It waits for its next attempt now, not for another message.
+            ready_ms => waiting.change(key, |entry| {
+                *entry = Entry { ready_ms, until_ms: None, running: false, again: false, ..entry.clone() };
+            }),
+        }
+        self.changed.notify_one();
+    }
+}
+
+impl Entry {
+    fn of(letter: &DeadLetter, ready_ms: Option<u64>, until_ms: Option<u64>, lane: Option<String>) -> Self {
+        let at_ms = if fault::mutated("redrive-out-of-order") { u64::MAX - letter.at_ms } else { letter.at_ms };
+        Self { position: letter.position.clone(), ready_ms, until_ms, running: false, again: false, at_ms, lane }
+    }
+
+    /// When something is to be done about it.
+    fn due_ms(&self) -> u64 {
+        self.ready_ms.into_iter().chain(self.until_ms).min().unwrap_or(u64::MAX)
+    }
+
+    fn is_ready(&self, now_ms: u64) -> bool {
+        self.ready_ms.is_some_and(|ready_ms| ready_ms <= now_ms)
+    }
+
+    fn slot(&self, key: &LetterKey) -> Slot {
+        (self.due_ms(), self.at_ms, Some(key.clone()))
+    }
+}
+
+impl Waiting {
+    /// Notes a message, instead of what was noted of it.
+    fn put(&mut self, key: LetterKey, entry: Entry) {
+        self.take(&key);
+        if let Some(lane) = &entry.lane {
+            // It may be before the one that was first.
+            let first = self.lanes.get(lane).and_then(|lane| lane.first()).map(|(_, first)| first.clone());
+            first.iter().for_each(|first| self.unlist(first));
+            self.lanes.entry(lane.clone()).or_default().insert((entry.at_ms, key.clone()));
+            first.iter().for_each(|first| self.list(first));
+        }
+        self.entries.insert(key.clone(), entry);
+        self.list(&key);
+    }
+
+    /// Forgets a message; the next of its lane is first then.
+    fn take(&mut self, key: &LetterKey) -> Option<Entry> {
+        self.unlist(key);
+        let entry = self.entries.remove(key)?;
+        if let Some(name) = &entry.lane
+            && let Some(lane) = self.lanes.get_mut(name)
+        {
+            lane.remove(&(entry.at_ms, key.clone()));
+            match lane.first().map(|(_, next)| next.clone()) {
+                Some(next) => self.list(&next),
+                None => drop(self.lanes.remove(name)),
+            }
+        }
+        Some(entry)
+    }
+
+    /// Changes what is noted of a message, but not its lane and its place in it.
+    fn change(&mut self, key: &LetterKey, change: impl FnOnce(&mut Entry)) {
+        self.unlist(key);
+        if let Some(entry) = self.entries.get_mut(key) {
+            change(entry);
+        }
+        self.list(key);
+    }
+
+    fn list(&mut self, key: &LetterKey) {
+        if let Some(entry) = self.entries.get(key).filter(|entry| !entry.running && self.is_first(key, entry)) {
+            self.order.insert(entry.slot(key));
+        }
+    }
+
+    fn unlist(&mut self, key: &LetterKey) {
+        if let Some(entry) = self.entries.get(key) {
+            self.order.remove(&entry.slot(key));
+        }
+    }
+
+    /// Whether no other goes before it: it is in no lane, or the first of its lane.
+    fn is_first(&self, key: &LetterKey, entry: &Entry) -> bool {
+        let Some(lane) = entry.lane.as_ref().and_then(|lane| self.lanes.get(lane)) else { return true };
+        lane.first().is_some_and(|(_, first)| first == key)
+    }
+
+    /// Up to `room` messages that may go now: of each record the first, while none of it is on its way. So nothing that is
+    /// behind another makes that one stale, whosever time is over.
+    fn due(&self, now_ms: u64, room: usize) -> Vec<Due> {
+        let mut due = Vec::new();
+        let mut records = HashSet::new();
+        let slots = self.order.iter().take_while(|(due_ms, ..)| *due_ms <= now_ms);
+        for record in slots.filter_map(|(.., key)| Some(&key.as_ref()?.record)) {
+            if due.len() == room {
+                break;
+            }
+            if records.insert(record) {
+                due.extend(self.first_due(record, now_ms));
+            }
+        }
+        due
+    }
+
+    fn first_due(&self, record: &RecordKey, now_ms: u64) -> Option<Due> {
+        if self.of(record).any(|(_, entry)| entry.running) {
+            return None;
+        }
+        // Of its lane, too, it must be the first.
+        let may_be_first = self.of(record).filter(|(key, entry)| self.is_first(key, entry));
+        let (key, first) = may_be_first.min_by(|(_, one), (_, other)| one.position.cmp(&other.position))?;
+        // One that waits for its next attempt holds up those behind it, and is not taken before its time.
+        let over = |entry: &Entry| entry.until_ms.is_some_and(|until_ms| until_ms <= now_ms);
+        let timed_out = || first.until_ms.is_some() && self.of(record).any(|(_, entry)| over(entry));
+        let is_ready = first.is_ready(now_ms);
+        (is_ready || timed_out()).then(|| Due { key: key.clone(), timed_out: !is_ready })
+    }
+
+    /// The messages that are kept under a record.
+    fn of<'a>(&'a self, record: &'a RecordKey) -> impl Iterator<Item = (&'a LetterKey, &'a Entry)> {
+        let from = LetterKey { record: record.clone(), fingerprint: [0; 16] };
+        let entries = self.entries.range((Bound::Included(from), Bound::Unbounded));
+        entries.take_while(move |(key, _)| key.record == *record)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::key::{Fingerprint, Scope};
+    use crate::message::Message;
+
+    fn record(key: &str) -> RecordKey {
+        RecordKey::new(Scope::of("p"), "/source".into(), key.into())
+    }
+
+    fn at(key: &str, version: u64) -> Identity {
+        let fingerprint = Fingerprint { version: 1, digest: [version as u8; 16] };
+        Identity { record: record(key), own: record(key), fingerprint, position: Some(Position::Version(version)) }
+    }
+
+    fn letter(message: &Identity, standing: Standing, at_ms: u64) -> DeadLetter {
+        DeadLetter {
+            message: Message::new("id", "/source", "kind"),
+            fingerprint: message.fingerprint,
+            position: message.position.clone(),
+            standing,
+            error: String::new(),
+            attempts: 0,
+            component: "native".into(),
+            at_ms,
+        }
+    }
+
+    /// Three versions of `a` are parked, each with the end of its wait.
+    fn parked(kept: &Kept, waits: &[(u64, u64)]) {
+        for (version, until_ms) in waits {
+            assert_eq!(kept.park(&at("a", *version), 0, *until_ms), Ok(*until_ms));
+        }
+    }
+
+    fn due(kept: &Kept, now_ms: u64) -> Vec<(LetterKey, bool)> {
+        kept.due(now_ms, 9).0.into_iter().map(|due| (due.key, due.timed_out)).collect()
+    }
+
+    #[test]
+    fn the_first_of_an_entity_goes_first_whosever_time_is_over() {
+        let kept = Kept::new(10);
+        parked(&kept, &[(3, 100), (2, 200)]);
+        assert_eq!(kept.due(99, 9), (vec![], Some(100)));
+        assert_eq!(due(&kept, 100), [(at("a", 2).letter_key(), true)]);
+        assert_eq!(kept.due(100, 9), (vec![], None), "the other one goes when this one has ended");
+        kept.ended(&at("a", 2).letter_key(), None);
+        assert_eq!(due(&kept, 100), [(at("a", 3).letter_key(), true)]);
+    }
+
+    #[test]
+    fn who_waits_behind_goes_once_the_one_before_has_ended() {
+        let kept = Kept::new(10);
+        parked(&kept, &[(2, 100), (3, 100)]);
+        kept.park(&at("b", 2), 0, 100).expect("there is room");
+        kept.settled(&at("a", 1));
+        assert_eq!(due(&kept, 1), [(at("a", 2).letter_key(), false)]);
+        // It ends while it is still noted: the one behind it is next, not itself.
+        kept.settled(&at("a", 2));
+        kept.ended(&at("a", 2).letter_key(), None);
+        assert_eq!(due(&kept, 1), [(at("a", 3).letter_key(), false)]);
+    }
+
+    #[test]
+    fn what_is_left_behind_may_learn_that_it_is_too_late() {
+        let kept = Kept::new(10);
+        parked(&kept, &[(2, 100), (9, 100)]);
+        kept.settled(&at("a", 5));
+        assert_eq!(due(&kept, 1), [(at("a", 2).letter_key(), false)]);
+        assert_eq!(due(&kept, 1), [], "one of a record at a time");
+        kept.ended(&at("a", 2).letter_key(), None);
+        assert_eq!(due(&kept, 1), [(at("a", 9).letter_key(), false)]);
+    }
+
+    #[test]
+    fn what_is_put_off_is_not_taken_early_and_holds_up_those_behind_it() {
+        let kept = Kept::new(10);
+        parked(&kept, &[(2, 100), (3, 100)]);
+        assert_eq!(due(&kept, 100), [(at("a", 2).letter_key(), true)]);
+        kept.ended(&at("a", 2).letter_key(), Some(500));
+        assert_eq!(kept.due(100, 9), (vec![], Some(500)));
+        assert_eq!(due(&kept, 500)[0], (at("a", 2).letter_key(), false));
+    }
+
+    #[test]
+    fn what_is_found_at_the_start_goes_unless_it_is_early() {
+        let kept = Kept::new(10);
+        let standing = Standing::Parked { awaits: 1, until_ms: 100 };
+        let letters = [(2, false), (3, true)].map(|(version, early)| (letter(&at("a", version), standing, 7), early));
+        kept.found(letters.iter().map(|(letter, early)| Found {
+            key: letter.key(&record("a")),
+            letter,
+            lane: None,
+            early: *early,
+        }));
+        assert_eq!(due(&kept, 1), [(at("a", 2).letter_key(), false)]);
+        assert_eq!(kept.park(&at("a", 2), 0, 900), Ok(100), "and waits as long as before, if it must");
+        kept.settled(&at("a", 1));
+        assert_eq!(kept.due(1, 9).0, [], "it is on its way still");
+        kept.waits(&at("a", 2).letter_key());
+        assert_eq!(due(&kept, 1), [(at("a", 2).letter_key(), false)]);
+    }
+
+    #[test]
+    fn parking_again_does_not_prolong_the_wait_and_too_many_are_put_off() {
+        let kept = Kept::new(1);
+        assert_eq!(kept.park(&at("a", 2), 0, 100), Ok(100));
+        assert_eq!(kept.park(&at("a", 2), 0, 900), Ok(100));
+        assert!(matches!(kept.park(&at("a", 3), 0, 100), Err(Ending::Retry { .. })));
+    }
+
+    /// Keys and letters of redriven messages, each kept at its time.
+    fn redriven(names: &[(&str, u64)]) -> Vec<(LetterKey, DeadLetter)> {
+        let redriven = |(name, at_ms): &(&str, u64)| {
+            let message = Identity { position: None, ..at(name, 1) };
+            (message.letter_key(), letter(&message, Standing::Redriven, *at_ms))
+        };
+        names.iter().map(redriven).collect()
+    }
+
+    fn found(kept: &Kept, letters: &[(LetterKey, DeadLetter)], lane: Option<&str>) {
+        kept.found(letters.iter().map(|(key, letter)| in_lane(key, letter, lane)));
+    }
+
+    fn in_lane<'a>(key: &LetterKey, letter: &'a DeadLetter, lane: Option<&str>) -> Found<'a> {
+        Found { key: key.clone(), letter, lane: lane.map(str::to_owned), early: false }
+    }
+
+    #[test]
+    fn the_redriven_of_a_lane_go_one_by_one_in_the_order_they_were_kept() {
+        let kept = Kept::new(10);
+        let lane = redriven(&[("b", 3), ("c", 1), ("a", 2)]);
+        found(&kept, &lane[..2], Some("lane"));
+        found(&kept, &redriven(&[("x", 9)]), None);
+        let keys: Vec<_> = due(&kept, 1).into_iter().map(|(key, _)| key).collect();
+        assert_eq!(keys, [lane[1].0.clone(), redriven(&[("x", 9)])[0].0.clone()], "one in no lane waits for none");
+        // One that was kept before another of the lane may be found after it.
+        found(&kept, &lane[2..], Some("lane"));
+        for key in [&lane[1].0, &lane[2].0, &lane[0].0] {
+            kept.ended(key, None);
+            assert!(!due(&kept, 1).iter().any(|(due, _)| due == key));
+        }
+        assert_eq!(kept.len(), 1);
+    }
+
+    #[test]
+    fn what_is_redriven_while_it_is_on_its_way_runs_again() {
+        let kept = Kept::new(10);
+        let one = redriven(&[("a", 1)]);
+        let redrive = || kept.redriven(one.iter().map(|(key, letter)| in_lane(key, letter, Some("lane"))));
+        redrive();
+        assert_eq!(due(&kept, 1).len(), 1);
+        redrive();
+        assert_eq!(due(&kept, 1), []);
+        kept.ended(&one[0].0, None);
+        assert_eq!(due(&kept, 1).len(), 1);
+    }
+
+    #[test]
+    fn times_of_kept_messages_tell_their_order() {
+        let kept = Kept::new(10);
+        assert_eq!([kept.time(5), kept.time(5), kept.time(3), kept.time(9)], [5, 6, 7, 9]);
+    }
+}

@@ -1,0 +1,179 @@
+//! Locks with fencing tokens. The seam, and the implementation over the store itself: a lock is an entry of the state that no
+//! processor owns, and that it is still held is checked by the commit that rests on it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+
+use crate::support::clock::Clock;
+use crate::commit::committer::Committer;
+use crate::run::context::{StateView, Version};
+use crate::support::fault;
+use crate::message::key::{RecordKey, Scope};
+use crate::store::{Commit, IdempotencyStorage, SharedChange, StoreError, Verdict};
+
+/// Longest name of a lock, in bytes.
+pub const LOCK_NAME_BYTES: usize = 256;
+
+/// A lock that somebody asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ask<'a> {
+    /// The lock's name.
+    pub name: &'a str,
+    /// Who asks. Who holds it already gets it anew, under a new fence.
+    pub owner: &'a str,
+    /// For how long, in milliseconds.
+    pub ttl_ms: u64,
+}
+
+/// A lock that is held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lock {
+    /// Its name.
+    pub name: String,
+    /// Who holds it.
+    pub owner: String,
+    /// Greater than that of every earlier holder of the name.
+    pub fence: u64,
+    /// Version of its entry in the store, which must still stand when the holder commits; 0 where it has none there.
+    pub version: Version,
+}
+
+/// What became of the wish for a lock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Acquired {
+    /// It is held.
+    Held(Lock),
+    /// Somebody else has it, for so many milliseconds more if it is not extended.
+    Busy {
+        /// When to ask again.
+        retry_after_ms: u64,
+    },
+}
+
+/// Locks by name.
+///
+/// Contract: while a lock is held and its time is not over, nobody else acquires it; fences of a name only grow, also over
+/// restarts. A lock alone protects nothing against a holder that is late: the fence does, where it is checked.
+pub trait DistributedLock: Send + Sync + 'static {
+    /// Acquires a lock if nobody else holds it. Durable when it returns.
+    fn acquire<'a>(&'a self, ask: Ask<'a>) -> BoxFuture<'a, Result<Acquired, StoreError>>;
+    /// Holds it for `ttl_ms` from now; `None` if it is somebody else's by now, or nobody's.
+    fn extend<'a>(&'a self, lock: &'a Lock, ttl_ms: u64) -> BoxFuture<'a, Result<Option<Lock>, StoreError>>;
+    /// Gives it back; one that is somebody else's by now is left alone.
+    fn release<'a>(&'a self, lock: &'a Lock) -> BoxFuture<'a, Result<(), StoreError>>;
+}
+
+/// Locks of a tenant, in the store of record.
+///
+/// An entry stays when its lock is given back: the fence must not begin again.
+pub struct StoreLocks {
+    scope: Scope,
+    view: Arc<dyn StateView>,
+    committer: Arc<Committer>,
+    clock: Arc<dyn Clock>,
+}
+
+/// A lock's entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Entry {
+    fence: u64,
+    /// Who holds it; empty: nobody.
+    owner: String,
+    /// Until when, in milliseconds since the Unix epoch.
+    until_ms: u64,
+}
+
+impl StoreLocks {
+    /// The locks of the tenant of `scope`.
+    pub fn new(
+        storage: &dyn IdempotencyStorage,
+        committer: Arc<Committer>,
+        clock: Arc<dyn Clock>,
+        scope: &Scope,
+    ) -> Self {
+        let scope = scope.shared();
+        Self { view: storage.view(&scope), committer, clock, scope }
+    }
+
+    async fn read(&self, name: &str) -> Result<(Version, Option<Entry>), StoreError> {
+        let (version, value) = self.view.get(&key(name)).await?;
+        let damaged = |error| StoreError::Damaged(format!("the lock `{name}`: {error}").into());
+        let entry = value.map(|value| postcard::from_bytes(&value).map_err(damaged)).transpose()?;
+        Ok((version, entry))
+    }
+
+    /// Writes the entry if it is at `version`; the version it has then, `None` if somebody else was faster.
+    async fn write(&self, name: &str, version: Version, entry: &Entry) -> Result<Option<Version>, StoreError> {
+        let record = RecordKey::new(self.scope.clone(), "lock".into(), name.into());
+        let mut shared = SharedChange::default();
+        if !fault::mutated("lock-written-blindly") {
+            shared.reads.insert(key(name), version);
+        }
+        shared.writes.insert(key(name), Some(encoded(entry)));
+        let commit = Commit { shared: Some(Box::new(shared)), at_ms: self.clock.now_ms(), ..Commit::of(&record) };
+        let pending = self.committer.submit(commit);
+        let written = pending.version();
+        Ok((pending.durable().await? == Verdict::Committed).then_some(written))
+    }
+}
+
+impl DistributedLock for StoreLocks {
+    fn acquire<'a>(&'a self, ask: Ask<'a>) -> BoxFuture<'a, Result<Acquired, StoreError>> {
+        Box::pin(async move {
+            loop {
+                let (version, entry) = self.read(ask.name).await?;
+                let now_ms = self.clock.now_ms();
+                let holder = entry.as_ref().filter(|entry| !entry.owner.is_empty() && entry.owner != ask.owner);
+                if let Some(held) = holder.filter(|held| held.until_ms > now_ms) {
+                    return Ok(Acquired::Busy { retry_after_ms: held.until_ms - now_ms });
+                }
+                let fence = entry.map_or(0, |entry| entry.fence) + 1;
+                let until_ms = now_ms.saturating_add(ask.ttl_ms);
+                let entry = Entry { fence, owner: ask.owner.to_owned(), until_ms };
+                if let Some(version) = self.write(ask.name, version, &entry).await? {
+                    let (name, owner) = (ask.name.to_owned(), ask.owner.to_owned());
+                    return Ok(Acquired::Held(Lock { name, owner, fence, version }));
+                }
+                // Somebody else was faster: see who.
+            }
+        })
+    }
+
+    fn extend<'a>(&'a self, lock: &'a Lock, ttl_ms: u64) -> BoxFuture<'a, Result<Option<Lock>, StoreError>> {
+        Box::pin(async move {
+            let until_ms = self.clock.now_ms().saturating_add(ttl_ms);
+            let entry = Entry { fence: lock.fence, owner: lock.owner.clone(), until_ms };
+            let written = self.write(&lock.name, lock.version, &entry).await?;
+            Ok(written.map(|version| Lock { version, ..lock.clone() }))
+        })
+    }
+
+    fn release<'a>(&'a self, lock: &'a Lock) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async move {
+            let entry = Entry { fence: lock.fence, owner: String::new(), until_ms: 0 };
+            self.write(&lock.name, lock.version, &entry).await.map(drop)
+        })
+    }
+}
+
+impl Lock {
+    /// Has `change` hold only if the lock is still held, and give it back.
+    pub(crate) fn given_back(&self, change: &mut SharedChange) {
+        if !fault::mutated("fence-unchecked") {
+            change.reads.insert(key(&self.name), self.version);
+        }
+        let entry = Entry { fence: self.fence, owner: String::new(), until_ms: 0 };
+        change.writes.insert(key(&self.name), Some(encoded(&entry)));
+    }
+}
+
+fn key(name: &str) -> String {
+    format!("lock/{name}")
+}
+
+fn encoded(entry: &Entry) -> Bytes {
+    postcard::to_stdvec(entry).expect("an entry can be encoded").into()
+}

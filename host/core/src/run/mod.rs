@@ -1,0 +1,9 @@
+//! One run of a message: the processor, its context, and what it makes durable before it ends.
+
+pub(crate) mod checkpoint;
+pub(crate) mod context;
+pub(crate) mod event_stream;
+pub(crate) mod lock;
+pub(crate) mod outbound;
+pub(crate) mod outbound_call;
+pub(crate) mod processor;

@@ -1,0 +1,206 @@
+//! A run's calls to the outside: each under a key of its own, answered once and then from the journal. Who sends them is
+//! `outside.rs`' implementation.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::run::context::{ContextError, RESERVED};
+use crate::run::checkpoint::Early;
+use crate::support::fault;
+use crate::run::outbound::{CallError, Request, Response};
+use crate::run::processor::Failure;
+use crate::store::{StoreError, Verdict};
+
+/// Calls that one run may make, at most.
+const CALLS_MAX: u32 = 1_000;
+
+/// Answers by the place of their call.
+pub(crate) type Journal = BTreeMap<u32, Answered>;
+
+/// A call with its answer, as it is kept until its message has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Answered {
+    method: String,
+    url: String,
+    body: [u8; 16],
+    pub(crate) response: Response,
+}
+
+/// Makes a run's calls to the outside. Independent of the context, so that calls may be under way at the same time.
+#[derive(Clone)]
+pub struct Caller(pub(crate) Arc<Early>);
+
+/// One call's place among those of its run: the same on every re-run.
+pub struct Call {
+    early: Arc<Early>,
+    place: u32,
+}
+
+impl Caller {
+    /// Gives the next call its place. Asked in the order in which the processor calls.
+    pub fn next(&self) -> Call {
+        Call { early: self.0.clone(), place: self.0.calls.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
+impl Call {
+    /// The step key: the same on every re-run of the message, and no other call's. 32 hex digits.
+    pub fn key(&self) -> String {
+        self.early.whose.own.call_id(self.place)
+    }
+
+    /// Makes the call, or answers what an earlier run of the message was answered. Adds `idempotency-key` and `traceparent`
+    /// where the processor has set none.
+    ///
+    /// Answers are kept but for those that ask for another try (408, 425, 429 and 5xx): a retry calls these again, under the same key.
+    pub async fn send(&self, mut request: Request) -> Result<Response, CallError> {
+        let early = &*self.early;
+        let Some(outside) = &early.parts.outside else {
+            return Err(CallError::Denied(
+                "the processor was granted no outside calls (`http` in its settings)".into(),
+            ));
+        };
+        if self.place >= CALLS_MAX {
+            early.end(Failure::Reject(format!("calls of one message are over their limit of {CALLS_MAX}")));
+            return Err(CallError::Ended("too many calls".into()));
+        }
+        let asked = Asked::of(&request);
+        if let Some(response) = self.answered_before(&asked).await? {
+            return Ok(response);
+        }
+        early.check_claim().map_err(ended)?;
+        self.complete_headers(&mut request);
+        fault::point("call-out");
+        let response = outside.call(&request).await?;
+        fault::point("call-answered");
+        if is_final(response.status) && !fault::mutated("answer-not-journalled") {
+            self.keep(asked, response.clone()).await?;
+            fault::point("answer-kept");
+        }
+        Ok(response)
+    }
+
+    async fn answered_before(&self, asked: &Asked) -> Result<Option<Response>, CallError> {
+        let early = &*self.early;
+        let mut journal = early.journal.lock().await;
+        if journal.is_none() {
+            *journal = Some(early.read_journal().await.map_err(|error| ended(error.into()))?);
+        }
+        let Some(kept) = journal.as_ref().and_then(|journal| journal.get(&self.place)) else { return Ok(None) };
+        let now = (&asked.method, &asked.url, &asked.body);
+        if now == (&kept.method, &kept.url, &kept.body) || fault::mutated("divergence-unchecked") {
+            return Ok(Some(kept.response.clone()));
+        }
+        let what = if (now.0, now.1) == (&kept.method, &kept.url) { " with another body" } else { "" };
+        let text = format!(
+            "diverged at its call {}: an earlier run of this message called {} {}, this one calls {} {}{what}; what was \
+             answered then does not answer this",
+            self.place + 1,
+            kept.method,
+            kept.url,
+            asked.method,
+            asked.url,
+        );
+        early.end(Failure::Reject(text.clone()));
+        Err(CallError::Diverged(text))
+    }
+
+    fn complete_headers(&self, request: &mut Request) {
+        let has = |name: &str| request.headers.iter().any(|(is, _)| is.eq_ignore_ascii_case(name));
+        let (keyed, traced) = (has("idempotency-key"), has("traceparent"));
+        if !keyed {
+            let key = if fault::mutated("step-key-of-the-attempt") { format!("{:p}", self) } else { self.key() };
+            request.headers.push(("idempotency-key".into(), key.into()));
+        }
+        if !traced {
+            request.headers.push(("traceparent".into(), self.traceparent().into()));
+            let state = self.early.whose.message.extensions.get("tracestate");
+            request.headers.extend(state.map(|state| ("tracestate".into(), Bytes::copy_from_slice(state.as_bytes()))));
+        }
+    }
+
+    /// W3C trace context: the trace of the message where it has one, and the call as a span of its own, the same on every
+    /// re-run.
+    fn traceparent(&self) -> String {
+        let key = self.key();
+        let given = self.early.whose.message.extensions.get("traceparent").map(String::as_str);
+        let (trace, flags) = given.and_then(trace_of).unwrap_or_else(|| {
+            let trace = self.early.whose.trace.max(1);
+            (format!("{trace:032x}"), "01".to_owned())
+        });
+        format!("00-{trace}-{}-{flags}", &key[..16])
+    }
+
+    async fn keep(&self, asked: Asked, response: Response) -> Result<(), CallError> {
+        let early = &*self.early;
+        let Asked { method, url, body } = asked;
+        let answered = Answered { method, url, body, response };
+        let value = postcard::to_stdvec(&answered).expect("an answer can be encoded");
+        let mut commit = early.commit();
+        commit.effects.writes.insert(early.journal_key(self.place), Some(value.into()));
+        match early.write(commit).await.map_err(ended)? {
+            Verdict::Committed => {
+                early.journal.lock().await.get_or_insert_default().insert(self.place, answered);
+                Ok(())
+            }
+            Verdict::Conflict | Verdict::Taken(_) => Err(ended(early.lost())),
+        }
+    }
+}
+
+/// What makes a call the same as an earlier one.
+struct Asked {
+    method: String,
+    url: String,
+    body: [u8; 16],
+}
+
+impl Asked {
+    fn of(request: &Request) -> Self {
+        let hash = blake3::hash(&request.body);
+        let body = *hash.as_bytes().first_chunk().expect("a hash has 32 bytes");
+        Self { method: request.method.clone(), url: request.url.clone(), body }
+    }
+}
+
+/// Whether the answer is one: who gives another one asks to be called again.
+fn is_final(status: u16) -> bool {
+    !matches!(status, 408 | 425 | 429 | 500..)
+}
+
+/// Trace id and flags of a `traceparent`.
+fn trace_of(text: &str) -> Option<(String, String)> {
+    let mut parts = text.split('-');
+    let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let hex = |text: &str, digits: usize| text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let fits =
+        hex(version, 2) && hex(trace, 32) && hex(span, 16) && hex(flags, 2) && trace.bytes().any(|byte| byte != b'0');
+    fits.then(|| (trace.to_ascii_lowercase(), flags.to_owned()))
+}
+
+fn ended(error: ContextError) -> CallError {
+    CallError::Ended(error.to_string())
+}
+
+impl Early {
+    pub(crate) fn journal_key(&self, place: u32) -> String {
+        format!("{RESERVED}call/{:032x}/{place:06}", self.whose.own.digest())
+    }
+
+    pub(crate) async fn read_journal(&self) -> Result<Journal, StoreError> {
+        let view = self.parts.storage.view(&self.parts.scope);
+        let (start, end) = (self.journal_key(0), self.journal_key(CALLS_MAX));
+        let entries = view.scan(&start, Some(&end), CALLS_MAX as usize).await?;
+        let damaged = |key: &str| StoreError::Damaged(format!("an answer from outside, `{key}`").into());
+        let read = |(key, _, value): (String, u64, Bytes)| {
+            let place = key.rsplit_once('/').and_then(|(_, place)| place.parse().ok());
+            let answered = postcard::from_bytes(&value).ok();
+            Ok((place.ok_or_else(|| damaged(&key))?, answered.ok_or_else(|| damaged(&key))?))
+        };
+        entries.into_iter().map(read).collect()
+    }
+}

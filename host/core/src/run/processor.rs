@@ -1,0 +1,135 @@
+//! The seam to what processes a message: a WASM component or a native closure. Neither writes anything itself.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+
+use crate::run::context::Context;
+use crate::message::Message;
+
+/// What a completed message answers; stored, and replayed byte for byte to duplicates.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Output {
+    /// Media type of `data`.
+    pub content_type: Option<String>,
+    /// The answer's bytes.
+    pub data: Bytes,
+}
+
+/// Why a message was not processed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Failure {
+    /// May pass: run again, not before `after_ms` if given.
+    #[error("{reason}")]
+    Retry {
+        /// What went wrong, for people.
+        reason: String,
+        /// Least delay in milliseconds; absent: the host's backoff.
+        after_ms: Option<u64>,
+    },
+    /// For good: the processor refuses the message.
+    #[error("rejected: {0}")]
+    Reject(String),
+    /// For good: the message is not what this processor reads.
+    #[error("invalid: {0}")]
+    Invalid(String),
+}
+
+impl Failure {
+    /// A failure that may pass, tried again after the host's backoff.
+    pub fn retry(reason: impl Into<String>) -> Self {
+        Self::Retry { reason: reason.into(), after_ms: None }
+    }
+}
+
+/// One run of one message.
+#[derive(Debug, Clone)]
+pub struct Invocation {
+    /// The message.
+    pub message: Arc<Message>,
+    /// The idempotency key, without its scope.
+    pub idempotency_key: Arc<str>,
+    /// 1 for the first attempt.
+    pub attempt: u32,
+    /// Randomness, derived from the record's key: the same on every re-run.
+    pub seed: u64,
+}
+
+/// Processes messages.
+///
+/// Contract: everything the processor reads and writes goes through `context`; nothing else of the run survives, so it
+/// may be called again for the same message, at any time, also while its effects are already durable elsewhere.
+/// Dropping the future abandons the run. A panic is the caller's to fear: catch it inside.
+pub trait MessageProcessor: Send + Sync + 'static {
+    /// Runs one message against `context`.
+    fn process<'a>(
+        &'a self,
+        invocation: &'a Invocation,
+        context: &'a mut Context,
+    ) -> BoxFuture<'a, Result<Output, Failure>>;
+
+    /// Digest of what runs, kept in each record it makes.
+    fn digest(&self) -> &str;
+
+    /// The way back, if it takes steps outside the transaction; `None`: it takes none.
+    fn compensation(&self) -> Option<&dyn Compensation> {
+        None
+    }
+}
+
+/// A step that is to be undone.
+#[derive(Debug, Clone)]
+pub struct StepToUndo {
+    /// The message that registered it; seed and attempt are the compensation's own.
+    pub invocation: Invocation,
+    /// The step's name.
+    pub name: String,
+    /// What was registered with it.
+    pub payload: Bytes,
+}
+
+/// Undoes what a processor has done outside the transaction.
+///
+/// Contract: as of [`MessageProcessor`]: effects go through `context`, and the same step may be asked for again, also after it
+/// was undone. A step that was registered and never taken is undone by doing nothing.
+pub trait Compensation: Send + Sync {
+    /// The steps it can undo.
+    fn steps(&self) -> &[String];
+
+    /// Undoes one.
+    fn compensate<'a>(&'a self, step: &'a StepToUndo, context: &'a mut Context) -> BoxFuture<'a, Result<(), Failure>>;
+}
+
+/// A processor compiled into the host.
+pub struct NativeProcessor<F> {
+    function: F,
+}
+
+impl<F> NativeProcessor<F>
+where
+    F: for<'a> Fn(&'a Invocation, &'a mut Context) -> BoxFuture<'a, Result<Output, Failure>> + Send + Sync + 'static,
+{
+    /// Wraps an async function of invocation and context.
+    pub fn new(function: F) -> Self {
+        Self { function }
+    }
+}
+
+impl<F> MessageProcessor for NativeProcessor<F>
+where
+    F: for<'a> Fn(&'a Invocation, &'a mut Context) -> BoxFuture<'a, Result<Output, Failure>> + Send + Sync + 'static,
+{
+    fn process<'a>(
+        &'a self,
+        invocation: &'a Invocation,
+        context: &'a mut Context,
+    ) -> BoxFuture<'a, Result<Output, Failure>> {
+        (self.function)(invocation, context)
+    }
+
+    fn digest(&self) -> &str {
+        "native"
+    }
+}

@@ -1,0 +1,195 @@
+//! Where the logs of sagas stand: in the state that no processor owns, so that an event commits with whatever else its
+//! commit does, on every store. Appends are checked: who read an older log than there is appends nothing.
+//!
+//! Keys: `saga/head/<id>` says that the saga is there and guards its appends; `saga/event/<length><id>/<number>` are its events;
+//! `saga/undo/<id>` stands while it is undone or halted; `saga/ended/<when>/<id>` once it may be forgotten at that time.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::run::context::{StateView, Version};
+use crate::message::key::Scope;
+use crate::saga::{IllegalSagaEvent, Saga, SagaId, SagaMoment, SagaState};
+use crate::store::{IdempotencyStorage, SharedChange, StoreError};
+
+const HEADS: &str = "saga/head/";
+const UNDOS: &str = "saga/undo/";
+const ENDED: &str = "saga/ended/";
+/// Events read at one time.
+const PAGE: usize = 1_024;
+
+/// The logs of a tenant's sagas.
+#[derive(Clone)]
+pub struct SagaLog {
+    view: Arc<dyn StateView>,
+}
+
+/// A saga as it was read: what its log comes to, and which version of the log that is.
+#[derive(Debug, Clone)]
+pub struct ReadSaga {
+    /// Its name.
+    pub id: SagaId,
+    /// What its log comes to; empty where there is none.
+    pub saga: Saga,
+    /// Guards the append.
+    version: Version,
+}
+
+/// A saga among others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name.
+    pub id: SagaId,
+    /// Where it stands.
+    pub state: SagaState,
+    /// When anything last happened to it, in milliseconds since the Unix epoch.
+    pub changed_ms: u64,
+}
+
+impl SagaLog {
+    /// The logs of the tenant of `scope`.
+    pub fn new(storage: &dyn IdempotencyStorage, scope: &Scope) -> Self {
+        Self { view: storage.view(&scope.shared()) }
+    }
+
+    /// Reads a saga. What is not durable yet is not in there.
+    pub async fn read(&self, id: &SagaId) -> Result<ReadSaga, StoreError> {
+        // The head first: if somebody appends meanwhile, it is older than the events, and the append fails.
+        let (version, _) = self.view.get(&head(id)).await?;
+        let moments = if version == 0 { Vec::new() } else { self.events(id).await? };
+        let saga = Saga::replay(&moments).map_err(|error| damaged(id, &error))?;
+        Ok(ReadSaga { id: id.clone(), saga, version })
+    }
+
+    /// A saga's whole log, oldest first.
+    pub async fn events(&self, id: &SagaId) -> Result<Vec<SagaMoment>, StoreError> {
+        let (mut moments, end) = (Vec::new(), event(id, u32::MAX));
+        loop {
+            let start = event(id, moments.len() as u32);
+            let page = self.view.scan(&start, Some(&end), PAGE).await?;
+            let full = page.len() == PAGE;
+            for (_, _, value) in page {
+                moments.push(postcard::from_bytes(&value).map_err(|error| damaged(id, &error))?);
+            }
+            if !full {
+                return Ok(moments);
+            }
+        }
+    }
+
+    /// Up to `limit` sagas after `after`, in the order of their names.
+    pub async fn list(&self, after: Option<&SagaId>, limit: usize) -> Result<Vec<Listed>, StoreError> {
+        let start = after.map_or_else(|| HEADS.to_owned(), |after| format!("{}\0", head(after)));
+        let page = self.view.scan(&start, Some(&past(HEADS)), limit).await?;
+        page.iter().map(|(key, _, value)| Listed::of(id_in(key, HEADS)?, value)).collect()
+    }
+
+    /// Up to `limit` sagas that are being undone or are halted, in the order of their names; however many others there are.
+    pub async fn unsettled(&self, after: Option<&SagaId>, limit: usize) -> Result<Vec<Listed>, StoreError> {
+        let mut listed = Vec::new();
+        for id in self.undone_now(after, limit).await? {
+            if let (_, Some(value)) = self.view.get(&head(&id)).await? {
+                listed.push(Listed::of(id, &value)?);
+            }
+        }
+        Ok(listed)
+    }
+
+    /// Up to `limit` sagas that are being undone or are halted, after `after`.
+    pub(crate) async fn undone_now(&self, after: Option<&SagaId>, limit: usize) -> Result<Vec<SagaId>, StoreError> {
+        let start = after.map_or_else(|| UNDOS.to_owned(), |after| format!("{UNDOS}{after}\0"));
+        let page = self.view.scan(&start, Some(&past(UNDOS)), limit).await?;
+        page.iter().map(|(key, _, _)| id_in(key, UNDOS)).collect()
+    }
+
+    /// Up to `limit` sagas whose time is over.
+    /// Each with when that was.
+    pub(crate) async fn forgettable(&self, now_ms: u64, limit: usize) -> Result<Vec<(SagaId, u64)>, StoreError> {
+        let page = self.view.scan(ENDED, Some(&format!("{ENDED}{now_ms:013}")), limit).await?;
+        let one = |(key, _, _): &(String, Version, Bytes)| {
+            let (when, _) = key[ENDED.len()..].split_once('/').unwrap_or_default();
+            let id = id_in(key, &format!("{ENDED}{when}/"))?;
+            Ok((id, when.parse().unwrap_or_default()))
+        };
+        page.iter().map(one).collect()
+    }
+}
+
+impl Listed {
+    fn of(id: SagaId, head: &[u8]) -> Result<Self, StoreError> {
+        let (state, changed_ms) = postcard::from_bytes(head).map_err(|error| damaged(&id, &error))?;
+        Ok(Self { id, state, changed_ms })
+    }
+}
+
+impl ReadSaga {
+    /// The change that appends `moments`, if nobody else has appended since. One that has ended then is remembered until
+    /// `expires_ms` (since the Unix epoch); the log of one that has ended before is not longer than it was.
+    pub fn append(&self, moments: &[SagaMoment], expires_ms: u64) -> Result<(SharedChange, Saga), IllegalSagaEvent> {
+        let mut saga = self.saga.clone();
+        let mut writes = BTreeMap::new();
+        for moment in moments {
+            let value = postcard::to_stdvec(moment).expect("an event of a saga can be encoded");
+            writes.insert(event(&self.id, saga.events), Some(value.into()));
+            saga.apply(moment)?;
+        }
+        let value = postcard::to_stdvec(&(saga.state, saga.changed_ms)).expect("two numbers can be encoded");
+        writes.insert(head(&self.id), Some(value.into()));
+        let (was, is) = (self.saga.state, saga.state);
+        match (is_undone_now(was), is_undone_now(is)) {
+            (false, true) => drop(writes.insert(format!("{UNDOS}{}", self.id), Some(Bytes::new()))),
+            (true, false) => drop(writes.insert(format!("{UNDOS}{}", self.id), None)),
+            _ => {}
+        }
+        if is.has_ended() {
+            writes.insert(format!("{ENDED}{expires_ms:013}/{}", self.id), Some(Bytes::new()));
+        }
+        Ok((SharedChange { reads: self.guard(), writes }, saga))
+    }
+
+    /// The change that forgets it; also by the entry that says when.
+    pub fn forget(&self, expired_ms: Option<u64>) -> SharedChange {
+        let events = (0..self.saga.events).map(|number| event(&self.id, number));
+        let ended = expired_ms.map(|expires_ms| format!("{ENDED}{expires_ms:013}/{}", self.id));
+        let keys = events.chain([head(&self.id), format!("{UNDOS}{}", self.id)]).chain(ended);
+        SharedChange { reads: self.guard(), writes: keys.map(|key| (key, None)).collect() }
+    }
+
+    /// The change that only makes sure that nobody has appended since.
+    pub fn unchanged(&self) -> SharedChange {
+        SharedChange { reads: self.guard(), writes: BTreeMap::new() }
+    }
+
+    fn guard(&self) -> BTreeMap<String, Version> {
+        BTreeMap::from([(head(&self.id), self.version)])
+    }
+}
+
+fn is_undone_now(state: SagaState) -> bool {
+    matches!(state, SagaState::Undoing | SagaState::Halted)
+}
+
+fn head(id: &SagaId) -> String {
+    format!("{HEADS}{id}")
+}
+
+/// The length makes sure that no name's events lie among another one's.
+fn event(id: &SagaId, number: u32) -> String {
+    format!("saga/event/{:05}{id}/{number:010}", id.as_str().len())
+}
+
+/// The first key behind all that begin with `prefix`, which ends in `/`.
+fn past(prefix: &str) -> String {
+    format!("{}0", prefix.trim_end_matches('/'))
+}
+
+fn id_in(key: &str, prefix: &str) -> Result<SagaId, StoreError> {
+    let id = key.strip_prefix(prefix).and_then(|id| id.parse().ok());
+    id.ok_or_else(|| StoreError::Damaged(format!("`{key}` names no saga").into()))
+}
+
+fn damaged(id: &SagaId, error: &dyn std::fmt::Display) -> StoreError {
+    StoreError::Damaged(format!("the log of the saga {id}: {error}").into())
+}

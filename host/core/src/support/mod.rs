@@ -1,0 +1,5 @@
+//! What everything rests on: time, injected faults, and the locks and threads that shuttle can replace.
+
+pub(crate) mod clock;
+pub(crate) mod fault;
+pub(crate) mod sync;

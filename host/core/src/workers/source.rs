@@ -1,0 +1,167 @@
+//! Feeds a consumer from a source: pulls, keeps the number in flight bounded, settles each delivery by its ending.
+
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+use crate::pipeline::{Accepted, Handling, IdempotentConsumer};
+use crate::pipeline::outcome::Ending;
+use crate::support::fault;
+use crate::message::Message;
+use crate::store::StoreError;
+use crate::transport::{Delivery, Received, Source, TransportError};
+
+/// Why a run stopped before the end of its input.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RunError {
+    /// The store failed; nothing that was acknowledged is lost.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The source failed.
+    #[error("the source failed: {0}")]
+    Source(#[from] TransportError),
+}
+
+/// What became of one piece of input.
+#[derive(Debug)]
+pub enum Report<'a> {
+    /// A message ended.
+    Ended {
+        /// The message.
+        message: &'a Message,
+        /// How.
+        ending: &'a Ending,
+    },
+    /// It was no message.
+    Invalid {
+        /// Where it stands in the source.
+        position: &'a str,
+        /// What is wrong.
+        reason: &'a str,
+    },
+}
+
+/// Is told of every ending, before the delivery is settled and after the ending is durable. Must not block for long.
+pub trait Observer: Send + Sync + 'static {
+    /// One piece of input ended.
+    fn ended(&self, report: Report<'_>);
+}
+
+/// Runs `source` to its end, or until `stop` turns true; then waits for what is in flight.
+///
+/// At most `taken_max` messages are taken and not yet settled; how many of them run at once is the consumer's to say. Those that
+/// wait behind another or for their next attempt are among them, so it should be a good deal more. Must be called inside a tokio runtime. After a store failure nothing more
+/// is pulled, and what was not durable is left unsettled.
+pub async fn run(
+    consumer: &IdempotentConsumer,
+    source: &mut dyn Source,
+    observer: Arc<dyn Observer>,
+    taken_max: usize,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), RunError> {
+    let slots = Arc::new(Semaphore::new(taken_max.max(1)));
+    let mut tasks: JoinSet<Result<(), RunError>> = JoinSet::new();
+    let pulled = loop {
+        let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
+        if let Some(failed) = first_failure(&mut tasks) {
+            break Err(failed);
+        }
+        let received = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => break Ok(()),
+            received = pull(consumer, source) => received,
+        };
+        match received {
+            Err(error) => break Err(error.into()),
+            Ok(None) => break Ok(()),
+            Ok(Some(Received::Invalid { position, reason })) => {
+                observer.ended(Report::Invalid { position: &position, reason: &reason });
+            }
+            Ok(Some(Received::Delivery(delivery))) => {
+                // Accepted here, in the order received: that fixes the order inside each lane.
+                let accepted = consumer.accept(delivery.message().clone(), Handling::default());
+                let (consumer, observer) = (consumer.clone(), observer.clone());
+                tasks.spawn(async move {
+                    let _slot = slot;
+                    settle(&consumer, accepted, delivery, &*observer).await
+                });
+            }
+        }
+    };
+    let drained = drain(consumer, tasks, stop).await;
+    pulled.and(drained)
+}
+
+/// The next message. While the consumer's circuit breaker is open, the source is left alone.
+async fn pull(consumer: &IdempotentConsumer, source: &mut dyn Source) -> Result<Option<Received>, TransportError> {
+    if !fault::mutated("breaker-open-pulls") {
+        consumer.wants_messages().await;
+    }
+    source.recv().await
+}
+
+/// Waits for what is in flight. Retries that wait for their time are cut short when `stop` turns true.
+async fn drain(
+    consumer: &IdempotentConsumer,
+    mut tasks: JoinSet<Result<(), RunError>>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), RunError> {
+    let mut result = Ok(());
+    let mut stopped = false;
+    loop {
+        tokio::select! {
+            ended = tasks.join_next() => match ended {
+                None => return result,
+                Some(ended) => result = result.and(joined(ended)),
+            },
+            Ok(_) = stop.wait_for(|stop| *stop), if !stopped => {
+                stopped = true;
+                consumer.stop();
+            }
+        }
+    }
+}
+
+async fn settle(
+    consumer: &IdempotentConsumer,
+    accepted: Accepted,
+    delivery: Box<dyn Delivery>,
+    observer: &dyn Observer,
+) -> Result<(), RunError> {
+    let ending = consumer.process(accepted).await?;
+    observer.ended(Report::Ended { message: delivery.message(), ending: &ending });
+    fault::point("before-ack");
+    match &ending {
+        Ending::Completed { .. } | Ending::Duplicate(_) | Ending::Stale | Ending::Parked { .. } => {
+            delivery.ack().await?
+        }
+        Ending::DeadLettered { error }
+        | Ending::Compensating { error }
+        | Ending::Compensated { error }
+        | Ending::CompensationFailed { error } => delivery.dead_letter(error).await?,
+        Ending::Mismatch => delivery.dead_letter("the idempotency key was used before with another body").await?,
+        Ending::Retry { after_ms, .. } | Ending::InFlight { after_ms } | Ending::Paused { after_ms } => {
+            delivery.nack(*after_ms).await?
+        }
+    }
+    fault::point("acked");
+    Ok(())
+}
+
+fn first_failure(tasks: &mut JoinSet<Result<(), RunError>>) -> Option<RunError> {
+    while let Some(ended) = tasks.try_join_next() {
+        if let Err(error) = joined(ended) {
+            return Some(error);
+        }
+    }
+    None
+}
+
+fn joined(ended: Result<Result<(), RunError>, tokio::task::JoinError>) -> Result<(), RunError> {
+    match ended {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Ok(()),
+    }
+}

@@ -1,0 +1,38 @@
+//! Has a store forget what has expired, in the background. Decides only when.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::support::clock::Clock;
+use crate::store::{IdempotencyStorage, StoreError};
+
+/// How often to look for what has expired, in milliseconds; the shortest window of a store is a minute.
+pub const SWEEP_EVERY_MS: u64 = 60_000;
+
+/// Sweeps every `every_ms` until `stop` turns true; the first time at once. Must run inside a tokio runtime with a pool of
+/// blocking threads: a sweep may block for as long as a transaction.
+pub async fn run(
+    storage: Arc<dyn IdempotencyStorage>,
+    clock: Arc<dyn Clock>,
+    every_ms: u64,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), StoreError> {
+    loop {
+        let now_ms = clock.now_ms();
+        let store = storage.clone();
+        let swept = tokio::task::spawn_blocking(move || futures_executor::block_on(store.sweep(now_ms)));
+        let swept = swept.await.unwrap_or_else(|died| match died.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime ends: there is nobody left to sweep for.
+            Err(_) => Ok(0),
+        })?;
+        if swept > 0 {
+            tracing::info!("retention: {swept} records have expired and are gone");
+        }
+        tokio::select! {
+            () = clock.sleep(every_ms) => {}
+            _ = stop.wait_for(|stop| *stop) => return Ok(()),
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Commits of a group: decides whether what each commit expects is still so, then makes those that stand durable with one
+//! append to the journal and one sync. The tables follow later, by the applier.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::BuildHasherDefault;
+
+use hapax_core::context::{RangeRead, Version};
+use hapax_core::fault;
+use hapax_core::key::{Hashed, Scope};
+use hapax_core::record::Record;
+use hapax_core::storage::{Commit, Group, RecordChange, StoreError, Verdict};
+
+use crate::redb::core::Core;
+use crate::format::frame::Builder;
+use crate::journal::Journal;
+use crate::redb::open::io_store_error;
+use crate::{layout, read};
+
+/// Writes a group and makes it visible. Called by one thread at a time.
+pub(crate) fn commit(core: &Core, journal: &mut Journal, group: &Group) -> Result<Vec<Verdict>, StoreError> {
+    core.failure()?;
+    let mut frame = Builder::new(group.commits.len());
+    let mut judge = Judge::new(core, group);
+    let mut verdicts = Vec::with_capacity(group.commits.len());
+    for commit in &group.commits {
+        let verdict = judge.verdict(commit)?;
+        if verdict == Verdict::Committed {
+            frame.push(commit);
+            judge.note(commit);
+        }
+        verdicts.push(verdict);
+    }
+    for sent in &group.sent {
+        frame.push_sent(*sent);
+    }
+    for note in &group.notes {
+        frame.push_event(note);
+    }
+    if !frame.is_empty() {
+        if fault::mutated("split-commit") {
+            return in_two(core, journal, group, verdicts);
+        }
+        write(core, journal, frame)?;
+    }
+    Ok(verdicts)
+}
+
+/// Appends one frame, syncs, and makes it visible.
+pub(crate) fn write(core: &Core, journal: &mut Journal, frame: Builder) -> Result<(), StoreError> {
+    let offset = make_room(core, journal, frame.len())?;
+    fault::point("group-written");
+    let (frame, after) = journal.append(frame, offset).map_err(|error| {
+        let error = io_store_error(&error);
+        // Whether the frame is on the disk is not known: nothing may be appended after it.
+        core.fail(error.clone());
+        error
+    })?;
+    let wake = {
+        let mut view = core.view.write();
+        let first = view.active.is_empty();
+        view.active.insert(&frame, after).map_err(|_| StoreError::Damaged("a frame cannot be read back".into()))?;
+        let full = view.active.bytes() >= core.options.memtable_bytes;
+        if full {
+            view.freeze();
+        }
+        first || full
+    };
+    if wake {
+        core.wake();
+    }
+    Ok(())
+}
+
+/// Waits until the memtables are within their bound and the journal has room: when the applier is behind, commits wait.
+fn make_room(core: &Core, journal: &mut Journal, length: usize) -> Result<u64, StoreError> {
+    core.wait_for(|view| {
+        let applied = view.snapshot.applied.sequence;
+        let within = view.frozen.is_empty() || view.unapplied_bytes() < core.options.unapplied_bytes_max;
+        let offset = journal.room(length, applied).filter(|_| within);
+        if offset.is_none() {
+            view.freeze();
+        }
+        offset
+    })
+}
+
+/// The mutation "the commit is split in two": records first, what they stand for afterwards.
+fn in_two(
+    core: &Core,
+    journal: &mut Journal,
+    group: &Group,
+    verdicts: Vec<Verdict>,
+) -> Result<Vec<Verdict>, StoreError> {
+    let (mut records, mut effects) = (Builder::new(group.commits.len()), Builder::new(group.commits.len()));
+    for (commit, _) in group.commits.iter().zip(&verdicts).filter(|(_, verdict)| **verdict == Verdict::Committed) {
+        records.push(&Commit { effects: Default::default(), letter: None, shared: None, ..commit.clone() });
+        effects.push(&Commit { record: RecordChange::Keep, ..commit.clone() });
+    }
+    group.sent.iter().for_each(|sent| effects.push_sent(*sent));
+    group.notes.iter().for_each(|note| effects.push_event(note));
+    write(core, journal, records)?;
+    write(core, journal, effects)?;
+    Ok(verdicts)
+}
+
+/// What is so when a commit's turn comes: the store, and what earlier commits of the group have made of it.
+struct Judge<'a> {
+    core: &'a Core,
+    /// `None` where it was forgotten.
+    records: HashMap<u128, Option<&'a Record>, BuildHasherDefault<Hashed>>,
+    /// Versions that the group's commits wrote, 0 where they deleted; kept only if anybody of the group has read.
+    written: Option<BTreeMap<(&'a Scope, &'a str), Version>>,
+    /// The same for what is no processor's, by tenant.
+    shared: BTreeMap<(&'a str, &'a str), Version>,
+}
+
+impl<'a> Judge<'a> {
+    fn new(core: &'a Core, group: &Group) -> Self {
+        let has_read = |commit: &Commit| {
+            let reads = &commit.reads;
+            !(reads.keys.is_empty() && reads.ranges.is_empty()) || commit.shared.is_some()
+        };
+        let anybody_read = group.commits.iter().any(has_read);
+        Self { core, records: HashMap::default(), written: anybody_read.then(BTreeMap::new), shared: BTreeMap::new() }
+    }
+
+    fn verdict(&self, commit: &Commit) -> Result<Verdict, StoreError> {
+        let found = match self.records.get(&commit.key.digest()) {
+            Some(record) => record.cloned(),
+            None => read::record(self.core, &commit.key)?,
+        };
+        if !commit.expected.stands(found.as_ref().map(|record| record.epoch)) {
+            return Ok(Verdict::Taken(found.map(Box::new)));
+        }
+        Ok(if self.stands(commit)? && self.shared_stands(commit)? { Verdict::Committed } else { Verdict::Conflict })
+    }
+
+    fn note(&mut self, commit: &'a Commit) {
+        if commit.record != RecordChange::Keep {
+            self.records.insert(commit.key.digest(), commit.record.put().map(|record| &**record));
+        }
+        if let Some(written) = &mut self.written {
+            let scope = &commit.key.scope;
+            let version = |value: &Option<_>| if value.is_some() { commit.version } else { 0 };
+            written.extend(commit.effects.writes.iter().map(|(key, value)| ((scope, key.as_str()), version(value))));
+            let shared = commit.shared.iter().flat_map(|shared| &shared.writes);
+            self.shared.extend(shared.map(|(key, value)| ((&*scope.tenant, key.as_str()), version(value))));
+        }
+    }
+
+    /// Whether everything the run read is still so.
+    fn stands(&self, commit: &Commit) -> Result<bool, StoreError> {
+        let Some(written) = &self.written else { return Ok(true) };
+        let scope = &commit.key.scope;
+        let prefix = layout::scope_prefix(scope);
+        for (key, version) in &commit.reads.keys {
+            let now = match written.get(&(scope, key.as_str())) {
+                Some(now) => *now,
+                None => read::state(self.core, &prefix, key)?.0,
+            };
+            if now != *version {
+                return Ok(false);
+            }
+        }
+        for range in &commit.reads.ranges {
+            if !self.range_stands(written, scope, &prefix, range)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The same for what is no processor's.
+    fn shared_stands(&self, commit: &Commit) -> Result<bool, StoreError> {
+        let Some(shared) = &commit.shared else { return Ok(true) };
+        if fault::mutated("shared-unchecked") {
+            return Ok(true);
+        }
+        let scope = commit.key.scope.shared();
+        let prefix = layout::scope_prefix(&scope);
+        for (key, version) in &shared.reads {
+            let now = match self.shared.get(&(&*scope.tenant, key.as_str())) {
+                Some(now) => *now,
+                None => read::state(self.core, &prefix, key)?.0,
+            };
+            if now != *version {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn range_stands(
+        &self,
+        written: &BTreeMap<(&Scope, &str), Version>,
+        scope: &Scope,
+        prefix: &[u8],
+        range: &RangeRead,
+    ) -> Result<bool, StoreError> {
+        if range.end.as_deref().is_some_and(|end| end <= range.start.as_str()) {
+            return Ok(range.seen.is_empty());
+        }
+        let inside = |key: &str| range.end.as_deref().is_none_or(|end| key < end);
+        let own: Vec<(&str, Version)> = written
+            .range((scope, range.start.as_str())..)
+            .take_while(|((of, key), _)| *of == scope && inside(key))
+            .map(|((_, key), version)| (*key, *version))
+            .collect();
+        // Deletes of the group hide entries of the store: read that many more.
+        let limit = range.limit.saturating_add(own.len());
+        let below = read::scan(self.core, prefix, &range.start, range.end.as_deref(), limit)?;
+        let mut now: BTreeMap<&str, Version> = below.iter().map(|(key, version, _)| (key.as_str(), *version)).collect();
+        now.extend(own);
+        let present = now.into_iter().filter(|(_, version)| *version != 0).take(range.limit);
+        Ok(present.eq(range.seen.iter().map(|(key, version)| (key.as_str(), *version))))
+    }
+}

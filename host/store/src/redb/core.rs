@@ -1,0 +1,124 @@
+//! What the parts of an open store share: the database, the view that readers see, and how far the applier has come.
+
+use hapax_core::storage::StoreError;
+use parking_lot::{Condvar, Mutex, RwLock};
+use redb::Database;
+
+use crate::StoreOptions;
+use crate::redb::buckets::Catalogue;
+use crate::redb::view::{Snapshot, View};
+
+/// Shared by the committer, the applier and every reader. Locks are taken in the order catalogue, progress, view.
+pub(crate) struct Core {
+    pub(crate) database: Closing,
+    pub(crate) options: StoreOptions,
+    pub(crate) view: RwLock<View>,
+    /// Held by whoever writes the tables.
+    pub(crate) catalogue: Mutex<Catalogue>,
+    pub(crate) progress: Mutex<Progress>,
+    /// Something in [`Progress`] or in the view's memtables has changed.
+    pub(crate) changed: Condvar,
+}
+
+/// A database that is closed without a panic: redb takes some damage for a mistake of its own also then. Everything that
+/// was committed is durable before; what redb writes when it closes only spares it work at the next start.
+pub(crate) struct Closing(Option<Database>);
+
+impl Closing {
+    pub(crate) fn new(database: Database) -> Self {
+        Self(Some(database))
+    }
+}
+
+impl std::ops::Deref for Closing {
+    type Target = Database;
+
+    fn deref(&self) -> &Database {
+        self.0.as_ref().expect("it is there until it is dropped")
+    }
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        let database = self.0.take();
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(database))).is_err() {
+            tracing::error!("store: the database is damaged and could not be closed in order; run `hapax doctor`");
+        }
+    }
+}
+
+/// How the store is doing.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// Everything is to be applied now, and then the threads end.
+    pub(crate) closing: bool,
+    /// The failure that closed the store.
+    pub(crate) failed: Option<StoreError>,
+}
+
+/// Why a new snapshot is published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Published {
+    /// The oldest frozen memtable is in it.
+    Applied,
+    /// Rows or buckets are gone.
+    Other,
+}
+
+impl Core {
+    /// Makes `snapshot` what readers see; in the same moment the memtable that was applied goes. Called under the
+    /// catalogue's lock: snapshots follow one another as their transactions did.
+    pub(crate) fn publish(&self, snapshot: Snapshot, published: Published) {
+        let gone = {
+            let mut view = self.view.write();
+            let before = std::mem::replace(&mut view.snapshot, snapshot.into());
+            (before, if published == Published::Applied { view.frozen.pop_front() } else { None })
+        };
+        // Freed outside the lock: it may be large.
+        drop(gone);
+        self.wake();
+    }
+
+    /// Lets everybody look again who waits for a change.
+    pub(crate) fn wake(&self) {
+        let _progress = self.progress.lock();
+        self.changed.notify_all();
+    }
+
+    /// Closes the store.
+    pub(crate) fn fail(&self, error: StoreError) {
+        tracing::error!("store: {error}");
+        self.progress.lock().failed.get_or_insert(error);
+        self.wake();
+    }
+
+    /// The failure that closed the store, if one did.
+    pub(crate) fn failure(&self) -> Result<(), StoreError> {
+        self.progress.lock().failed.clone().map_or(Ok(()), Err)
+    }
+
+    /// Waits until `ready` answers something, looking again after every change. The applier must be able to bring it about.
+    pub(crate) fn wait_for<T>(&self, mut ready: impl FnMut(&mut View) -> Option<T>) -> Result<T, StoreError> {
+        if let Some(answer) = ready(&mut self.view.write()) {
+            return Ok(answer);
+        }
+        let mut progress = self.progress.lock();
+        loop {
+            if let Some(error) = &progress.failed {
+                return Err(error.clone());
+            }
+            if let Some(answer) = ready(&mut self.view.write()) {
+                return Ok(answer);
+            }
+            self.changed.notify_all();
+            self.changed.wait(&mut progress);
+        }
+    }
+
+    /// Applies everything that is journalled by now. What is journalled meanwhile is not waited for: under load there would be
+    /// no end of it.
+    pub(crate) fn flush(&self) -> Result<(), StoreError> {
+        let last = self.view.read().last_sequence();
+        self.wait_for(|view| view.push_down(last).then_some(()))
+    }
+}

@@ -1,0 +1,186 @@
+//! The feed of record events: memtables pack them into blocks as they come, the applier writes the blocks, and the oldest go
+//! when there are too many. Reads go through the tables first, then through what is not applied yet: the order of the feed.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use hapax_core::fault;
+use hapax_core::feed::{Cursor, FeedEntry, FeedEvent, FeedPage};
+use hapax_core::key::RecordKey;
+use hapax_core::storage::StoreError;
+use redb::{Table, WriteTransaction};
+
+use crate::redb::core::Core;
+use crate::format::layout::{self, BLOCK_BYTES, FeedFacts};
+use crate::redb::open::running_error;
+use crate::redb::read;
+use crate::redb::view::{Snapshot, View};
+
+/// An event in its place.
+pub(crate) type Placed = (Cursor, FeedEntry);
+
+/// Events in order, packed as the table has them.
+#[derive(Debug, Default)]
+pub(crate) struct Blocks {
+    /// The blocks that are full, and the one that is being filled; each with the place of its first event.
+    blocks: Vec<(Cursor, Vec<u8>)>,
+    /// Events in all of them.
+    count: u64,
+}
+
+impl Blocks {
+    /// Adds an event, as a frame has it, behind all others. Answers the bytes that it takes.
+    pub(crate) fn push(&mut self, cursor: Cursor, event: &[u8]) -> usize {
+        let full = |block: &Vec<u8>| block.len() + PLACE_BYTES_MAX + event.len() > BLOCK_BYTES;
+        if self.blocks.last().is_none_or(|(_, block)| full(block)) {
+            self.blocks.push((cursor, Vec::with_capacity(BLOCK_BYTES)));
+        }
+        let (first, block) = self.blocks.last_mut().expect("there is one by now");
+        let before = block.len();
+        layout::push_placed(block, first.sequence, cursor, event);
+        self.count += 1;
+        block.len() - before
+    }
+
+    /// Those behind the place `after`, in order.
+    fn after(&self, after: Cursor) -> Result<Vec<Placed>, StoreError> {
+        let from = self.blocks.partition_point(|(first, _)| *first <= after).saturating_sub(1);
+        let mut found = Vec::new();
+        for (first, block) in &self.blocks[from..] {
+            found.extend(layout::parse_block(first.sequence, block).ok_or_else(damaged)?);
+        }
+        found.retain(|(cursor, _)| *cursor > after);
+        Ok(found)
+    }
+}
+
+/// An event's place in a block takes so many bytes at most: two varints.
+const PLACE_BYTES_MAX: usize = 10 + 5;
+
+/// Which events a reader wants.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    /// Of one record.
+    of: Option<u128>,
+    after: Cursor,
+    limit: usize,
+}
+
+impl Wanted {
+    fn wants(&self, (cursor, entry): &Placed) -> bool {
+        *cursor > self.after && self.of.is_none_or(|digest| entry.digest == digest)
+    }
+}
+
+/// Adds what a memtable has to the table, and drops what is too much; what is kept then is written down with it.
+pub(crate) fn write(
+    txn: &WriteTransaction,
+    mut facts: FeedFacts,
+    events: &Blocks,
+    events_max: u64,
+) -> Result<(), StoreError> {
+    if fault::mutated("feed-not-applied") {
+        return Ok(());
+    }
+    if events.count == 0 {
+        return Ok(());
+    }
+    let mut table = txn.open_table(layout::FEED).map_err(running_error)?;
+    for (first, block) in &events.blocks {
+        table.insert((first.sequence, first.index), block.as_slice()).map_err(running_error)?;
+    }
+    facts.events += events.count;
+    trim(&mut table, &mut facts, events_max)?;
+    let mut meta = txn.open_table(layout::META).map_err(running_error)?;
+    meta.insert(layout::META_FEED, &facts.encode()[..]).map_err(running_error)?;
+    Ok(())
+}
+
+/// Drops the oldest blocks until no more than `events_max` events are left.
+fn trim(
+    table: &mut Table<'_, (u64, u32), &'static [u8]>,
+    facts: &mut FeedFacts,
+    events_max: u64,
+) -> Result<(), StoreError> {
+    while facts.events > events_max {
+        let Some((key, block)) = table.pop_first().map_err(running_error)? else {
+            return Err(StoreError::Damaged("the feed has fewer events than it says".into()));
+        };
+        let gone = layout::parse_block(key.value().0, block.value()).ok_or_else(damaged)?;
+        facts.events = facts.events.saturating_sub(gone.len() as u64);
+        if let Some((last, _)) = gone.last().filter(|_| !fault::mutated("feed-end-forgotten")) {
+            facts.dropped = *last;
+        }
+    }
+    Ok(())
+}
+
+fn damaged() -> StoreError {
+    StoreError::Damaged("a block of the feed cannot be decoded".into())
+}
+
+/// Up to `limit` events after `after`, of one record if given; see [`hapax_core::feed::Feed::events`].
+pub(crate) fn events(
+    core: &Core,
+    of: Option<u128>,
+    after: Option<Cursor>,
+    limit: usize,
+) -> Result<FeedPage, StoreError> {
+    let wanted = Wanted { of, after: after.unwrap_or_default(), limit };
+    if of.is_some() {
+        // All events are looked at: in the tables, where nobody waits for it.
+        core.flush()?;
+    }
+    let (above, end, snapshot) = {
+        let view = core.view.read();
+        (above(&view, &wanted)?, view.last_sequence(), view.snapshot.clone())
+    };
+    let mut found = below(&snapshot, &wanted)?;
+    found.extend(above);
+    found.truncate(limit);
+    let truncated = wanted.after < snapshot.feed_facts.dropped || wanted.after.sequence > end;
+    let mut keys: HashMap<u128, Option<RecordKey>> = HashMap::new();
+    for (_, entry) in &found {
+        if let Entry::Vacant(place) = keys.entry(entry.digest) {
+            place.insert(key(core, entry.digest)?);
+        }
+    }
+    let event = |(cursor, entry): Placed| FeedEvent { cursor, key: keys[&entry.digest].clone(), entry };
+    Ok(FeedPage { events: found.into_iter().map(event).collect(), truncated })
+}
+
+/// The key of the record with that digest, if there is one.
+fn key(core: &Core, digest: u128) -> Result<Option<RecordKey>, StoreError> {
+    if digest == 0 { Ok(None) } else { read::key_of(core, digest) }
+}
+
+/// What the memtables have, oldest first.
+fn above(view: &View, wanted: &Wanted) -> Result<Vec<Placed>, StoreError> {
+    let mut found = Vec::new();
+    for memtable in view.frozen.iter().map(|memtable| &**memtable).chain(std::iter::once(&view.active)) {
+        found.extend(memtable.events.after(wanted.after)?.into_iter().filter(|placed| wanted.wants(placed)));
+        if found.len() >= wanted.limit {
+            break;
+        }
+    }
+    found.truncate(wanted.limit);
+    Ok(found)
+}
+
+/// What the table has.
+fn below(snapshot: &Snapshot, wanted: &Wanted) -> Result<Vec<Placed>, StoreError> {
+    let after = (wanted.after.sequence, wanted.after.index);
+    // The block in which the place lies begins before it.
+    let start = snapshot.feed.range(..=after).map_err(running_error)?.next_back().transpose().map_err(running_error)?;
+    let start = start.map_or(after, |(key, _)| key.value());
+    let mut found = Vec::new();
+    for row in snapshot.feed.range(start..).map_err(running_error)? {
+        if found.len() >= wanted.limit {
+            break;
+        }
+        let (key, block) = row.map_err(running_error)?;
+        let block = layout::parse_block(key.value().0, block.value()).ok_or_else(damaged)?;
+        found.extend(block.into_iter().filter(|placed| wanted.wants(placed)));
+    }
+    Ok(found)
+}

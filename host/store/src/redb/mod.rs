@@ -1,0 +1,228 @@
+//! The store on redb, behind a journal: one folder, one process. Joins reading and writing behind core's seams.
+
+pub(crate) mod applier;
+pub(crate) mod buckets;
+pub(crate) mod commit;
+pub(crate) mod core;
+pub(crate) mod crash_file;
+pub(crate) mod doctor;
+pub(crate) mod feed;
+pub(crate) mod memtable;
+pub(crate) mod open;
+pub(crate) mod read;
+pub(crate) mod status;
+pub(crate) mod view;
+#[cfg(test)]
+mod layers_tests;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, ready};
+use hapax_core::context::{StateView, Version};
+use hapax_core::feed::{Cursor, Feed, FeedPage};
+use hapax_core::key::{RecordKey, Scope};
+use hapax_core::record::Record;
+use hapax_core::running::RunningNotes;
+use hapax_core::storage::{
+    DeadLetter, Group, IdempotencyStorage, Inspect, LetterKey, Outbox, OutboxPosition, OutboxRow, StoreError, Verdict,
+};
+use parking_lot::Mutex;
+
+use crate::redb::applier::Applying;
+use crate::redb::core::Core;
+use crate::redb::status::{self, StoreFacts};
+use crate::journal::Journal;
+use crate::redb::open::{self, Create, OpenError};
+use crate::{apply, commit, feed, read};
+
+/// The store on redb. Reads block for microseconds; `commit` blocks for a sync and belongs on the committer's thread.
+///
+/// Dropping it applies what is journalled to the tables.
+pub struct RedbStore {
+    /// First, so that it is dropped first: the applier ends before the database closes.
+    _applying: Applying,
+    core: Arc<Core>,
+    journal: Mutex<Journal>,
+    running: Arc<dyn RunningNotes>,
+}
+
+/// What a store may use, with units.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// Bytes of redb's page cache.
+    pub page_cache_bytes: usize,
+    /// Bytes of memory for what is journalled and not yet in the tables, roughly; when they are used up, commits wait.
+    pub unapplied_bytes_max: usize,
+    /// Bytes of memory that are brought into the tables in one transaction, roughly. More is less work; less is a shorter
+    /// wait for whoever waits for room.
+    pub memtable_bytes: usize,
+    /// Bytes of the journal's file, in the long run.
+    pub journal_bytes: u64,
+    /// Records of one bucket at most: a bucket is the unit in which records are forgotten and filters are built.
+    pub bucket_rows_max: u64,
+    /// Events of the feed in its table, at most; the oldest go. What is not applied yet comes on top.
+    pub events_max: u64,
+    /// Whether buckets found at the start get their bloom filters. Outcomes are the same without.
+    pub filters: bool,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            page_cache_bytes: 128 << 20,
+            unapplied_bytes_max: 128 << 20,
+            memtable_bytes: 32 << 20,
+            journal_bytes: 128 << 20,
+            bucket_rows_max: 1 << 20,
+            events_max: 1_000_000,
+            filters: true,
+        }
+    }
+}
+
+/// One state entry, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateRow {
+    /// The key.
+    pub key: String,
+    /// The value.
+    pub value: Bytes,
+}
+
+impl RedbStore {
+    /// Opens the store in the folder `path`, which is created where it is absent.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        Self::open_with(path, StoreOptions::default())
+    }
+
+    /// As [`RedbStore::open`], with options of the caller's.
+    pub fn open_with(path: &Path, options: StoreOptions) -> Result<Self, OpenError> {
+        open::open(path, Create::IfAbsent, options)
+    }
+
+    /// Opens a store that must be there.
+    pub fn open_existing(path: &Path) -> Result<Self, OpenError> {
+        open::open(path, Create::Never, StoreOptions::default())
+    }
+
+    /// Opens a store on backends of the caller's, one for the database and one for the journal: tests lose their unsynced
+    /// writes.
+    pub fn open_backends(
+        database: impl redb::StorageBackend,
+        journal: impl redb::StorageBackend,
+        options: StoreOptions,
+    ) -> Result<Self, OpenError> {
+        open::open_backends(database, Box::new(journal), options)
+    }
+
+    pub(crate) fn over(core: Arc<Core>, journal: Journal, running: Arc<dyn RunningNotes>) -> std::io::Result<Self> {
+        Ok(Self { _applying: Applying::start(core.clone())?, core, journal: Mutex::new(journal), running })
+    }
+
+    /// What the parts share, for tests that hold one of them back.
+    #[cfg(test)]
+    pub(crate) fn core(&self) -> Arc<Core> {
+        self.core.clone()
+    }
+
+    /// Up to `limit` state entries whose keys begin with `prefix`, in key order.
+    pub fn state_of(&self, scope: &Scope, prefix: &str, limit: usize) -> Result<Vec<StateRow>, StoreError> {
+        let entries = read::scan(&self.core, &crate::format::layout::scope_prefix(scope), prefix, None, limit)?;
+        // The host's own keys come last.
+        let shown = |key: &str| key.starts_with(prefix) && !key.starts_with(hapax_core::context::RESERVED);
+        let rows = entries.into_iter().take_while(|(key, ..)| shown(key));
+        Ok(rows.map(|(key, _, value)| StateRow { key, value }).collect())
+    }
+
+    /// How many messages wait in the outbox.
+    pub fn outbox_len(&self) -> Result<u64, StoreError> {
+        read::outbox_len(&self.core)
+    }
+
+    /// How the store is doing.
+    pub fn facts(&self) -> Result<StoreFacts, StoreError> {
+        facts::facts(&self.core)
+    }
+
+    /// Brings everything that is journalled into the tables.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        self.core.flush()
+    }
+}
+
+impl IdempotencyStorage for RedbStore {
+    fn admit<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
+        Box::pin(ready(read::record(&self.core, key)))
+    }
+
+    fn commit<'a>(&'a self, group: &'a Group) -> BoxFuture<'a, Result<Vec<Verdict>, StoreError>> {
+        Box::pin(async move { commit::commit(&self.core, &mut self.journal.lock(), group) })
+    }
+
+    fn view(&self, scope: &Scope) -> Arc<dyn StateView> {
+        Arc::new(read::ScopeView::new(self.core.clone(), scope))
+    }
+
+    fn last_version(&self) -> BoxFuture<'_, Result<Version, StoreError>> {
+        Box::pin(ready(Ok(self.journal.lock().last_version())))
+    }
+
+    fn cleanup(&self, older_than_ms: u64, limit: usize) -> BoxFuture<'_, Result<usize, StoreError>> {
+        Box::pin(async move { apply::cleanup(&self.core, older_than_ms, limit) })
+    }
+
+    fn sweep(&self, now_ms: u64) -> BoxFuture<'_, Result<u64, StoreError>> {
+        Box::pin(async move { apply::sweep(&self.core, &self.journal, now_ms) })
+    }
+
+    fn running_notes(&self) -> Arc<dyn RunningNotes> {
+        self.running.clone()
+    }
+}
+
+impl Outbox for RedbStore {
+    fn pending(
+        &self,
+        after: Option<OutboxPosition>,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<OutboxRow>, StoreError>> {
+        Box::pin(ready(read::pending(&self.core, after, limit)))
+    }
+}
+
+impl Inspect for RedbStore {
+    fn records<'a>(
+        &'a self,
+        processor: Option<&'a str>,
+        after: Option<&'a RecordKey>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<(RecordKey, Record)>, StoreError>> {
+        Box::pin(ready(read::records(&self.core, processor, after, limit)))
+    }
+
+    fn dead_letters<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Vec<DeadLetter>, StoreError>> {
+        Box::pin(ready(read::dead_letters(&self.core, key)))
+    }
+
+    fn letters<'a>(
+        &'a self,
+        processor: Option<&'a str>,
+        after: Option<&'a LetterKey>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<(LetterKey, DeadLetter)>, StoreError>> {
+        Box::pin(ready(read::letters(&self.core, processor, after, limit)))
+    }
+}
+
+impl Feed for RedbStore {
+    fn events(
+        &self,
+        of: Option<u128>,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<FeedPage, StoreError>> {
+        Box::pin(ready(feed::events(&self.core, of, after, limit)))
+    }
+}

@@ -1,0 +1,384 @@
+//! Reads: the memtables first, newest to oldest, then the tables. Each answer is of one moment, and holds every commit that
+//! was durable when the read began.
+
+use std::collections::{BTreeMap, BinaryHeap};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, ready};
+use hapax_core::context::{Entry, StateView, Version};
+use hapax_core::key::{RecordKey, Scope};
+use hapax_core::message::Message;
+use hapax_core::record::Record;
+use hapax_core::storage::{DeadLetter, LetterKey, OutboxPosition, OutboxRow, StoreError};
+use redb::{ReadableTable as _, ReadableTableMetadata as _};
+
+use crate::redb::core::Core;
+use crate::format::layout;
+use crate::redb::open::running_error;
+use crate::redb::view::{BucketTables, Snapshot, View};
+
+fn damaged(what: &str) -> StoreError {
+    StoreError::Damaged(format!("{what} cannot be decoded").into())
+}
+
+/// What the memtables say: nothing, or what they hold (which may be that it was deleted).
+fn newest<T>(view: &View, look: impl Fn(&crate::redb::memtable::Memtable) -> Option<T>) -> Option<T> {
+    view.memtables().find_map(look)
+}
+
+pub(crate) fn record(core: &Core, key: &RecordKey) -> Result<Option<Record>, StoreError> {
+    let hash = key.digest();
+    let (above, snapshot) = {
+        let view = core.view.read();
+        (newest(&view, |memtable| memtable.records.get(&hash).map(|slot| slot.row.clone())), view.snapshot.clone())
+    };
+    match above {
+        Some(row) => row.map(|row| decode_row(&row, key)).transpose(),
+        None => stored(&snapshot, key, hash),
+    }
+}
+
+/// The record as the tables have it.
+fn stored(snapshot: &Snapshot, key: &RecordKey, hash: u128) -> Result<Option<Record>, StoreError> {
+    stored_row(snapshot, hash, |row| decode_row(row, key))
+}
+
+/// What `read` makes of the row with that hash in the tables.
+fn stored_row<T>(
+    snapshot: &Snapshot,
+    hash: u128,
+    read: impl FnOnce(&[u8]) -> Result<T, StoreError>,
+) -> Result<Option<T>, StoreError> {
+    if !snapshot.kept_is_empty
+        && let Some(row) = snapshot.kept.get(hash).map_err(running_error)?
+    {
+        return read(row.value()).map(Some);
+    }
+    // The newest first: duplicates most often follow soon.
+    for tables in snapshot.buckets.iter().rev().filter(|tables| tables.bucket.may_hold(hash)) {
+        if let Some(location) = tables.index.get(hash).map_err(running_error)? {
+            return with_row(tables, location.value(), read).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+/// The key of the record with that hash, if there is one.
+pub(crate) fn key_of(core: &Core, hash: u128) -> Result<Option<RecordKey>, StoreError> {
+    let (above, snapshot) = {
+        let view = core.view.read();
+        (newest(&view, |memtable| memtable.records.get(&hash).map(|slot| slot.row.clone())), view.snapshot.clone())
+    };
+    let key = |row: &[u8]| {
+        let key = layout::split_row(row).and_then(|(key, _)| layout::parse_record_key(key));
+        key.ok_or_else(|| damaged("a record's key"))
+    };
+    match above {
+        Some(row) => row.map(|row| key(&row)).transpose(),
+        None => stored_row(&snapshot, hash, key),
+    }
+}
+
+fn with_row<T>(
+    tables: &BucketTables,
+    location: u64,
+    read: impl FnOnce(&[u8]) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let (block, offset) = layout::split_location(location);
+    let block = tables.rows.get(block).map_err(running_error)?.ok_or_else(|| damaged("the place of a record"))?;
+    read(layout::row_at(block.value(), offset).ok_or_else(|| damaged("a block of records"))?)
+}
+
+/// The record of a row, which must be that of `key`: two keys with one hash are told, never taken for each other.
+fn decode_row(row: &[u8], key: &RecordKey) -> Result<Record, StoreError> {
+    let (stored, record) = layout::split_row(row).ok_or_else(|| damaged("a record"))?;
+    if stored != layout::record_key(key) {
+        return Err(StoreError::Damaged(format!("the hash of {key} is taken by another record").into()));
+    }
+    layout::decode(record).ok_or_else(|| damaged("a record"))
+}
+
+fn any_row(row: &[u8]) -> Result<(RecordKey, Record), StoreError> {
+    let (key, record) = layout::split_row(row).ok_or_else(|| damaged("a record"))?;
+    let key = layout::parse_record_key(key).ok_or_else(|| damaged("a record's key"))?;
+    Ok((key, layout::decode(record).ok_or_else(|| damaged("a record"))?))
+}
+
+/// Hashes of kept records whose row is as asked.
+pub(crate) fn kept_where(
+    snapshot: &Snapshot,
+    limit: usize,
+    wanted: &dyn Fn(&[u8]) -> bool,
+) -> Result<Vec<u128>, StoreError> {
+    let rows = snapshot.kept.iter().map_err(running_error)?;
+    let hashes = rows.filter_map(|row| match row {
+        Ok((hash, row)) => wanted(row.value()).then(|| Ok(hash.value())),
+        Err(error) => Some(Err(running_error(error))),
+    });
+    hashes.take(limit).collect()
+}
+
+/// Hashes of a bucket's records whose row is as asked.
+pub(crate) fn bucket_where(
+    tables: &BucketTables,
+    limit: usize,
+    wanted: &dyn Fn(&[u8]) -> bool,
+) -> Result<Vec<u128>, StoreError> {
+    let mut found = Vec::new();
+    for row in tables.index.iter().map_err(running_error)? {
+        if found.len() == limit {
+            break;
+        }
+        let (hash, location) = row.map_err(running_error)?;
+        if with_row(tables, location.value(), |row| Ok(wanted(row)))? {
+            found.push(hash.value());
+        }
+    }
+    Ok(found)
+}
+
+/// Up to `limit` records after `after`, in the order of their keys. Records stand by hash, so a page looks at all of them,
+/// in little memory: it is for people.
+pub(crate) fn records(
+    core: &Core,
+    processor: Option<&str>,
+    after: Option<&RecordKey>,
+    limit: usize,
+) -> Result<Vec<(RecordKey, Record)>, StoreError> {
+    core.flush()?;
+    let snapshot = core.view.read().snapshot.clone();
+    let after = after.map(layout::record_key);
+    let prefix = processor.map(|processor| layout::scope_prefix(&Scope::of(processor)));
+    // The least encoded keys so far, the greatest of them on top.
+    let mut least: BinaryHeap<(Vec<u8>, Vec<u8>)> = BinaryHeap::new();
+    let mut offer = |row: &[u8]| -> Result<(), StoreError> {
+        let (key, _) = layout::split_row(row).ok_or_else(|| damaged("a record"))?;
+        let wanted = after.as_deref().is_none_or(|after| key > after)
+            && prefix.as_deref().is_none_or(|prefix| key.starts_with(prefix))
+            && (least.len() < limit || least.peek().is_some_and(|(greatest, _)| key < greatest.as_slice()));
+        if wanted {
+            least.push((key.to_vec(), row.to_vec()));
+            if least.len() > limit {
+                least.pop();
+            }
+        }
+        Ok(())
+    };
+    for row in snapshot.kept.iter().map_err(running_error)? {
+        offer(row.map_err(running_error)?.1.value())?;
+    }
+    for tables in &snapshot.buckets {
+        for row in tables.index.iter().map_err(running_error)? {
+            with_row(tables, row.map_err(running_error)?.1.value(), &mut offer)?;
+        }
+    }
+    least.into_sorted_vec().iter().map(|(_, row)| any_row(row)).collect()
+}
+
+/// Up to `limit` messages to send after `after`, in order.
+pub(crate) fn pending(core: &Core, after: Option<OutboxPosition>, limit: usize) -> Result<Vec<OutboxRow>, StoreError> {
+    let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+    let (above, sent, snapshot) = {
+        let view = core.view.read();
+        // Sent first: a row may lie in another memtable than the note that it was sent.
+        let sent: std::collections::BTreeSet<_> = view.memtables().flat_map(|m| m.sent.iter().copied()).collect();
+        let mut above: BTreeMap<OutboxPosition, Bytes> = BTreeMap::new();
+        for memtable in view.memtables() {
+            let rows =
+                memtable.outbox.range((start, Bound::Unbounded)).filter(|(position, _)| !sent.contains(position));
+            above.extend(rows.take(limit).map(|(position, message)| (*position, message.clone())));
+        }
+        (above, sent, view.snapshot.clone())
+    };
+    let start = after.map_or(Bound::Unbounded, |after| Bound::Excluded((after.version, after.index)));
+    let mut rows = Vec::new();
+    for row in snapshot.outbox.range::<(u64, u32)>((start, Bound::Unbounded)).map_err(running_error)? {
+        let (position, message) = row.map_err(running_error)?;
+        let (version, index) = position.value();
+        let position = OutboxPosition { version, index };
+        if rows.len() == limit {
+            break;
+        }
+        if !sent.contains(&position) {
+            rows.push((position, Bytes::copy_from_slice(message.value())));
+        }
+    }
+    // Versions only grow: what the tables hold comes before what is not applied.
+    rows.extend(above);
+    rows.sort_by_key(|(position, _)| *position);
+    let decoded = rows.into_iter().take(limit).map(|(position, message)| {
+        let message: Message = layout::decode(&message).ok_or_else(|| damaged("an outbox message"))?;
+        Ok(OutboxRow { position, message })
+    });
+    decoded.collect()
+}
+
+pub(crate) fn outbox_len(core: &Core) -> Result<u64, StoreError> {
+    let view = core.view.read();
+    let above: usize = view.memtables().map(|memtable| memtable.outbox.len()).sum();
+    let sent: usize = view.memtables().map(|memtable| memtable.sent.len()).sum();
+    let stored = view.snapshot.outbox.len().map_err(running_error)?;
+    Ok((stored + above as u64).saturating_sub(sent as u64))
+}
+
+/// The messages that are kept under a record.
+pub(crate) fn dead_letters(core: &Core, key: &RecordKey) -> Result<Vec<DeadLetter>, StoreError> {
+    let start = layout::record_key(key);
+    let end = layout::after_prefix(&start);
+    let letters = kept_messages(core, (Bound::Included(&start[..]), Bound::Excluded(&end[..])), usize::MAX)?;
+    Ok(letters.into_iter().map(|(_, letter)| letter).collect())
+}
+
+/// Up to `limit` kept messages after `after`, of one processor if given.
+pub(crate) fn letters(
+    core: &Core,
+    processor: Option<&str>,
+    after: Option<&LetterKey>,
+    limit: usize,
+) -> Result<Vec<(LetterKey, DeadLetter)>, StoreError> {
+    let after = after.map(|after| layout::letter_key(&layout::record_key(&after.record), &after.fingerprint));
+    let prefix = processor.map(|processor| layout::scope_prefix(&Scope::of(processor)));
+    let end = prefix.as_deref().map(layout::after_prefix);
+    let start = match (&after, &prefix) {
+        (Some(after), _) => Bound::Excluded(&after[..]),
+        (None, Some(prefix)) => Bound::Included(&prefix[..]),
+        (None, None) => Bound::Unbounded,
+    };
+    kept_messages(core, (start, end.as_deref().map_or(Bound::Unbounded, Bound::Excluded)), limit)
+}
+
+/// The first kept messages of a range of encoded keys.
+fn kept_messages(
+    core: &Core,
+    range: (Bound<&[u8]>, Bound<&[u8]>),
+    limit: usize,
+) -> Result<Vec<(LetterKey, DeadLetter)>, StoreError> {
+    let (mut letters, snapshot) = {
+        let view = core.view.read();
+        let mut letters: BTreeMap<Bytes, Option<Bytes>> = BTreeMap::new();
+        for memtable in view.memtables() {
+            for (key, letter) in memtable.dead_letters.range::<[u8], _>(range) {
+                letters.entry(key.clone()).or_insert_with(|| letter.clone());
+            }
+        }
+        (letters, view.snapshot.clone())
+    };
+    // What is gone above hides rows below: read that many more.
+    let hidden = letters.values().filter(|letter| letter.is_none()).count();
+    for row in snapshot.dead_letters.range::<&[u8]>(range).map_err(running_error)?.take(limit.saturating_add(hidden)) {
+        let (key, letter) = row.map_err(running_error)?;
+        let letter = || Some(Bytes::copy_from_slice(letter.value()));
+        letters.entry(Bytes::copy_from_slice(key.value())).or_insert_with(letter);
+    }
+    let present = letters.into_iter().filter_map(|(key, letter)| Some((key, letter?)));
+    let decoded = present.take(limit).map(|(key, letter)| {
+        let key = layout::parse_letter_key(&key).ok_or_else(|| damaged("a kept message's key"))?;
+        Ok((key, layout::decode(&letter).ok_or_else(|| damaged("a kept message"))?))
+    });
+    decoded.collect()
+}
+
+/// Version and value of a state key of the scope whose encoding is `prefix`; `(0, None)` where it is absent.
+pub(crate) fn state(core: &Core, prefix: &[u8], key: &str) -> Result<(Version, Option<Bytes>), StoreError> {
+    let whole = layout::state_key(prefix, key);
+    let (above, snapshot) = {
+        let view = core.view.read();
+        (newest(&view, |memtable| memtable.state.get(&whole[..]).cloned()), view.snapshot.clone())
+    };
+    let entry = match above {
+        Some(entry) => entry,
+        None => {
+            match snapshot.state(prefix).map(|table| table.get(key.as_bytes())).transpose().map_err(running_error)? {
+                Some(Some(entry)) => Some(Bytes::copy_from_slice(entry.value())),
+                None | Some(None) => None,
+            }
+        }
+    };
+    let Some(entry) = entry else { return Ok((0, None)) };
+    let (version, _) = layout::parse_state_value(&entry).ok_or_else(|| damaged("a state entry"))?;
+    Ok((version, Some(entry.slice(8..))))
+}
+
+/// Up to `limit` entries of a range of one scope's state, in key order.
+pub(crate) fn scan(
+    core: &Core,
+    prefix: &[u8],
+    start: &str,
+    end: Option<&str>,
+    limit: usize,
+) -> Result<Vec<Entry>, StoreError> {
+    if end.is_some_and(|end| end <= start) {
+        return Ok(Vec::new());
+    }
+    let (above, snapshot) = {
+        let first = layout::state_key(prefix, start);
+        let past = end.map_or_else(|| layout::after_prefix(prefix), |end| layout::state_key(prefix, end));
+        let view = core.view.read();
+        let mut above: BTreeMap<Bytes, Option<Bytes>> = BTreeMap::new();
+        for memtable in view.memtables() {
+            let range = memtable.state.range::<[u8], _>((Bound::Included(&first[..]), Bound::Excluded(&past[..])));
+            for (key, entry) in range {
+                above.entry(key.slice(prefix.len()..)).or_insert_with(|| entry.clone());
+            }
+        }
+        (above, view.snapshot.clone())
+    };
+    // What is deleted above hides rows below: read that many more.
+    let hidden = above.values().filter(|entry| entry.is_none()).count();
+    let mut merged = below(&snapshot, prefix, start, end, limit.saturating_add(hidden))?;
+    merged.extend(above);
+    let present = merged.into_iter().filter_map(|(key, entry)| Some((key, entry?)));
+    let entries = present.take(limit).map(|(key, entry)| {
+        let key = std::str::from_utf8(&key).map_err(|_| damaged("a state key"))?;
+        let (version, _) = layout::parse_state_value(&entry).ok_or_else(|| damaged("a state entry"))?;
+        Ok((key.to_owned(), version, entry.slice(8..)))
+    });
+    entries.collect()
+}
+
+/// The first entries of a range as the tables have it, by key.
+fn below(
+    snapshot: &Snapshot,
+    prefix: &[u8],
+    start: &str,
+    end: Option<&str>,
+    limit: usize,
+) -> Result<BTreeMap<Bytes, Option<Bytes>>, StoreError> {
+    let Some(table) = snapshot.state(prefix) else { return Ok(BTreeMap::new()) };
+    let range =
+        (Bound::Included(start.as_bytes()), end.map_or(Bound::Unbounded, |end| Bound::Excluded(end.as_bytes())));
+    let rows = table.range::<&[u8]>(range).map_err(running_error)?.take(limit).map(|row| {
+        let (key, entry) = row.map_err(running_error)?;
+        Ok((Bytes::copy_from_slice(key.value()), Some(Bytes::copy_from_slice(entry.value()))))
+    });
+    rows.collect()
+}
+
+/// A view of one processor's state.
+pub(crate) struct ScopeView {
+    core: Arc<Core>,
+    prefix: Vec<u8>,
+}
+
+impl ScopeView {
+    pub(crate) fn new(core: Arc<Core>, scope: &Scope) -> Self {
+        Self { core, prefix: layout::scope_prefix(scope) }
+    }
+}
+
+impl StateView for ScopeView {
+    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(Version, Option<Bytes>), StoreError>> {
+        Box::pin(ready(state(&self.core, &self.prefix, key)))
+    }
+
+    fn scan<'a>(
+        &'a self,
+        start: &'a str,
+        end: Option<&'a str>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Entry>, StoreError>> {
+        Box::pin(ready(scan(&self.core, &self.prefix, start, end, limit)))
+    }
+}

@@ -1,0 +1,132 @@
+//! One moment of the store: what is journalled over a snapshot of the tables. Everything readers see is found here.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use hapax_core::storage::StoreError;
+use redb::{
+    Database, ReadOnlyTable, ReadTransaction, ReadableDatabase as _, ReadableTableMetadata as _, TableHandle as _,
+};
+
+use crate::redb::buckets::Bucket;
+use crate::format::layout::{self, Applied, FeedFacts};
+use crate::redb::memtable::Memtable;
+use crate::redb::open::running_error;
+
+/// Tables of state by encoded scope.
+type StateTables = HashMap<Vec<u8>, ReadOnlyTable<&'static [u8], &'static [u8]>>;
+
+/// The bucket and its two tables at the moment of a snapshot.
+pub(crate) struct BucketTables {
+    pub(crate) bucket: Arc<Bucket>,
+    pub(crate) index: ReadOnlyTable<u128, u64>,
+    pub(crate) rows: ReadOnlyTable<u64, &'static [u8]>,
+}
+
+/// The tables after one transaction; opened once, read by everyone until the next.
+pub(crate) struct Snapshot {
+    pub(crate) kept: ReadOnlyTable<u128, &'static [u8]>,
+    /// Most often nothing is kept, and then it need not be read.
+    pub(crate) kept_is_empty: bool,
+    /// By encoded scope; absent where the scope has never had any.
+    state: StateTables,
+    pub(crate) outbox: ReadOnlyTable<(u64, u32), &'static [u8]>,
+    pub(crate) dead_letters: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    pub(crate) feed: ReadOnlyTable<(u64, u32), &'static [u8]>,
+    pub(crate) feed_facts: FeedFacts,
+    /// Newest last.
+    pub(crate) buckets: Vec<BucketTables>,
+    pub(crate) applied: Applied,
+}
+
+/// Newest first: the active memtable, the frozen ones from the back, the snapshot.
+pub(crate) struct View {
+    /// Takes in what is journalled.
+    pub(crate) active: Memtable,
+    /// Wait for the applier, oldest first.
+    pub(crate) frozen: VecDeque<Arc<Memtable>>,
+    pub(crate) snapshot: Arc<Snapshot>,
+}
+
+impl Snapshot {
+    /// The state of the scope whose encoding is `prefix`.
+    pub(crate) fn state(&self, prefix: &[u8]) -> Option<&ReadOnlyTable<&'static [u8], &'static [u8]>> {
+        self.state.get(prefix)
+    }
+
+    /// Opens the tables as they are now, with the buckets given.
+    pub(crate) fn open(database: &Database, buckets: impl Iterator<Item = Arc<Bucket>>) -> Result<Self, StoreError> {
+        let txn = database.begin_read().map_err(running_error)?;
+        let kept = txn.open_table(layout::KEPT).map_err(running_error)?;
+        let meta = txn.open_table(layout::META).map_err(running_error)?;
+        let applied = meta.get(layout::META_APPLIED).map_err(running_error)?;
+        let applied = applied.and_then(|value| Applied::decode(value.value()));
+        let feed_facts = meta.get(layout::META_FEED).map_err(running_error)?;
+        let feed_facts = feed_facts.and_then(|value| FeedFacts::decode(value.value()));
+        let buckets = buckets.map(|bucket| {
+            let index = layout::index_name(bucket.id);
+            let rows = layout::rows_name(bucket.id);
+            Ok(BucketTables {
+                index: txn.open_table(layout::IndexTable::new(&index)).map_err(running_error)?,
+                rows: txn.open_table(layout::RowsTable::new(&rows)).map_err(running_error)?,
+                bucket,
+            })
+        });
+        Ok(Self {
+            kept_is_empty: kept.is_empty().map_err(running_error)?,
+            kept,
+            state: state_tables(&txn)?,
+            outbox: txn.open_table(layout::OUTBOX).map_err(running_error)?,
+            dead_letters: txn.open_table(layout::DEAD_LETTERS).map_err(running_error)?,
+            feed: txn.open_table(layout::FEED).map_err(running_error)?,
+            feed_facts: feed_facts
+                .ok_or_else(|| StoreError::Damaged("it does not say what of the feed it has".into()))?,
+            buckets: buckets.collect::<Result<_, StoreError>>()?,
+            applied: applied.ok_or_else(|| StoreError::Damaged("it does not say how far it was applied".into()))?,
+        })
+    }
+}
+
+/// The tables of state, by encoded scope.
+fn state_tables(txn: &ReadTransaction) -> Result<StateTables, StoreError> {
+    let names = txn.list_tables().map_err(running_error)?;
+    let scopes = names.filter_map(|table| layout::parse_state_name(table.name()));
+    let tables = scopes.map(|scope| {
+        let name = layout::state_name(&scope);
+        Ok((layout::scope_prefix(&scope), txn.open_table(layout::StateTable::new(&name)).map_err(running_error)?))
+    });
+    tables.collect()
+}
+
+impl View {
+    /// The memtables, newest first.
+    pub(crate) fn memtables(&self) -> impl Iterator<Item = &Memtable> {
+        std::iter::once(&self.active).chain(self.frozen.iter().rev().map(|memtable| &**memtable))
+    }
+
+    /// Sequence number of the last frame that is durable.
+    pub(crate) fn last_sequence(&self) -> u64 {
+        self.memtables().map(|memtable| memtable.end.sequence).fold(self.snapshot.applied.sequence, u64::max)
+    }
+
+    /// Bytes that are journalled and not yet applied, roughly.
+    pub(crate) fn unapplied_bytes(&self) -> usize {
+        self.memtables().map(Memtable::bytes).sum()
+    }
+
+    /// Hands the active memtable to the applier.
+    pub(crate) fn freeze(&mut self) {
+        if !self.active.is_empty() {
+            self.frozen.push_back(Arc::new(std::mem::take(&mut self.active)));
+        }
+    }
+
+    /// Hands what is journalled up to the frame `last` to the applier, and nothing that came after it if that can be kept
+    /// apart; answers whether all of it is in the tables.
+    pub(crate) fn push_down(&mut self, last: u64) -> bool {
+        if self.active.first <= last {
+            self.freeze();
+        }
+        self.frozen.front().is_none_or(|oldest| oldest.first > last)
+    }
+}
