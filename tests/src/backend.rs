@@ -39,12 +39,12 @@ struct Power {
     /// Operations left until the power goes; `None`: it stays.
     left: Option<u64>,
     operations: u64,
-    refusals: Vec<Refusal>,
+    refusals: Vec<RequestError>,
 }
 
 /// An operation that is to fail once, with an error of this kind, after it has gone well so many times more.
 #[derive(Debug)]
-struct Refusal {
+struct RequestError {
     part: Part,
     operation: Operation,
     after: u64,
@@ -59,7 +59,7 @@ impl Power {
             Some(left) => *left -= 1,
             None => {}
         }
-        let meant = |refusal: &Refusal| refusal.part == part && refusal.operation == operation;
+        let meant = |refusal: &RequestError| refusal.part == part && refusal.operation == operation;
         if let Some(at) = self.refusals.iter().position(meant) {
             if self.refusals[at].after == 0 {
                 return Err(self.refusals.remove(at).kind.into());
@@ -144,7 +144,7 @@ impl LossyDisk {
     /// The `after`-th such operation on `part` from now, counted from 0, fails with an error of `kind`; those after it go
     /// well again.
     pub fn refuse_once(&self, part: Part, operation: Operation, after: u64, kind: io::ErrorKind) {
-        self.power.lock().refusals.push(Refusal { part, operation, after, kind });
+        self.power.lock().refusals.push(RequestError { part, operation, after, kind });
     }
 
     /// Drops a store as the death of its process would: what it wrote stays in the page cache, synced or not, and it

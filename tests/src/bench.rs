@@ -2,11 +2,9 @@
 
 use std::sync::Arc;
 
-use hapax_core::clock::Clock;
-use hapax_core::metrics::Counters;
-use hapax_core::storage::Store;
 use hapax_core::{
-    Committer, Handling, IdempotentConsumer, Message, MessageProcessor, Options, Parts, Scope, SystemClock,
+    Clock, Committer, Counters, Handling, IdempotentConsumer, Message, MessageProcessor, Options, Parts, Scope, Store,
+    SystemClock,
 };
 
 /// A consumer over a store, with what a test looks at.
@@ -73,7 +71,7 @@ impl Bench {
             processor,
             storage: store,
             committer: committer.clone(),
-            outside: None,
+            outbound: None,
             clock,
             metrics: counters.clone(),
             options,
@@ -82,7 +80,7 @@ impl Bench {
     }
 
     /// Handles one message to its end.
-    pub async fn handle(&self, message: Message) -> hapax_core::Ending {
+    pub async fn handle(&self, message: Message) -> hapax_core::Outcome {
         self.consumer.handle(message, Handling::default()).await.unwrap()
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::future::{BoxFuture, pending, ready};
-use hapax_core::clock::Clock;
+use hapax_core::Clock;
 
 /// Simulated time; cloning shares it. For tests that run one message at a time.
 #[derive(Debug, Clone)]

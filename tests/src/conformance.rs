@@ -3,19 +3,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use hapax_core::context::{Effects, Outgoing, RangeRead, ReadSet, Version};
-use hapax_core::feed::{Cursor, EventKind, FeedEntry, FeedEvent};
-use hapax_core::record::{Event, Moment, Record, State};
-use hapax_core::storage::{
-    Commit, DeadLetter, Expected, Group, LetterChange, LetterKey, RecordChange, SharedChange, Standing, Store, Verdict,
+use hapax_core::{
+    Commit, Cursor, Effects, Expected, FeedEntry, FeedEvent, FeedEventKind, Fingerprint, Group, HeldChange, HeldKey,
+    HeldMessage, HistoryEntry, HoldReason, Message, Outgoing, Output, RangeRead, ReadSet, Record, RecordChange,
+    RecordEvent, RecordKey, RecordState, Scope, SharedChange, Store, Verdict, Version,
 };
-use hapax_core::{Fingerprint, Message, Output, RecordKey, Scope};
 
 fn key(name: &str) -> RecordKey {
     RecordKey::by_message_id(&Scope::of("p"), &Message::new(name, "/s", "t"))
 }
 
-fn record(epoch: u64, state: State) -> Record {
+fn record(epoch: u64, state: RecordState) -> Record {
     Record {
         state,
         epoch,
@@ -31,8 +29,8 @@ fn record(epoch: u64, state: State) -> Record {
     }
 }
 
-fn completed(text: &str) -> State {
-    State::Completed { output: Output { content_type: None, data: text.to_owned().into() } }
+fn completed(text: &str) -> RecordState {
+    RecordState::Completed { output: Output { content_type: None, data: text.to_owned().into() } }
 }
 
 fn commit(name: &str, version: u64, writes: &[(&str, Option<&str>)]) -> Commit {
@@ -100,7 +98,7 @@ async fn a_taken_key_writes_nothing(store: &impl Store) {
 }
 
 async fn only_the_expected_epoch_may_write(store: &impl Store) {
-    let due = |epoch| record(epoch, State::RetryDue { error: "e".into(), at_ms: 9 });
+    let due = |epoch| record(epoch, RecordState::RetryDue { error: "e".into(), at_ms: 9 });
     let put =
         |expected, record| Commit { expected, record: RecordChange::Put(Arc::new(record)), ..commit("a", 1, &[]) };
     let at = |epoch, record| put(Expected::Epoch(epoch), record);
@@ -181,11 +179,11 @@ fn with_shared(commit: Commit, reads: Version, value: Option<&str>) -> Commit {
 }
 
 async fn what_is_shared_commits_with_the_rest_or_not_at_all(store: &impl Store) {
-    let (own, shared) = (store.view(&Scope::of("p")), store.view(&Scope::of("p").shared()));
+    let (message_key, shared) = (store.view(&Scope::of("p")), store.view(&Scope::of("p").shared()));
     let first = with_shared(commit("m-1", 1, &[("a", Some("1"))]), 0, Some("one"));
     assert_eq!(write(store, vec![first]).await, [Verdict::Committed]);
     assert_eq!(shared.get("lock/x").await.unwrap(), (1, Some("one".into())));
-    assert_eq!(own.get("lock/x").await.unwrap(), (0, None), "it is no processor's");
+    assert_eq!(message_key.get("lock/x").await.unwrap(), (0, None), "it is no processor's");
     assert_eq!(store.view(&Scope::of("q").shared()).get("lock/x").await.unwrap().0, 1, "and every processor's");
     // In one group: who rests on what is no longer so, who does not, and who rests on what the one before has changed.
     let late = with_shared(commit("m-2", 2, &[("b", Some("2"))]), 0, Some("two"));
@@ -195,7 +193,7 @@ async fn what_is_shared_commits_with_the_rest_or_not_at_all(store: &impl Store) 
     assert_eq!(verdicts, [Verdict::Conflict, Verdict::Committed, Verdict::Conflict]);
     assert_eq!(shared.get("lock/x").await.unwrap(), (3, Some("three".into())));
     for (name, key) in [("m-2", "b"), ("m-4", "d")] {
-        assert_eq!(own.get(key).await.unwrap(), (0, None), "{key}");
+        assert_eq!(message_key.get(key).await.unwrap(), (0, None), "{key}");
         assert_eq!(store.admit(&self::key(name)).await.unwrap(), None, "{name}");
     }
     let gone = with_shared(commit("m-5", 5, &[]), 3, None);
@@ -231,8 +229,7 @@ async fn the_outbox_keeps_order_until_sent(store: &impl Store) {
     };
     write(store, vec![sending("b", 1, 2), sending("a", 2, 1)]).await;
     let rows = store.pending(None, 10).await.unwrap();
-    let kinds =
-        |rows: &[hapax_core::storage::OutboxRow]| rows.iter().map(|r| r.message.kind.clone()).collect::<Vec<_>>();
+    let kinds = |rows: &[hapax_core::OutboxRow]| rows.iter().map(|r| r.message.kind.clone()).collect::<Vec<_>>();
     assert_eq!(kinds(&rows), ["b0", "b1", "a0"]);
     assert_eq!(rows[1].message.id, key("b").outgoing_id(1));
     assert_eq!(kinds(&store.pending(Some(rows[0].position), 1).await.unwrap()), ["b1"]);
@@ -241,12 +238,12 @@ async fn the_outbox_keeps_order_until_sent(store: &impl Store) {
     assert!(store.last_version().await.unwrap() >= 2);
 }
 
-fn letter(digest: u8) -> DeadLetter {
-    DeadLetter {
+fn held_message(digest: u8) -> HeldMessage {
+    HeldMessage {
         message: Message::new("a", "/s", "t").with_data("text/plain", vec![digest]),
         fingerprint: Fingerprint { version: 1, digest: [digest; 16] },
         position: None,
-        standing: Standing::Dead,
+        hold_reason: HoldReason::Dead,
         error: "e".into(),
         attempts: 1,
         component: "c".into(),
@@ -255,44 +252,47 @@ fn letter(digest: u8) -> DeadLetter {
 }
 
 async fn dead_letters_keep_every_body(store: &impl Store) {
-    let dead = record(1, State::DeadLettered { error: "e".into() });
-    let put = |digest| Some(LetterChange::Put(Box::new(letter(digest))));
-    let first = Commit { record: RecordChange::Put(dead.into()), letter: put(1), ..commit("a", 1, &[]) };
-    let other_body = Commit { letter: put(2), version: 2, ..Commit::of(&key("a")) };
+    let dead = record(1, RecordState::DeadLettered { error: "e".into() });
+    let put = |digest| Some(HeldChange::Put(Box::new(held_message(digest))));
+    let first = Commit { record: RecordChange::Put(dead.into()), held_message: put(1), ..commit("a", 1, &[]) };
+    let other_body = Commit { held_message: put(2), version: 2, ..Commit::of(&key("a")) };
     assert_eq!(write(store, vec![first, other_body]).await, [Verdict::Committed, Verdict::Committed]);
-    assert_eq!(store.dead_letters(&key("a")).await.unwrap(), [letter(1), letter(2)]);
-    assert_eq!(store.dead_letters(&key("ab")).await.unwrap(), []);
+    assert_eq!(store.held_under(&key("a")).await.unwrap(), [held_message(1), held_message(2)]);
+    assert_eq!(store.held_under(&key("ab")).await.unwrap(), []);
 }
 
 async fn kept_messages_are_paged_and_go(store: &impl Store) {
     let put = |name: &str, digest, version| Commit {
-        letter: Some(LetterChange::Put(Box::new(letter(digest)))),
+        held_message: Some(HeldChange::Put(Box::new(held_message(digest)))),
         version,
         ..Commit::of(&key(name))
     };
     write(store, vec![put("a", 1, 1), put("b", 3, 2), put("a", 2, 3)]).await;
-    let at = |name, digest| LetterKey { record: key(name), fingerprint: [digest; 16] };
-    let all = [(at("a", 1), letter(1)), (at("a", 2), letter(2)), (at("b", 3), letter(3))];
-    assert_eq!(store.letters(None, None, 9).await.unwrap(), all);
-    assert_eq!(store.letters(Some("p"), None, 2).await.unwrap(), all[..2]);
-    assert_eq!(store.letters(Some("p"), Some(&at("a", 1)), 9).await.unwrap(), all[1..]);
-    assert_eq!(store.letters(Some("other"), None, 9).await.unwrap(), []);
-    let gone =
-        Commit { letter: Some(LetterChange::Remove(letter(1).fingerprint)), version: 4, ..Commit::of(&key("a")) };
+    let at = |name, digest| HeldKey { record: key(name), fingerprint: [digest; 16] };
+    let all = [(at("a", 1), held_message(1)), (at("a", 2), held_message(2)), (at("b", 3), held_message(3))];
+    assert_eq!(store.held_messages(None, None, 9).await.unwrap(), all);
+    assert_eq!(store.held_messages(Some("p"), None, 2).await.unwrap(), all[..2]);
+    assert_eq!(store.held_messages(Some("p"), Some(&at("a", 1)), 9).await.unwrap(), all[1..]);
+    assert_eq!(store.held_messages(Some("other"), None, 9).await.unwrap(), []);
+    let gone = Commit {
+        held_message: Some(HeldChange::Remove(held_message(1).fingerprint)),
+        version: 4,
+        ..Commit::of(&key("a"))
+    };
     // Twice: what is not there may go as well.
     assert_eq!(write(store, vec![gone.clone(), gone]).await, [Verdict::Committed, Verdict::Committed]);
-    assert_eq!(store.letters(None, None, 1).await.unwrap(), all[1..2]);
-    assert_eq!(store.letters(None, None, 9).await.unwrap(), all[1..]);
+    assert_eq!(store.held_messages(None, None, 1).await.unwrap(), all[1..2]);
+    assert_eq!(store.held_messages(None, None, 9).await.unwrap(), all[1..]);
 }
 
 async fn cleanup_spares_what_is_open(store: &impl Store) {
     let states = [
         ("done", completed("")),
-        ("dead", State::DeadLettered { error: "e".into() }),
-        ("due", State::RetryDue { error: "e".into(), at_ms: 1 }),
-        ("running", State::InProgress { owner: "o".into(), lease_end_ms: 1 }),
-        ("undoing", State::Compensating { error: "e".into() }),
-        ("stuck", State::CompensationFailed { error: "e".into() }),
+        ("dead", RecordState::DeadLettered { error: "e".into() }),
+        ("due", RecordState::RetryDue { error: "e".into(), at_ms: 1 }),
+        ("running", RecordState::InProgress { owner: "o".into(), lease_end_ms: 1 }),
+        ("undoing", RecordState::Compensating { error: "e".into() }),
+        ("stuck", RecordState::CompensationFailed { error: "e".into() }),
     ];
     let commits = (1..).zip(states).map(|(version, (name, state))| Commit {
         record: RecordChange::Put(record(1, state).into()),
@@ -319,21 +319,21 @@ async fn names(store: &impl Store) -> Vec<String> {
 }
 
 async fn a_sweep_takes_what_has_expired_and_nothing_else(store: &impl Store) {
-    let dead = State::DeadLettered { error: "e".into() };
+    let dead = RecordState::DeadLettered { error: "e".into() };
     let cases = [
         ("dead", dead.clone(), Some(1_000)),
         ("done", completed(""), Some(1_000)),
-        ("due", State::RetryDue { error: "e".into(), at_ms: 1 }, Some(1_000)),
+        ("due", RecordState::RetryDue { error: "e".into(), at_ms: 1 }, Some(1_000)),
         ("for-ever", completed(""), None),
         ("later", completed(""), Some(500_000)),
-        ("running", State::InProgress { owner: "o".into(), lease_end_ms: 1 }, Some(1_000)),
-        ("stuck", State::CompensationFailed { error: "e".into() }, Some(1_000)),
-        ("undoing", State::Compensating { error: "e".into() }, Some(1_000)),
+        ("running", RecordState::InProgress { owner: "o".into(), lease_end_ms: 1 }, Some(1_000)),
+        ("stuck", RecordState::CompensationFailed { error: "e".into() }, Some(1_000)),
+        ("undoing", RecordState::Compensating { error: "e".into() }, Some(1_000)),
     ];
     for (version, (name, state, expires_ms)) in (1..).zip(cases) {
         let mut commit = commit(name, version, &[("state", Some("stays"))]);
         commit.effects.outgoing = vec![Outgoing { kind: name.into(), ..Outgoing::default() }];
-        commit.letter = (state == dead).then(|| LetterChange::Put(Box::new(letter(7))));
+        commit.held_message = (state == dead).then(|| HeldChange::Put(Box::new(held_message(7))));
         commit.record = RecordChange::Put(Record { expires_ms, ..record(1, state) }.into());
         assert_eq!(write(store, vec![commit]).await, [Verdict::Committed]);
     }
@@ -355,7 +355,11 @@ async fn a_sweep_takes_what_has_expired_and_nothing_else(store: &impl Store) {
     }
     let unsent = store.pending(None, 100).await.unwrap();
     assert_eq!(unsent.len(), all.len(), "what is not sent stays, whatever becomes of its record");
-    assert_eq!(store.dead_letters(&key("dead")).await.unwrap(), [letter(7)], "a dead letter waits for its operator");
+    assert_eq!(
+        store.held_under(&key("dead")).await.unwrap(),
+        [held_message(7)],
+        "a dead letter waits for its operator"
+    );
     assert!(store.view(&Scope::of("p")).get("state").await.unwrap().1.is_some());
     assert_eq!(write(store, vec![commit("done", 20, &[])]).await, [Verdict::Committed], "a swept key is free again");
 }
@@ -402,33 +406,45 @@ async fn the_feed_tells_of_each_commit_once_and_in_order(store: &impl Store) {
     assert_eq!(feed(store).await, []);
     let put = |record| RecordChange::Put(Record { changed_ms: 50, ..record }.into());
     let redriven = {
-        let event = Event::Redriven { at_ms: 40 };
-        let moment = Moment { event, at_ms: 40, epoch: 4, attempts: 0, component: "c".into(), expires_ms: None };
-        let due = record(4, State::RetryDue { error: "e".into(), at_ms: 40 });
-        Record { attempts: 0, history: vec![moment], ..due }
+        let event = RecordEvent::Redriven { at_ms: 40 };
+        let entry = HistoryEntry { event, at_ms: 40, epoch: 4, attempts: 0, component: "c".into(), expires_ms: None };
+        let due = record(4, RecordState::RetryDue { error: "e".into(), at_ms: 40 });
+        Record { attempts: 0, history: vec![entry], ..due }
     };
-    let kept = |standing| Some(LetterChange::Put(Box::new(DeadLetter { standing, ..letter(1) })));
-    let gone = || Some(LetterChange::Remove(letter(1).fingerprint));
-    let only = |letter| Commit { record: RecordChange::Keep, letter, at_ms: 60, ..Commit::of(&key("a")) };
-    let change = |record, letter| Commit { record, letter, at_ms: 60, ..Commit::of(&key("a")) };
-    let dead = record(3, State::DeadLettered { error: "e".into() });
+    let kept = |hold_reason| Some(HeldChange::Put(Box::new(HeldMessage { hold_reason, ..held_message(1) })));
+    let gone = || Some(HeldChange::Remove(held_message(1).fingerprint));
+    let only = |held_message| Commit { record: RecordChange::Keep, held_message, at_ms: 60, ..Commit::of(&key("a")) };
+    let change = |record, held_message| Commit { record, held_message, at_ms: 60, ..Commit::of(&key("a")) };
+    let dead = record(3, RecordState::DeadLettered { error: "e".into() });
     let cases = [
-        (only(kept(Standing::Parked { awaits: 1, until_ms: 9 })), EventKind::Parked, 60, 1, 0),
-        (only(kept(Standing::Dead)), EventKind::DeadLettered, 60, 1, 0),
-        (change(put(record(1, State::RetryDue { error: "e".into(), at_ms: 9 })), None), EventKind::Failed, 50, 1, 1),
+        (only(kept(HoldReason::Parked { awaits: 1, until_ms: 9 })), FeedEventKind::Parked, 60, 1, 0),
+        (only(kept(HoldReason::Dead)), FeedEventKind::DeadLettered, 60, 1, 0),
         (
-            change(put(record(2, State::InProgress { owner: "o".into(), lease_end_ms: 9 })), None),
-            EventKind::Claimed,
+            change(put(record(1, RecordState::RetryDue { error: "e".into(), at_ms: 9 })), None),
+            FeedEventKind::Failed,
+            50,
+            1,
+            1,
+        ),
+        (
+            change(put(record(2, RecordState::InProgress { owner: "o".into(), lease_end_ms: 9 })), None),
+            FeedEventKind::Claimed,
             50,
             1,
             2,
         ),
-        (change(put(dead), kept(Standing::Dead)), EventKind::DeadLettered, 50, 1, 3),
-        (change(put(redriven), kept(Standing::Redriven)), EventKind::Redriven, 50, 0, 4),
-        (only(kept(Standing::Redriven)), EventKind::Redriven, 60, 1, 0),
-        (change(put(record(5, completed(""))), gone()), EventKind::Completed, 50, 1, 5),
-        (only(gone()), EventKind::Discarded, 60, 0, 0),
-        (Commit { expected: Expected::Epoch(5), ..change(RecordChange::Remove, None) }, EventKind::Evicted, 60, 0, 5),
+        (change(put(dead), kept(HoldReason::Dead)), FeedEventKind::DeadLettered, 50, 1, 3),
+        (change(put(redriven), kept(HoldReason::Redriven)), FeedEventKind::Redriven, 50, 0, 4),
+        (only(kept(HoldReason::Redriven)), FeedEventKind::Redriven, 60, 1, 0),
+        (change(put(record(5, completed(""))), gone()), FeedEventKind::Completed, 50, 1, 5),
+        (only(gone()), FeedEventKind::Discarded, 60, 0, 0),
+        (
+            Commit { expected: Expected::Epoch(5), ..change(RecordChange::Remove, None) },
+            FeedEventKind::Evicted,
+            60,
+            0,
+            5,
+        ),
     ];
     let mut told = Vec::new();
     for (version, (commit, kind, at_ms, attempts, epoch)) in (1..).zip(cases) {
@@ -471,9 +487,12 @@ async fn the_feed_is_read_on_from_every_place(store: &impl Store) {
 }
 
 async fn the_feed_names_the_records_that_are_there(store: &impl Store) {
-    let parked = Some(LetterChange::Put(Box::new(letter(1))));
-    write(store, vec![commit("a", 1, &[]), commit("b", 2, &[]), Commit { letter: parked, ..Commit::of(&key("c")) }])
-        .await;
+    let parked = Some(HeldChange::Put(Box::new(held_message(1))));
+    write(
+        store,
+        vec![commit("a", 1, &[]), commit("b", 2, &[]), Commit { held_message: parked, ..Commit::of(&key("c")) }],
+    )
+    .await;
     let keys = async || feed(store).await.into_iter().map(|event| event.key).collect::<Vec<_>>();
     assert_eq!(keys().await, [Some(key("a")), Some(key("b")), None]);
     write(store, vec![Commit { record: RecordChange::Remove, ..Commit::of(&key("a")) }]).await;
@@ -486,7 +505,7 @@ async fn notes_are_told_and_leave_the_record_as_it_is(store: &impl Store) {
     write(store, vec![commit("a", 1, &[])]).await;
     let before = store.admit(&key("a")).await.unwrap();
     let note = |kind, times| FeedEntry { digest: key("a").digest(), ..FeedEntry::of_many(kind, times, 70) };
-    let notes = vec![note(EventKind::Replayed, 3), note(EventKind::Stale, 1)];
+    let notes = vec![note(FeedEventKind::Replayed, 3), note(FeedEventKind::Stale, 1)];
     let alone = Group { notes: notes.clone(), ..Group::default() };
     assert_eq!(store.commit(&alone).await.unwrap(), []);
     let beside = Group { commits: vec![commit("b", 2, &[])], notes: notes[..1].to_vec(), ..Group::default() };
@@ -507,7 +526,7 @@ async fn a_sweep_is_told_with_its_number_of_records(store: &impl Store) {
     names(store).await;
     let swept = async || {
         let events = feed(store).await;
-        let swept: Vec<_> = events.into_iter().filter(|event| event.entry.kind == EventKind::Swept).collect();
+        let swept: Vec<_> = events.into_iter().filter(|event| event.entry.kind == FeedEventKind::Swept).collect();
         assert!(swept.iter().all(|event| event.key.is_none() && event.entry.digest == 0));
         (swept.iter().map(|event| event.entry.times).sum::<u64>(), swept.last().map(|event| event.entry.at_ms))
     };

@@ -3,9 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hapax_core::RecordKey;
-use hapax_core::storage::{LetterKey, Standing};
-use hapax_core::strategy::Identity;
+use hapax_core::{HeldKey, HoldReason, Identity, RecordKey};
 
 mod input;
 
@@ -101,7 +99,7 @@ pub enum State {
 pub struct Letter {
     input: Input,
     /// What it waits for.
-    pub standing: Standing,
+    pub hold_reason: HoldReason,
     /// Attempts made.
     pub attempts: u32,
     /// When it was kept: tells the order of those that one owner has kept.
@@ -132,14 +130,14 @@ pub struct Model {
     /// When the last of those expired that a sweep has taken since.
     swept_ms: u64,
     /// Kept messages.
-    pub letters: BTreeMap<LetterKey, Letter>,
+    pub held_messages: BTreeMap<HeldKey, Letter>,
     /// The application's state.
     pub state: BTreeMap<String, String>,
     /// What was sent: ids and data.
     pub sent: BTreeSet<(String, String)>,
     /// What the last transition's deliveries were answered.
-    pub endings: Vec<&'static str>,
-    kept: [BTreeMap<LetterKey, Entry>; OWNERS],
+    pub outcomes: Vec<&'static str>,
+    kept: [BTreeMap<HeldKey, Entry>; OWNERS],
     /// When each owner has kept its last message.
     last_ms: [u64; OWNERS],
 }
@@ -154,8 +152,8 @@ enum Answer {
     Gap(u64),
 }
 
-fn letter_key(identity: &Identity) -> LetterKey {
-    LetterKey { record: identity.record.clone(), fingerprint: identity.fingerprint.digest }
+fn held_key(identity: &Identity) -> HeldKey {
+    HeldKey { record: identity.record.clone(), fingerprint: identity.fingerprint.digest }
 }
 
 impl Record {
@@ -172,10 +170,10 @@ impl Model {
             now_ms: START_MS,
             records: BTreeMap::new(),
             swept_ms: 0,
-            letters: BTreeMap::new(),
+            held_messages: BTreeMap::new(),
             state: BTreeMap::new(),
             sent: BTreeSet::new(),
-            endings: Vec::new(),
+            outcomes: Vec::new(),
             kept: Default::default(),
             last_ms: Default::default(),
         }
@@ -188,7 +186,7 @@ impl Model {
 
     /// What is left after a transition.
     pub fn apply(&mut self, transition: &Transition) {
-        self.endings.clear();
+        self.outcomes.clear();
         match transition {
             Transition::Deliver(owner, input) => self.deliver(*owner, *input),
             Transition::Burst(inputs) => inputs.iter().for_each(|input| self.deliver(0, *input)),
@@ -229,15 +227,15 @@ impl Model {
     }
 
     fn deliver(&mut self, owner: usize, input: Input) {
-        let ending = self.offer(owner, input, false, false);
-        self.endings.push(ending);
+        let outcome = self.offer(owner, input, false, false);
+        self.outcomes.push(outcome);
     }
 
     /// A message comes, from its source or from among those that are kept.
     fn offer(&mut self, owner: usize, input: Input, kept: bool, past_gap: bool) -> &'static str {
         if self.is_refused(input) {
-            let refused = letter_key(&input.identity_of_refused(self.by));
-            self.put_letter(owner, refused, input, Standing::Dead, 0);
+            let refused = held_key(&input.identity_of_refused(self.by));
+            self.put_letter(owner, refused, input, HoldReason::Dead, 0);
             return "dead-lettered";
         }
         let name = input.identity(self.by);
@@ -248,7 +246,7 @@ impl Model {
             Answer::Duplicate => self.over(owner, &name, kept, "duplicate"),
             Answer::Stale => self.over(owner, &name, kept, "stale"),
             Answer::Mismatch => {
-                self.put_letter(owner, letter_key(&name), input, Standing::Dead, 0);
+                self.put_letter(owner, held_key(&name), input, HoldReason::Dead, 0);
                 "mismatch"
             }
         }
@@ -290,12 +288,12 @@ impl Model {
         }
     }
 
-    fn over(&mut self, owner: usize, name: &Identity, kept: bool, ending: &'static str) -> &'static str {
-        let key = letter_key(name);
+    fn over(&mut self, owner: usize, name: &Identity, kept: bool, outcome: &'static str) -> &'static str {
+        let key = held_key(name);
         if kept || self.kept[owner].contains_key(&key) {
-            self.letters.remove(&key);
+            self.held_messages.remove(&key);
         }
-        ending
+        outcome
     }
 
     fn run(&mut self, owner: usize, input: Input, name: &Identity, kept: bool) -> &'static str {
@@ -305,7 +303,7 @@ impl Model {
         let found = self.records.get(&name.record).filter(same);
         let (known, was_given_up) = (found.is_some(), found.is_some_and(|record| record.given_up));
         let attempts = found.map_or(0, |record| record.attempts) + 1;
-        let (state, ending) = match input.mood(self.by) {
+        let (state, outcome) = match input.mood(self.by) {
             Mood::Fine => (State::Completed(self.take_effect(input, name)), "completed"),
             Mood::FailsOnce if attempts > 1 => (State::Completed(self.take_effect(input, name)), "completed"),
             Mood::FailsOnce | Mood::Fails if attempts < ATTEMPTS_MAX => {
@@ -313,20 +311,20 @@ impl Model {
             }
             Mood::Fails | Mood::FailsOnce | Mood::Reject => (State::DeadLettered, "dead-lettered"),
         };
-        let expires_ms = (ending != "retry").then_some(self.now_ms + self.life_ms());
+        let expires_ms = (outcome != "retry").then_some(self.now_ms + self.life_ms());
         let given_up = state == State::DeadLettered || was_given_up;
         self.records.insert(name.record.clone(), Record { input, state, attempts, expires_ms, given_up });
-        match ending {
+        match outcome {
             "dead-lettered" => {
-                self.put_letter(owner, letter_key(name), input, Standing::Dead, attempts);
+                self.put_letter(owner, held_key(name), input, HoldReason::Dead, attempts);
             }
-            "completed" if known || kept || self.by.is_strict() => drop(self.letters.remove(&letter_key(name))),
+            "completed" if known || kept || self.by.is_strict() => drop(self.held_messages.remove(&held_key(name))),
             _ => {}
         }
-        if ending != "retry" && self.by.is_strict() {
+        if outcome != "retry" && self.by.is_strict() {
             self.wake_behind(owner, input, name);
         }
-        ending
+        outcome
     }
 
     /// How long a record stands.
@@ -340,13 +338,13 @@ impl Model {
         let log = self.state.entry(format!("log/e{}", input.entity())).or_default();
         log.push_str(&format!("{label},"));
         let result = log.clone();
-        self.sent.insert((name.own.outgoing_id(0), label));
+        self.sent.insert((name.message_key.outgoing_id(0), label));
         result
     }
 
     /// A message has ended: the next that waits may go, and those that it leaves behind learn their fate.
     fn wake_behind(&mut self, owner: usize, input: Input, name: &Identity) {
-        let of_record = |key: &LetterKey| key.record == name.record;
+        let of_record = |key: &HeldKey| key.record == name.record;
         let versions =
             self.kept[owner].iter().filter(|(key, _)| of_record(key)).map(|(_, entry)| entry.input.version());
         let next = versions.filter(|version| *version > input.version()).min().unwrap_or(0);
@@ -358,12 +356,12 @@ impl Model {
     }
 
     fn park(&mut self, owner: usize, input: Input, name: &Identity, awaits: u64) -> &'static str {
-        let (key, later_ms) = (letter_key(name), self.now_ms + TIMEOUT_MS);
+        let (key, later_ms) = (held_key(name), self.now_ms + TIMEOUT_MS);
         let known_ms = self.kept[owner].get(&key).and_then(|entry| entry.until_ms);
         let until_ms = known_ms.map_or(later_ms, |known_ms| known_ms.min(later_ms));
         let entry = Entry { input, ready_ms: None, until_ms: Some(until_ms), redriven_ms: None };
         self.kept[owner].insert(key.clone(), entry);
-        self.put_letter(owner, key, input, Standing::Parked { awaits, until_ms }, 0);
+        self.put_letter(owner, key, input, HoldReason::Parked { awaits, until_ms }, 0);
         "parked"
     }
 
@@ -382,21 +380,22 @@ impl Model {
     }
 
     fn load(&mut self, owner: usize) {
-        for (key, letter) in &self.letters {
-            let waits = matches!(self.answer(&letter.input.identity(self.by), letter.input, false), Answer::Gap(_));
-            self.last_ms[owner] = self.last_ms[owner].max(letter.kept_ms);
-            let (ready_ms, until_ms, redriven_ms) = match letter.standing {
-                Standing::Dead => continue,
-                Standing::Parked { until_ms, .. } => ((!waits).then_some(0), Some(until_ms), None),
-                Standing::Redriven => (Some(0), None, Some(letter.kept_ms)),
+        for (key, held_message) in &self.held_messages {
+            let waits =
+                matches!(self.answer(&held_message.input.identity(self.by), held_message.input, false), Answer::Gap(_));
+            self.last_ms[owner] = self.last_ms[owner].max(held_message.kept_ms);
+            let (ready_ms, until_ms, redriven_ms) = match held_message.hold_reason {
+                HoldReason::Dead => continue,
+                HoldReason::Parked { until_ms, .. } => ((!waits).then_some(0), Some(until_ms), None),
+                HoldReason::Redriven => (Some(0), None, Some(held_message.kept_ms)),
             };
-            let entry = Entry { input: letter.input, ready_ms, until_ms, redriven_ms };
+            let entry = Entry { input: held_message.input, ready_ms, until_ms, redriven_ms };
             self.kept[owner].entry(key.clone()).or_insert(entry);
         }
     }
 
     /// What may go: of each record the first in order, whosever time is over. One that is put off holds up those behind it.
-    fn take_due(&mut self, owner: usize) -> Vec<(LetterKey, bool)> {
+    fn take_due(&mut self, owner: usize) -> Vec<(HeldKey, bool)> {
         let (now_ms, by) = (self.now_ms, self.by);
         let records: BTreeSet<_> = self.kept[owner].keys().map(|key| key.record.clone()).collect();
         let next_of = |record: &RecordKey| {
@@ -411,7 +410,7 @@ impl Model {
     }
 
     /// Whether no other of its entity that was redriven goes before it.
-    fn is_first_redriven(&self, owner: usize, key: &LetterKey, entry: &Entry) -> bool {
+    fn is_first_redriven(&self, owner: usize, key: &HeldKey, entry: &Entry) -> bool {
         let Some(redriven_ms) = entry.redriven_ms else { return true };
         let of_entity = self.kept[owner].iter().filter(|(_, other)| other.input.entity() == entry.input.entity());
         let mut redriven = of_entity.filter_map(|(key, other)| Some((other.redriven_ms?, key)));
@@ -419,27 +418,28 @@ impl Model {
     }
 
     /// Keeps a message, later than every one that its owner has kept before.
-    fn put_letter(&mut self, owner: usize, key: LetterKey, input: Input, standing: Standing, attempts: u32) {
+    fn put_letter(&mut self, owner: usize, key: HeldKey, input: Input, hold_reason: HoldReason, attempts: u32) {
         let kept_ms = self.now_ms.max(self.last_ms[owner] + 1);
         self.last_ms[owner] = kept_ms;
-        self.letters.insert(key, Letter { input, standing, attempts, kept_ms });
+        self.held_messages.insert(key, Letter { input, hold_reason, attempts, kept_ms });
     }
 
-    fn bring_to_its_end(&mut self, owner: usize, key: &LetterKey, timed_out: bool) {
-        let letter = self.letters.get(key).filter(|letter| letter.standing != Standing::Dead).cloned();
-        let Some(letter) = letter else {
+    fn bring_to_its_end(&mut self, owner: usize, key: &HeldKey, timed_out: bool) {
+        let held_message =
+            self.held_messages.get(key).filter(|held_message| held_message.hold_reason != HoldReason::Dead).cloned();
+        let Some(held_message) = held_message else {
             self.kept[owner].remove(key);
             return;
         };
-        let (input, give_up) = (letter.input, timed_out && self.by == By::StrictDeadLetter);
+        let (input, give_up) = (held_message.input, timed_out && self.by == By::StrictDeadLetter);
         let waits = matches!(self.answer(&input.identity(self.by), input, false), Answer::Gap(_));
-        let ending = if give_up && waits {
-            self.put_letter(owner, key.clone(), input, Standing::Dead, 0);
+        let outcome = if give_up && waits {
+            self.put_letter(owner, key.clone(), input, HoldReason::Dead, 0);
             "dead-lettered"
         } else {
             self.offer(owner, input, true, timed_out && !give_up)
         };
-        match ending {
+        match outcome {
             "retry" => {
                 let record = &self.records[&input.identity(self.by).record];
                 let State::RetryDue(at_ms) = record.state else { panic!("a message that is to be retried is due") };
@@ -453,20 +453,22 @@ impl Model {
         // Kept under its id, as one that was refused, and known by its entity now; or the other way round.
         let refused = self.is_refused(input);
         let now = if refused { input.identity_of_refused(self.by) } else { input.identity(self.by) };
-        if ending != "retry" && letter_key(&now) != *key {
-            self.letters.remove(key);
+        if outcome != "retry" && held_key(&now) != *key {
+            self.held_messages.remove(key);
         }
     }
 
-    fn nth_letter(&self, nth: usize) -> Option<(LetterKey, Letter)> {
-        let letters = self.letters.len();
-        let (key, letter) = self.letters.iter().nth(nth.checked_rem(letters)?)?;
-        Some((key.clone(), letter.clone()))
+    fn nth_letter(&self, nth: usize) -> Option<(HeldKey, Letter)> {
+        let held_messages = self.held_messages.len();
+        let (key, held_message) = self.held_messages.iter().nth(nth.checked_rem(held_messages)?)?;
+        Some((key.clone(), held_message.clone()))
     }
 
     fn redrive(&mut self, nth: usize) {
         self.forget_all(1..OWNERS);
-        let Some((key, letter)) = self.nth_letter(nth).filter(|(_, letter)| letter.standing == Standing::Dead) else {
+        let Some((key, held_message)) =
+            self.nth_letter(nth).filter(|(_, held_message)| held_message.hold_reason == HoldReason::Dead)
+        else {
             return;
         };
         let (by, now_ms) = (self.by, self.now_ms);
@@ -479,17 +481,17 @@ impl Model {
             }
         }
         // The first owner is told.
-        let (input, redriven_ms) = (letter.input, Some(letter.kept_ms));
-        self.last_ms[0] = self.last_ms[0].max(letter.kept_ms);
+        let (input, redriven_ms) = (held_message.input, Some(held_message.kept_ms));
+        self.last_ms[0] = self.last_ms[0].max(held_message.kept_ms);
         self.kept[0].insert(key.clone(), Entry { input, ready_ms: Some(0), until_ms: None, redriven_ms });
-        self.letters.insert(key, Letter { standing: Standing::Redriven, ..letter });
+        self.held_messages.insert(key, Letter { hold_reason: HoldReason::Redriven, ..held_message });
     }
 
     fn discard(&mut self, nth: usize) {
         self.forget_all(1..OWNERS);
-        let Some((key, letter)) = self.nth_letter(nth) else { return };
-        self.letters.remove(&key);
-        if letter.standing != Standing::Redriven {
+        let Some((key, held_message)) = self.nth_letter(nth) else { return };
+        self.held_messages.remove(&key);
+        if held_message.hold_reason != HoldReason::Redriven {
             return;
         }
         // Nobody runs it then: its record is as it was before.
@@ -499,7 +501,7 @@ impl Model {
             && matches!(record.state, State::RetryDue(_))
             && record.given_up
         {
-            let (state, attempts) = (State::DeadLettered, letter.attempts);
+            let (state, attempts) = (State::DeadLettered, held_message.attempts);
             *record = Record { state, attempts, expires_ms, ..record.clone() };
         }
     }

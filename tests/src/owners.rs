@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use hapax_core::metrics::Counters;
-use hapax_core::storage::IdempotencyStorage as _;
-use hapax_core::{Committer, IdempotentConsumer, Message, Options, Parts, Record, RecordKey, Scope};
+use hapax_core::{
+    Committer, Counters, IdempotencyStorage as _, IdempotentConsumer, Message, Options, Parts, Record, RecordKey, Scope,
+};
 use hapax_store::MemoryStore;
 
 use crate::plans::{Books, Planned};
@@ -40,7 +40,7 @@ impl Owners {
             processor: Planned::new("one"),
             storage: Arc::new(self.store.clone()),
             committer: self.committer.clone(),
-            outside: Some(self.books.clone()),
+            outbound: Some(self.books.clone()),
             clock: Arc::new(self.clock.clone()),
             metrics: Arc::new(Counters::default()),
             options,

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use hapax_core::context::Outgoing;
-use hapax_core::lock::Acquired;
-use hapax_core::outside::{CallError, Outside, Request, Response};
-use hapax_core::{Compensation, Context, Failure, Invocation, Message, MessageProcessor, Output, StepToUndo};
+use hapax_core::{
+    Acquired, Compensation, Context, Failure, Invocation, Message, MessageProcessor, Outbound, OutboundError,
+    OutboundRequest, OutboundResponse, Outgoing, Output, StepToCompensate,
+};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
@@ -109,7 +109,11 @@ impl Compensation for Planned {
         &self.steps
     }
 
-    fn compensate<'a>(&'a self, step: &'a StepToUndo, context: &'a mut Context) -> BoxFuture<'a, Result<(), Failure>> {
+    fn compensate<'a>(
+        &'a self,
+        step: &'a StepToCompensate,
+        context: &'a mut Context,
+    ) -> BoxFuture<'a, Result<(), Failure>> {
         Box::pin(async move {
             let text = String::from_utf8_lossy(&step.payload).into_owned();
             asked(context, &format!("/undo/{}", step.name), &text, true).await?;
@@ -150,7 +154,7 @@ async fn perform(op: &Op, run: &Invocation, context: &mut Context, prefix: &str)
 
 async fn asked(context: &mut Context, path: &str, body: &str, refuses: bool) -> Result<String, Failure> {
     let call = context.caller().expect("a message's context").next();
-    let request = Request {
+    let request = OutboundRequest {
         method: "POST".into(),
         url: format!("http://outside{path}"),
         headers: Vec::new(),
@@ -244,8 +248,8 @@ impl Books {
     }
 }
 
-impl Outside for Books {
-    fn call<'a>(&'a self, request: &'a Request) -> BoxFuture<'a, Result<Response, CallError>> {
+impl Outbound for Books {
+    fn call<'a>(&'a self, request: &'a OutboundRequest) -> BoxFuture<'a, Result<OutboundResponse, OutboundError>> {
         let header = |name: &str| {
             let found = request.headers.iter().find(|(of, _)| of == name);
             found.map(|(_, value)| String::from_utf8_lossy(value).into_owned()).unwrap_or_default()
@@ -267,12 +271,12 @@ impl Outside for Books {
                 let held = self.held.clone();
                 return Box::pin(async move {
                     held.acquire().await.expect("it is never closed").forget();
-                    Ok(Response { status: 200, headers: Vec::new(), body: Bytes::new() })
+                    Ok(OutboundResponse { status: 200, headers: Vec::new(), body: Bytes::new() })
                 });
             }
             Some(Reply::Status(status)) => status,
             None => 200,
         };
-        Box::pin(std::future::ready(Ok(Response { status, headers: Vec::new(), body: Bytes::new() })))
+        Box::pin(std::future::ready(Ok(OutboundResponse { status, headers: Vec::new(), body: Bytes::new() })))
     }
 }

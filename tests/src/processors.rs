@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::future::BoxFuture;
-use hapax_core::context::{ContextError, Outgoing};
-use hapax_core::{Context, Failure, Invocation, MessageProcessor, NativeProcessor, Output};
+use hapax_core::{Context, ContextError, Failure, Invocation, MessageProcessor, NativeProcessor, Outgoing, Output};
 
 fn failed(error: ContextError) -> Failure {
     Failure::retry(error.to_string())

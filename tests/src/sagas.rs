@@ -4,16 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::future::BoxFuture;
-use hapax_core::context::{StateView, Version};
-use hapax_core::metrics::Counters;
-use hapax_core::run::{Observer, Report};
-use hapax_core::saga::{SagaId, SagaState};
-use hapax_core::saga_log::SagaLog;
-use hapax_core::storage::{Group, IdempotencyStorage, StoreError, Verdict};
-use hapax_core::undo::{self, RunningVersions, UndoParts};
 use hapax_core::{
-    Clock, Committer, Ending, Handling, IdempotentConsumer, Message, MessageProcessor, Options, Parts, Record,
-    RecordKey, Scope,
+    Clock, Committer, CompensatorParts, Counters, CurrentVersionsOnly, Group, Handling, IdempotencyStorage,
+    IdempotentConsumer, Message, MessageProcessor, Observer, Options, Outcome, Parts, Record, RecordKey, Report,
+    SagaId, SagaLog, SagaState, Scope, StateView, StoreError, Verdict, Version, run_compensator,
 };
 use hapax_store::MemoryStore;
 use parking_lot::Mutex;
@@ -100,8 +94,8 @@ struct Reports(Arc<Mutex<Vec<String>>>);
 
 impl Observer for Reports {
     fn ended(&self, report: Report<'_>) {
-        if let Report::Ended { message, ending } = report {
-            self.0.lock().push(format!("{} {}", message.id, ending.name()));
+        if let Report::Ended { message, outcome } = report {
+            self.0.lock().push(format!("{} {}", message.id, outcome.name()));
         }
     }
 }
@@ -109,7 +103,8 @@ impl Observer for Reports {
 impl World {
     /// An empty one.
     pub fn new() -> Self {
-        let options = Options { backoff_base_ms: 10, attempts_max: 3, undo_attempts_max: 3, ..Options::default() };
+        let options =
+            Options { backoff_base_ms: 10, attempts_max: 3, compensation_attempts_max: 3, ..Options::default() };
         let clock = SimulatedClock::at(1_000_000);
         Self { store: MemoryStore::default(), books: Arc::default(), clock, options, reported: Arc::default() }
     }
@@ -134,7 +129,7 @@ impl World {
                 processor: processor.clone(),
                 storage: storage.clone(),
                 committer: committer.clone(),
-                outside: Some(self.books.clone()),
+                outbound: Some(self.books.clone()),
                 clock: Arc::new(self.clock.clone()),
                 metrics: Arc::new(Counters::default()),
                 options: self.options.clone(),
@@ -168,7 +163,7 @@ impl Host {
             processor,
             storage: self.storage.clone(),
             committer: self.committer.clone(),
-            outside: None,
+            outbound: None,
             clock: Arc::new(self.world.clock.clone()),
             metrics: Arc::new(Counters::default()),
             options: self.world.options.clone(),
@@ -176,12 +171,12 @@ impl Host {
     }
 
     /// Delivers to `p`.
-    pub async fn deliver(&self, message: &Message) -> Result<Ending, StoreError> {
+    pub async fn deliver(&self, message: &Message) -> Result<Outcome, StoreError> {
         self.deliver_to(0, message).await
     }
 
     /// Delivers to one of the processors.
-    pub async fn deliver_to(&self, consumer: usize, message: &Message) -> Result<Ending, StoreError> {
+    pub async fn deliver_to(&self, consumer: usize, message: &Message) -> Result<Outcome, StoreError> {
         // A duplicate of what is being undone waits: nobody undoes it here meanwhile.
         let handling = Handling { wait_in_flight: false, ..Handling::default() };
         self.consumers[consumer].handle(message.clone(), handling).await
@@ -198,17 +193,17 @@ impl Host {
     }
 
     async fn undo_by(&self, clock: Arc<dyn Clock>) -> Result<(), StoreError> {
-        let parts = UndoParts {
+        let parts = CompensatorParts {
             scope: Scope::of("p"),
             storage: self.storage.clone(),
             committer: self.committer.clone(),
             clock,
             consumers: self.consumers.clone(),
-            versions: Arc::new(RunningVersions),
+            versions: Arc::new(CurrentVersionsOnly),
             observer: Arc::new(Reports(self.world.reported.clone())),
         };
         let (_stop, stopped) = watch::channel(true);
-        undo::run(parts, stopped).await
+        run_compensator(parts, stopped).await
     }
 }
 

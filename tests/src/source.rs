@@ -4,10 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, ready};
-use hapax_core::Message;
-use hapax_core::ending::Ending;
-use hapax_core::run::{Observer, Report};
-use hapax_core::transport::{Delivery, Received, Source, TransportError};
+use hapax_core::{Delivery, Message, Observer, Outcome, Received, Report, Source, TransportError};
 use parking_lot::Mutex;
 
 /// What became of the deliveries of a [`ListSource`], and of its messages; cloning shares it.
@@ -18,7 +15,7 @@ pub struct Seen(Arc<Mutex<Inner>>);
 struct Inner {
     pulled: usize,
     settled: Vec<(String, &'static str)>,
-    ended: Vec<(String, Ending)>,
+    ended: Vec<(String, Outcome)>,
 }
 
 impl Seen {
@@ -36,19 +33,19 @@ impl Seen {
     /// Ids of the messages that ended under this name, in the order in which they did.
     pub fn ended(&self, name: &str) -> Vec<String> {
         let inner = self.0.lock();
-        inner.ended.iter().filter(|(_, ending)| ending.name() == name).map(|(id, _)| id.clone()).collect()
+        inner.ended.iter().filter(|(_, outcome)| outcome.name() == name).map(|(id, _)| id.clone()).collect()
     }
 
     /// All endings that were told.
-    pub fn endings(&self) -> usize {
+    pub fn outcomes(&self) -> usize {
         self.0.lock().ended.len()
     }
 }
 
 impl Observer for Seen {
     fn ended(&self, report: Report<'_>) {
-        if let Report::Ended { message, ending } = report {
-            self.0.lock().ended.push((message.id.clone(), ending.clone()));
+        if let Report::Ended { message, outcome } = report {
+            self.0.lock().ended.push((message.id.clone(), outcome.clone()));
         }
     }
 }

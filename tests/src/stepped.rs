@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use futures_util::future::BoxFuture;
-use hapax_core::clock::Clock;
+use hapax_core::Clock;
 use tokio::sync::watch;
 
 /// Simulated time that stands still; cloning shares it.

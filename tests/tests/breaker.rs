@@ -7,15 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures_util::future::BoxFuture;
-use hapax_core::context::{Effects, Outgoing};
-use hapax_core::metrics::Counters;
-use hapax_core::operator::{By, Operator};
-use hapax_core::relay::Relay;
-use hapax_core::storage::{Commit, IdempotencyStorage as _, Inspect as _, Outbox as _, Standing};
-use hapax_core::transport::{Publisher, TransportError};
 use hapax_core::{
-    Breaker, BreakerParts, BreakerPolicy, BreakerState, Clock as _, Committer, Context, Ending, Failure, Handling,
-    Invocation, Message, MessageProcessor, Options, Output, RecordKey, Scope, Stored,
+    Actor, BreakerPolicy, BreakerState, CircuitBreaker, CircuitBreakerParts, Clock as _, Commit, Committer, Context,
+    Counters, Effects, Failure, Handling, HoldReason, IdempotencyStorage as _, Inspect as _, Invocation, Message,
+    MessageProcessor, Operator, Options, Outbox as _, OutboxRelay, Outcome, Outgoing, Output, Publisher, RecordKey,
+    Scope, StoredOutcome, TransportError,
 };
 use hapax_store::{MemoryStore, RedbStore};
 use hapax_tests::backend::LossyDisk;
@@ -125,7 +121,7 @@ impl Ward {
     }
 
     /// Handles a message as HTTP does: the client sends again.
-    async fn put_off(&self, id: &str) -> Ending {
+    async fn put_off(&self, id: &str) -> Outcome {
         let handling = Handling { retry_here: false, ..Handling::default() };
         self.bench.consumer.handle(message(id, "{}"), handling).await.unwrap()
     }
@@ -134,7 +130,7 @@ impl Ward {
     async fn open(&self) {
         self.patient.set_down(true);
         for number in 0..4 {
-            assert!(matches!(self.put_off(&format!("f-{number}")).await, Ending::DeadLettered { .. }));
+            assert!(matches!(self.put_off(&format!("f-{number}")).await, Outcome::DeadLettered { .. }));
         }
         assert!(matches!(self.state(), BreakerState::Open { .. }));
     }
@@ -160,12 +156,12 @@ async fn open_it_pulls_and_runs_nothing_and_no_attempt_is_lost() {
     let (consumer, observer) = (ward.bench.consumer.clone(), Arc::new(seen.clone()));
     let (_stop, stopped) = watch::channel(false);
     let running =
-        tokio::spawn(async move { hapax_core::run::run(&consumer, &mut source, observer, TAKEN_MAX, stopped).await });
+        tokio::spawn(async move { hapax_core::run_source(&consumer, &mut source, observer, TAKEN_MAX, stopped).await });
 
     // Everybody sleeps who was taken: nothing can happen until the clock is turned. Until the fourth had failed, others were
     // pulled in the place of the three before it; from then on nobody.
     const PULLED_MAX: usize = TAKEN_MAX + 3;
-    let all_wait = |ended: usize| seen.endings() == ended && ward.clock.asleep() >= seen.pulled() - ended;
+    let all_wait = |ended: usize| seen.outcomes() == ended && ward.clock.asleep() >= seen.pulled() - ended;
     eventually("it is open, and all wait", || all_wait(4) || seen.pulled() > PULLED_MAX).await;
     let pulled = seen.pulled();
     assert!(pulled <= PULLED_MAX, "{pulled} were pulled");
@@ -214,23 +210,23 @@ fn mutation_a_paused_source_is_pulled_is_found() {
 async fn who_cannot_wait_is_put_off_and_nothing_is_written() {
     let ward = Ward::new(options()).await;
     ward.open().await;
-    assert_eq!(ward.put_off("m").await, Ending::Paused { after_ms: OPEN_MS });
+    assert_eq!(ward.put_off("m").await, Outcome::Paused { after_ms: OPEN_MS });
     ward.clock.advance(OPEN_MS - 1);
-    assert_eq!(ward.put_off("m").await, Ending::Paused { after_ms: 1 });
+    assert_eq!(ward.put_off("m").await, Outcome::Paused { after_ms: 1 });
     let key = RecordKey::by_message_id(&Scope::of("p"), &message("m", ""));
     assert_eq!(ward.store.admit(&key).await.unwrap(), None);
     // What has ended is answered as ever.
     let again = ward.put_off("f-0").await;
-    assert!(matches!(again, Ending::Duplicate(Stored::Failed(_))), "{again:?}");
+    assert!(matches!(again, Outcome::Duplicate(StoredOutcome::Failed(_))), "{again:?}");
     assert_eq!(ward.patient.runs(), 4);
     let counted = ward.bench.counters.read();
     assert!(counted.outcomes.contains(&("paused", 2)) && counted.breaker_opened == 1, "{counted:?}");
 
     ward.patient.set_down(false);
     ward.clock.advance(1);
-    assert!(matches!(ward.put_off("m").await, Ending::Completed { .. }));
+    assert!(matches!(ward.put_off("m").await, Outcome::Completed { .. }));
     assert_eq!(ward.state(), BreakerState::HalfOpen);
-    assert!(matches!(ward.put_off("n").await, Ending::Completed { .. }));
+    assert!(matches!(ward.put_off("n").await, Outcome::Completed { .. }));
     assert_eq!(ward.state(), BreakerState::Closed);
 }
 
@@ -249,7 +245,7 @@ async fn half_open_no_more_run_at_once_than_may_probe() {
     }
     assert!(futures_util::poll!(&mut waits).is_pending());
     assert_eq!(ward.patient.runs(), 4 + 2, "two may probe, and both run");
-    assert_eq!(ward.put_off("d").await, Ending::Paused { after_ms: 1_000 });
+    assert_eq!(ward.put_off("d").await, Outcome::Paused { after_ms: 1_000 });
 
     // One of them goes away: its place is another's.
     let [one, gone] = probes;
@@ -257,8 +253,8 @@ async fn half_open_no_more_run_at_once_than_may_probe() {
     assert!(futures_util::poll!(&mut waits).is_pending());
     assert_eq!(ward.patient.runs(), 4 + 3);
     ward.patient.gate.add_permits(2);
-    assert!(matches!(one.await.unwrap(), Ending::Completed { .. }));
-    assert!(matches!(waits.await.unwrap(), Ending::Completed { .. }));
+    assert!(matches!(one.await.unwrap(), Outcome::Completed { .. }));
+    assert!(matches!(waits.await.unwrap(), Outcome::Completed { .. }));
     assert_eq!(ward.state(), BreakerState::Closed);
 }
 
@@ -274,8 +270,8 @@ async fn what_a_processor_refuses_is_an_answer() {
         let kind = if number % 2 == 0 { "reject" } else { "invalid" };
         let refused = Message { kind: kind.into(), ..message(&format!("{number}"), "{}") };
         let handling = Handling { retry_here: false, ..Handling::default() };
-        let ending = ward.bench.consumer.handle(refused, handling).await.unwrap();
-        assert!(matches!(ending, Ending::DeadLettered { .. }), "{ending:?}");
+        let outcome = ward.bench.consumer.handle(refused, handling).await.unwrap();
+        assert!(matches!(outcome, Outcome::DeadLettered { .. }), "{outcome:?}");
     }
     let breaker = ward.bench.consumer.status().breaker.unwrap();
     assert_eq!((breaker.state, breaker.failed), (BreakerState::Closed, 0));
@@ -291,14 +287,14 @@ async fn slow_runs_open_it_though_they_went_well() {
     let ward = Ward::new(options()).await;
     ward.patient.takes_ms.store(100, Ordering::SeqCst);
     for number in 0..4 {
-        assert!(matches!(ward.put_off(&format!("in-time-{number}")).await, Ending::Completed { .. }));
+        assert!(matches!(ward.put_off(&format!("in-time-{number}")).await, Outcome::Completed { .. }));
     }
     ward.patient.takes_ms.store(101, Ordering::SeqCst);
     for number in 0..4 {
         assert_eq!(ward.state(), BreakerState::Closed);
-        assert!(matches!(ward.put_off(&format!("slow-{number}")).await, Ending::Completed { .. }));
+        assert!(matches!(ward.put_off(&format!("slow-{number}")).await, Outcome::Completed { .. }));
     }
-    assert!(matches!(ward.put_off("m").await, Ending::Paused { .. }), "four of eight were slow");
+    assert!(matches!(ward.put_off("m").await, Outcome::Paused { .. }), "four of eight were slow");
 }
 
 #[tokio::test]
@@ -310,8 +306,8 @@ async fn who_waits_for_it_goes_when_the_host_stops() {
         eventually("it waits", || ward.clock.asleep() == 1).await;
         ward.bench.consumer.stop();
     };
-    let (ending, ()) = tokio::join!(waiting, stop);
-    assert_eq!(ending, Ending::Paused { after_ms: OPEN_MS });
+    let (outcome, ()) = tokio::join!(waiting, stop);
+    assert_eq!(outcome, Outcome::Paused { after_ms: OPEN_MS });
 }
 
 #[tokio::test]
@@ -331,16 +327,16 @@ async fn a_host_that_is_started_again_does_not_begin_with_what_was_given_up() {
     let bench = next().await;
     let handling = Handling { retry_here: false, ..Handling::default() };
     let handle = async |bench: &Bench, id| bench.consumer.handle(message(id, "{}"), handling).await.unwrap();
-    assert_eq!(handle(&bench, "m").await, Ending::Paused { after_ms: OPEN_MS - 400 });
+    assert_eq!(handle(&bench, "m").await, Outcome::Paused { after_ms: OPEN_MS - 400 });
     assert_eq!(ward.patient.runs(), 4);
 
     // Down for longer than it would have been open: the first message is a probe.
     ward.clock.advance(OPEN_MS * 60);
     let bench = next().await;
     ward.patient.set_down(false);
-    assert!(matches!(handle(&bench, "m").await, Ending::Completed { .. }));
+    assert!(matches!(handle(&bench, "m").await, Outcome::Completed { .. }));
     assert_eq!(bench.consumer.status().breaker.unwrap().state, BreakerState::HalfOpen);
-    assert!(matches!(handle(&bench, "n").await, Ending::Completed { .. }));
+    assert!(matches!(handle(&bench, "n").await, Outcome::Completed { .. }));
     assert_eq!(bench.consumer.status().breaker.unwrap().state, BreakerState::Closed);
 }
 
@@ -362,31 +358,31 @@ async fn what_is_redriven_waits_for_it_and_is_no_dead_letter_again() {
     let (stop, stopped) = watch::channel(false);
     let seen = Seen::default();
     let kept =
-        hapax_core::keeper::run(ward.bench.consumer.clone(), ward.store.clone(), Arc::new(seen.clone()), stopped);
+        hapax_core::run_deferred(ward.bench.consumer.clone(), ward.store.clone(), Arc::new(seen.clone()), stopped);
     let kept = tokio::spawn(kept);
-    let (key, _) = ward.store.letters(Some("p"), None, 1).await.unwrap().remove(0);
-    let by = By { actor: "somebody".into(), reason: "it may work now".into() };
+    let (key, _) = ward.store.held_messages(Some("p"), None, 1).await.unwrap().remove(0);
+    let by = Actor { actor: "somebody".into(), reason: "it may work now".into() };
     operator.redrive(&key, &by).await.unwrap();
     eventually("it waits for the breaker", || ward.clock.asleep() == 1).await;
     let_others_run().await;
-    assert_eq!((ward.patient.runs(), seen.endings()), (4, 0));
+    assert_eq!((ward.patient.runs(), seen.outcomes()), (4, 0));
     ward.patient.set_down(false);
     ward.clock.advance(OPEN_MS);
-    eventually("it has ended", || seen.endings() == 1).await;
+    eventually("it has ended", || seen.outcomes() == 1).await;
     assert_eq!(seen.ended("completed").len(), 1);
-    assert_eq!(ward.store.letters(Some("p"), None, 9).await.unwrap().len(), 3, "it is kept no longer");
+    assert_eq!(ward.store.held_messages(Some("p"), None, 9).await.unwrap().len(), 3, "it is kept no longer");
 
     // One that waits when the host stops stays redriven, and does not hold up the stop.
     ward.patient.set_down(true);
-    assert!(matches!(ward.put_off("fails-as-a-probe").await, Ending::DeadLettered { .. }));
-    let (key, _) = ward.store.letters(Some("p"), None, 1).await.unwrap().remove(0);
+    assert!(matches!(ward.put_off("fails-as-a-probe").await, Outcome::DeadLettered { .. }));
+    let (key, _) = ward.store.held_messages(Some("p"), None, 1).await.unwrap().remove(0);
     operator.redrive(&key, &by).await.unwrap();
     eventually("it waits for the breaker", || ward.clock.asleep() == 1).await;
     ward.bench.consumer.stop();
     stop.send_replace(true);
     kept.await.unwrap().unwrap();
-    let letters = ward.store.dead_letters(&key.record).await.unwrap();
-    assert_eq!(letters[0].standing, Standing::Redriven);
+    let held_messages = ward.store.held_under(&key.record).await.unwrap();
+    assert_eq!(held_messages[0].hold_reason, HoldReason::Redriven);
 }
 
 /// On many threads, under the machine's clock: nobody sleeps for ever, whatever opens and closes meanwhile.
@@ -405,12 +401,12 @@ async fn once_it_goes_well_again_everything_drains() {
     let (consumer, observer) = (bench.consumer.clone(), Arc::new(seen.clone()));
     let (_stop, stopped) = watch::channel(false);
     let running =
-        tokio::spawn(async move { hapax_core::run::run(&consumer, &mut source, observer, 64, stopped).await });
+        tokio::spawn(async move { hapax_core::run_source(&consumer, &mut source, observer, 64, stopped).await });
     let opened = || bench.consumer.status().breaker.unwrap().opened;
     for times in 1..=5 {
         eventually("it has opened, and again", || opened() >= times * 5).await;
         patient.set_down(false);
-        eventually("some have ended", || seen.endings() >= times as usize * 20).await;
+        eventually("some have ended", || seen.outcomes() >= times as usize * 20).await;
         patient.set_down(true);
     }
     patient.set_down(false);
@@ -443,7 +439,7 @@ async fn a_destination_that_fails_is_left_alone_and_gets_everything_in_order() {
     const MESSAGES: usize = 3_000;
     let (clock, store) = (SteppedClock::at(5), Arc::new(MemoryStore::default()));
     let committer = Committer::start(store.clone()).await.unwrap();
-    let breaker = Arc::new(Breaker::new(BreakerParts {
+    let breaker = Arc::new(CircuitBreaker::new(CircuitBreakerParts {
         name: "outbox/test".into(),
         policy: BreakerPolicy { probes: 1, ..policy() },
         committer: committer.clone(),
@@ -462,7 +458,7 @@ async fn a_destination_that_fails_is_left_alone_and_gets_everything_in_order() {
     written.into_iter().next_back().unwrap().durable().await.unwrap();
     let (there, tries, received) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default(), Arc::default());
     let destination = Destination { there: there.clone(), tries: tries.clone(), received: Arc::clone(&received) };
-    let relay = Relay::new(store.clone(), committer.clone(), Box::new(destination), Arc::new(clock.clone()));
+    let relay = OutboxRelay::new(store.clone(), committer.clone(), Box::new(destination), Arc::new(clock.clone()));
     let (stop, stopped) = watch::channel(false);
     let running = tokio::spawn(relay.guarded_by(Some(breaker.clone())).run(stopped));
 
@@ -502,7 +498,7 @@ fn mutation_the_outbox_is_sent_though_it_is_open_is_found() {
 async fn stopping_does_not_wait_for_a_destination_that_is_left_alone() {
     let (clock, store) = (SteppedClock::at(5), Arc::new(MemoryStore::default()));
     let committer = Committer::start(store.clone()).await.unwrap();
-    let breaker = Arc::new(Breaker::new(BreakerParts {
+    let breaker = Arc::new(CircuitBreaker::new(CircuitBreakerParts {
         name: "outbox/test".into(),
         policy: BreakerPolicy { calls_min: 1, ..policy() },
         committer: committer.clone(),
@@ -514,7 +510,7 @@ async fn stopping_does_not_wait_for_a_destination_that_is_left_alone() {
     committer.submit(Commit { effects, ..Commit::of(&key) }).durable().await.unwrap();
     let tries = Arc::<AtomicU64>::default();
     let destination = Destination { there: Arc::default(), tries: tries.clone(), received: Arc::default() };
-    let relay = Relay::new(store.clone(), committer.clone(), Box::new(destination), Arc::new(clock.clone()));
+    let relay = OutboxRelay::new(store.clone(), committer.clone(), Box::new(destination), Arc::new(clock.clone()));
     let (stop, stopped) = watch::channel(false);
     let running = tokio::spawn(relay.guarded_by(Some(breaker)).run(stopped));
     eventually("it is left alone", || tries.load(Ordering::SeqCst) == 1 && clock.asleep() == 1).await;

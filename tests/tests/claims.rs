@@ -5,12 +5,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hapax_core::metrics::Counters;
-use hapax_core::record::State;
-use hapax_core::saga::SagaId;
-use hapax_core::saga_log::SagaLog;
-use hapax_core::storage::{IdempotencyStorage as _, StoreError};
-use hapax_core::{Ending, Handling, IdempotentConsumer, Message, Options, Parts, RecordKey, Scope, Stored};
+use hapax_core::{
+    Counters, Handling, IdempotencyStorage as _, IdempotentConsumer, Message, Options, Outcome, Parts, RecordKey,
+    RecordState, SagaId, SagaLog, Scope, StoreError, StoredOutcome,
+};
 use hapax_tests::owners::{BEGINS_MS, Owners};
 use hapax_tests::plans::{Op, Reply, call, plan, step};
 use hapax_tests::stepped::eventually;
@@ -28,7 +26,7 @@ fn owner(world: &Owners, name: &str) -> IdempotentConsumer {
 async fn claim(world: &Owners, message: &Message) -> (String, u64, u64) {
     let record = world.record(message).await.expect("a record");
     match record.state {
-        State::InProgress { owner, lease_end_ms } => (owner, lease_end_ms, record.epoch),
+        RecordState::InProgress { owner, lease_end_ms } => (owner, lease_end_ms, record.epoch),
         other => panic!("it is {other:?}"),
     }
 }
@@ -44,7 +42,7 @@ async fn steps(world: &Owners, message: &Message) -> usize {
     SagaLog::new(&world.store, &Scope::of("p")).read(&id).await.unwrap().saga.steps.len()
 }
 
-fn begin(owner: &IdempotentConsumer, message: &Message) -> JoinHandle<Result<Ending, StoreError>> {
+fn begin(owner: &IdempotentConsumer, message: &Message) -> JoinHandle<Result<Outcome, StoreError>> {
     let (owner, message) = (owner.clone(), message.clone());
     // Whoever must wait is told so.
     let handling = Handling { wait_in_flight: false, retry_here: false };
@@ -72,9 +70,9 @@ async fn a_message_is_claimed_durably_before_it_calls() {
     world.books.arrival("/a").await;
     assert_eq!(claim(&world, &message).await, ("one".to_owned(), BEGINS_MS + LEASE_MS, 1));
     let other = begin(&two, &message).await.unwrap().unwrap();
-    assert!(matches!(other, Ending::InFlight { after_ms } if after_ms > 0), "{other:?}");
+    assert!(matches!(other, Outcome::InFlight { after_ms } if after_ms > 0), "{other:?}");
     world.books.let_go();
-    assert!(matches!(running.await.unwrap(), Ok(Ending::Completed { .. })));
+    assert!(matches!(running.await.unwrap(), Ok(Outcome::Completed { .. })));
     assert_eq!(world.books.arrived().len(), 1);
     assert_eq!(world.record(&message).await.unwrap().epoch, 2);
 }
@@ -101,9 +99,9 @@ async fn a_run_that_takes_long_renews_its_claim_and_keeps_it() {
         before = renewed;
     }
     let other = begin(&two, &message).await.unwrap().unwrap();
-    assert!(matches!(other, Ending::InFlight { .. }), "{other:?}");
+    assert!(matches!(other, Outcome::InFlight { .. }), "{other:?}");
     world.books.let_go();
-    assert!(matches!(running.await.unwrap(), Ok(Ending::Completed { .. })));
+    assert!(matches!(running.await.unwrap(), Ok(Outcome::Completed { .. })));
     assert_eq!(world.books.arrived().len(), 1, "it ran once");
 }
 
@@ -123,10 +121,10 @@ async fn who_was_taken_over_can_write_nothing() {
     // Its heartbeat does not come through: as if it stood still.
     two_takes_over(&world, &two, &message, claimed.1).await;
     world.books.let_go();
-    let ending = zombie.await.unwrap().unwrap();
+    let outcome = zombie.await.unwrap().unwrap();
     assert!(
-        matches!(&ending, Ending::Duplicate(Stored::Completed(_))),
-        "it answers what the other has made: {ending:?}"
+        matches!(&outcome, Outcome::Duplicate(StoredOutcome::Completed(_))),
+        "it answers what the other has made: {outcome:?}"
     );
     assert_eq!(kept_answers(&world).await, [""; 0], "of the zombie");
     assert_eq!(steps(&world, &message).await, 0, "of the zombie");
@@ -137,8 +135,8 @@ async fn who_was_taken_over_can_write_nothing() {
 /// Another owner takes over at the very end of the claim, and completes. The clock is set for it alone: the first one sleeps.
 async fn two_takes_over(world: &Owners, two: &IdempotentConsumer, message: &Message, lease_end_ms: u64) {
     world.clock.leap(lease_end_ms);
-    let ending = begin(two, message).await.unwrap().unwrap();
-    assert!(matches!(ending, Ending::Completed { .. }), "{ending:?}");
+    let outcome = begin(two, message).await.unwrap().unwrap();
+    assert!(matches!(outcome, Outcome::Completed { .. }), "{outcome:?}");
 }
 
 #[tokio::test]
@@ -153,8 +151,8 @@ async fn who_is_too_late_calls_nobody_any_more() {
     // Nobody has taken it over; it is too late all the same: somebody may, at any time.
     world.clock.leap(claimed.1);
     world.books.let_go();
-    let ending = running.await.unwrap().unwrap();
-    assert!(matches!(&ending, Ending::Retry { error, .. } if error.contains("too slow")), "{ending:?}");
+    let outcome = running.await.unwrap().unwrap();
+    assert!(matches!(&outcome, Outcome::Retry { error, .. } if error.contains("too slow")), "{outcome:?}");
     let paths: Vec<_> = world.books.arrived().into_iter().map(|call| call.path).collect();
     assert_eq!(paths, ["/a"]);
     assert_eq!(steps(&world, &message).await, 0);
@@ -168,8 +166,8 @@ async fn who_starts_again_under_its_name_takes_up_its_own_claim_at_once() {
     let running = begin(&owner(&world, "one"), &message);
     world.books.arrival("/a").await;
     running.abort();
-    let ending = begin(&owner(&world, "one"), &message).await.unwrap().unwrap();
-    assert!(matches!(ending, Ending::Completed { .. }), "{ending:?}");
+    let outcome = begin(&owner(&world, "one"), &message).await.unwrap().unwrap();
+    assert!(matches!(outcome, Outcome::Completed { .. }), "{outcome:?}");
     let arrived = world.books.arrived();
     assert_eq!(arrived.iter().map(|call| call.path.as_str()).collect::<Vec<_>>(), ["/a", "/a", "/b"]);
     assert_eq!(arrived[0].key, arrived[1].key, "the call that was never answered is made again under its key");
@@ -188,7 +186,7 @@ async fn a_message_without_outside_needs_no_claim() {
         })),
         storage: Arc::new(world.store.clone()),
         committer: world.committer.clone(),
-        outside: None,
+        outbound: None,
         clock: Arc::new(world.clock.clone()),
         metrics: Arc::new(Counters::default()),
         options: Options::default(),

@@ -5,13 +5,9 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use hapax_core::clock::Clock as _;
-use hapax_core::context::Outgoing;
-use hapax_core::record::Record;
-use hapax_core::storage::{DeadLetter, Store};
 use hapax_core::{
-    Context, Ending, Failure, Handling, Invocation, Message, MessageProcessor, NativeProcessor, Options, Output,
-    RecordKey, Scope,
+    Clock as _, Context, Failure, Handling, HeldMessage, Invocation, Message, MessageProcessor, NativeProcessor,
+    Options, Outcome, Outgoing, Output, Record, RecordKey, Scope, Store,
 };
 use hapax_store::{MemoryStore, RedbStore, StoreOptions};
 use hapax_tests::backend::LossyDisk;
@@ -69,10 +65,10 @@ fn moody() -> Arc<dyn MessageProcessor> {
 /// What a history leaves behind.
 #[derive(Debug, PartialEq)]
 struct Left {
-    endings: Vec<Ending>,
+    outcomes: Vec<Outcome>,
     /// Without what has expired, and without epochs: a store may keep a record longer, which a younger one then follows.
     records: Vec<(RecordKey, Record)>,
-    letters: Vec<DeadLetter>,
+    held_messages: Vec<HeldMessage>,
     state: Vec<(String, String)>,
     sent: Vec<Message>,
 }
@@ -98,13 +94,13 @@ async fn live<S: Store>(
 ) -> Left {
     let clock = SimulatedClock::at(START_MS);
     let mut here = bench(&store, &clock, cache_bytes).await;
-    let mut endings = Vec::new();
+    let mut outcomes = Vec::new();
     for event in history {
         match event {
             Event::Deliver { id, other_body, retry_here } => {
                 let body = if *other_body { "[]" } else { "{}" };
                 let handling = Handling { retry_here: *retry_here, ..Handling::default() };
-                endings.push(here.consumer.handle(message(&id.to_string(), body), handling).await.unwrap());
+                outcomes.push(here.consumer.handle(message(&id.to_string(), body), handling).await.unwrap());
             }
             Event::Restart { killed } => {
                 drop(here);
@@ -115,24 +111,24 @@ async fn live<S: Store>(
             Event::Jump { by_ms } => clock.advance(*by_ms),
         }
     }
-    left(&*store, clock.now_ms(), endings).await
+    left(&*store, clock.now_ms(), outcomes).await
 }
 
-async fn left(store: &impl Store, now_ms: u64, endings: Vec<Ending>) -> Left {
+async fn left(store: &impl Store, now_ms: u64, outcomes: Vec<Outcome>) -> Left {
     let records = store.records(None, None, 1_000).await.unwrap().into_iter();
     let records = records.filter(|(_, record)| !record.has_expired(now_ms));
-    let mut letters = Vec::new();
+    let mut held_messages = Vec::new();
     for id in 0..IDS {
         let key = RecordKey::by_message_id(&Scope::of("p"), &message(&id.to_string(), ""));
-        letters.extend(store.dead_letters(&key).await.unwrap());
+        held_messages.extend(store.held_under(&key).await.unwrap());
     }
     let state = store.view(&Scope::of("p")).scan("", None, 1_000).await.unwrap().into_iter();
     let state = state.map(|(key, _, value)| (key, String::from_utf8(value.to_vec()).unwrap()));
     let sent = store.pending(None, 10_000).await.unwrap().into_iter().map(|row| row.message);
     Left {
-        endings,
+        outcomes,
         records: records.map(|(key, record)| (key, without_epochs(record))).collect(),
-        letters,
+        held_messages,
         state: state.collect(),
         sent: sent.collect(),
     }
@@ -140,7 +136,7 @@ async fn left(store: &impl Store, now_ms: u64, endings: Vec<Ending>) -> Left {
 
 /// Epochs go on after a record that was swept in one store and not yet in the other.
 fn without_epochs(mut record: Record) -> Record {
-    record.history.iter_mut().for_each(|moment| moment.epoch = 0);
+    record.history.iter_mut().for_each(|entry| entry.epoch = 0);
     Record { epoch: 0, ..record }
 }
 
@@ -165,7 +161,7 @@ async fn all_ways_are_one(seed: u64, length: usize) {
     let memory = Arc::new(MemoryStore::default());
     let wanted = live(&history, 0, memory, |store, _| store).await;
     assert!(
-        wanted.endings.iter().any(|ending| matches!(ending, Ending::Duplicate(_))),
+        wanted.outcomes.iter().any(|outcome| matches!(outcome, Outcome::Duplicate(_))),
         "no duplicate: it tests nothing"
     );
     for cache_bytes in [0, 1 << 20] {
@@ -175,7 +171,7 @@ async fn all_ways_are_one(seed: u64, length: usize) {
                 let context = format!(
                     "HAPAX_SEED={seed}, cache of {cache_bytes} bytes, filters: {filters}, memtables of {memtable_bytes} bytes"
                 );
-                for (number, (found, wanted)) in left.endings.iter().zip(&wanted.endings).enumerate() {
+                for (number, (found, wanted)) in left.outcomes.iter().zip(&wanted.outcomes).enumerate() {
                     assert_eq!(found, wanted, "{context}: the ending of delivery {number}");
                 }
                 assert_eq!(left, wanted, "{context}");

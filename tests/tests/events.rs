@@ -7,11 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use futures_util::future::{BoxFuture, join_all};
-use hapax_core::context::{ContextError, StateView};
-use hapax_core::events::{self, Event, NewEvent};
-use hapax_core::storage::IdempotencyStorage as _;
 use hapax_core::{
-    Context, Ending, Failure, Handling, Invocation, MessageProcessor, NativeProcessor, Output, Scope, Stored,
+    Context, ContextError, Failure, Handling, IdempotencyStorage as _, Invocation, MessageProcessor, NativeProcessor,
+    NewEvent, Outcome, Output, Scope, StateView, StoredOutcome, StreamEvent, list_streams, read_stream,
 };
 use hapax_store::RedbStore;
 use hapax_tests::backend::LossyDisk;
@@ -63,8 +61,8 @@ fn view(store: &RedbStore) -> Arc<dyn StateView> {
     store.view(&Scope::of("p"))
 }
 
-async fn stream(store: &RedbStore) -> Vec<Event> {
-    events::read(&*view(store), "all", 0, 10_000).await.unwrap()
+async fn stream(store: &RedbStore) -> Vec<StreamEvent> {
+    read_stream(&*view(store), "all", 0, 10_000).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -78,11 +76,11 @@ async fn an_append_by_somebody_else_meanwhile_runs_the_message_again() {
             consumer.handle(message(&format!("m-{number}"), "{}"), Handling::default()).await.unwrap()
         })
     });
-    let endings = join_all(handled).await.into_iter().map(|ending| match ending.unwrap() {
-        Ending::Completed { output } => String::from_utf8(output.data.to_vec()).unwrap().parse::<usize>().unwrap(),
+    let outcomes = join_all(handled).await.into_iter().map(|outcome| match outcome.unwrap() {
+        Outcome::Completed { output } => String::from_utf8(output.data.to_vec()).unwrap().parse::<usize>().unwrap(),
         other => panic!("{other:?}"),
     });
-    let answered: BTreeSet<usize> = endings.collect();
+    let answered: BTreeSet<usize> = outcomes.collect();
     assert_eq!(answered, (1..=MESSAGES).collect(), "each message appended at a version of its own");
     let events = stream(&store).await;
     let versions: Vec<u64> = events.iter().map(|event| event.version).collect();
@@ -90,7 +88,7 @@ async fn an_append_by_somebody_else_meanwhile_runs_the_message_again() {
     let said: BTreeSet<_> = events.iter().map(|event| event.data.clone()).collect();
     let ids: BTreeSet<_> = events.iter().map(|event| event.id.clone()).collect();
     assert_eq!((said.len(), ids.len()), (MESSAGES, MESSAGES));
-    assert_eq!(events::streams(&*view(&store), None, 9).await.unwrap(), [("all".to_owned(), MESSAGES as u64)]);
+    assert_eq!(list_streams(&*view(&store), None, 9).await.unwrap(), [("all".to_owned(), MESSAGES as u64)]);
 }
 
 #[test]
@@ -105,8 +103,8 @@ async fn an_event_is_there_once_under_the_same_id_whoever_runs_its_message() {
         let disk = LossyDisk::new();
         let store = Arc::new(disk.open().unwrap());
         let bench = Bench::new("p", store.clone(), appender(), quick()).await;
-        assert!(matches!(bench.handle(message("m-1", "{}")).await, Ending::Completed { .. }));
-        assert!(matches!(bench.handle(message("m-1", "{}")).await, Ending::Duplicate(Stored::Completed(_))));
+        assert!(matches!(bench.handle(message("m-1", "{}")).await, Outcome::Completed { .. }));
+        assert!(matches!(bench.handle(message("m-1", "{}")).await, Outcome::Duplicate(StoredOutcome::Completed(_))));
         let events = stream(&store).await;
         assert_eq!(events.len(), 1, "a duplicate appends nothing");
         ids.push(events[0].id.clone());
@@ -122,7 +120,7 @@ async fn a_message_that_fails_appends_nothing() {
     let bench = Bench::new("p", store.clone(), appender(), quick()).await;
     let mut rejected = message("m-1", "{}");
     rejected.kind = "reject".into();
-    assert!(matches!(bench.handle(rejected).await, Ending::DeadLettered { .. }));
+    assert!(matches!(bench.handle(rejected).await, Outcome::DeadLettered { .. }));
     assert_eq!(stream(&store).await, []);
     assert_eq!(bench.handle(message("m-2", "{}")).await.name(), "completed");
     assert_eq!(stream(&store).await.len(), 1);

@@ -7,16 +7,10 @@ use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use hapax_core::clock::Clock as _;
-use hapax_core::feed::{Cursor, EventKind, Feed as _, FeedEvent};
-use hapax_core::operator::{By, Operator};
-use hapax_core::record::State;
-use hapax_core::storage::{
-    Commit, Group, IdempotencyStorage as _, Inspect as _, LetterKey, RecordChange, Store, StoreError,
-};
-use hapax_core::strategy::{Select, VersionOrder};
 use hapax_core::{
-    Ending, Fingerprint, Handling, Message, Options, Output, Record, RecordKey, Scope, Strategy, SystemClock,
+    Actor, Clock as _, Commit, Cursor, Feed as _, FeedEvent, FeedEventKind, Fingerprint, Group, Handling, HeldKey,
+    IdempotencyStorage as _, Inspect as _, Message, Operator, Options, Outcome, Output, Record, RecordChange,
+    RecordKey, RecordState, Scope, Select, Store, StoreError, Strategy, SystemClock, VersionOrder,
 };
 use hapax_store::{MemoryStore, RedbStore, StoreOptions};
 use hapax_tests::backend::{LossyDisk, Part};
@@ -53,16 +47,16 @@ async fn what_becomes_of_a_message_is_told() {
     bench.handle(of("passes", "retry-until-3")).await;
     bench.handle(of("fails", "reject")).await;
     bench.handle(message("other", "{}")).await;
-    assert_eq!(bench.handle(message("other", "[]")).await, Ending::Mismatch);
+    assert_eq!(bench.handle(message("other", "[]")).await, Outcome::Mismatch);
     let operator =
         Operator::new(store.clone(), bench.committer.clone(), Arc::new(SystemClock), [bench.consumer.clone()]);
-    let by = By { actor: "a".into(), reason: "r".into() };
-    let letter = async |id: &str| -> LetterKey {
-        let letters = store.dead_letters(&key(id)).await.unwrap();
-        letters[0].key(&key(id))
+    let by = Actor { actor: "a".into(), reason: "r".into() };
+    let held_message = async |id: &str| -> HeldKey {
+        let held_messages = store.held_under(&key(id)).await.unwrap();
+        held_messages[0].key(&key(id))
     };
-    operator.redrive(&letter("fails").await, &by).await.unwrap();
-    operator.discard(&letter("other").await, &by).await.unwrap();
+    operator.redrive(&held_message("fails").await, &by).await.unwrap();
+    operator.discard(&held_message("other").await, &by).await.unwrap();
     operator.evict(&key("passes"), &by).await.unwrap();
     assert_eq!(told(&*store, "passes").await, [("failed", 1), ("failed", 1), ("completed", 1), ("evicted", 1)]);
     assert_eq!(told(&*store, "fails").await, [("dead-lettered", 1), ("redriven", 1)]);
@@ -77,15 +71,15 @@ async fn what_becomes_of_a_message_is_told() {
 async fn duplicates_are_told_and_the_record_stays(open: impl Fn() -> Arc<RedbStore>) {
     let completed = {
         let bench = Bench::new("p", open(), Counter::new(), quick()).await;
-        assert!(matches!(bench.handle(message("m", "{}")).await, Ending::Completed { .. }));
-        assert!(matches!(bench.handle(message("n", "{}")).await, Ending::Completed { .. }));
+        assert!(matches!(bench.handle(message("m", "{}")).await, Outcome::Completed { .. }));
+        assert!(matches!(bench.handle(message("n", "{}")).await, Outcome::Completed { .. }));
         drop(bench);
         open().admit(&key("m")).await.unwrap()
     };
     for cache_bytes in [0, 1 << 20] {
         let bench = Bench::new("p", open(), Counter::new(), Options { cache_bytes, ..quick() }).await;
         for _ in 0..3 {
-            assert!(matches!(bench.handle(message("m", "{}")).await, Ending::Duplicate(_)));
+            assert!(matches!(bench.handle(message("m", "{}")).await, Outcome::Duplicate(_)));
         }
         drop(bench);
     }
@@ -135,7 +129,7 @@ async fn stale_messages_are_told() {
         Message { subject: Some("entity".into()), ..message(&format!("m-{version}"), &data) }
     };
     for (version, stale) in [(5, false), (3, true), (4, true), (6, false)] {
-        assert_eq!(bench.handle(at(version)).await == Ending::Stale, stale, "version {version}");
+        assert_eq!(bench.handle(at(version)).await == Outcome::Stale, stale, "version {version}");
     }
     drop(bench);
     let told: Vec<_> = feed(&store).await.iter().map(|event| (event.entry.kind.name(), event.entry.times)).collect();
@@ -204,7 +198,7 @@ async fn check(disk: &LossyDisk, options: &StoreOptions, followed: &Followed, co
     assert!(told.is_sorted_by(|one, next| one.cursor < next.cursor), "{context}: places only grow");
     let mut completed: BTreeMap<u128, u32> = BTreeMap::new();
     let of_kind = |kind| told.iter().filter(move |event| event.entry.kind == kind);
-    of_kind(EventKind::Completed).for_each(|event| *completed.entry(event.entry.digest).or_default() += 1);
+    of_kind(FeedEventKind::Completed).for_each(|event| *completed.entry(event.entry.digest).or_default() += 1);
     assert!(completed.values().all(|times| *times == 1), "{context}: told twice");
     for id in &followed.acknowledged {
         assert!(completed.contains_key(&key(id).digest()), "{context}: {id} was acknowledged and is not told");
@@ -213,7 +207,7 @@ async fn check(disk: &LossyDisk, options: &StoreOptions, followed: &Followed, co
     for (key, _) in &records {
         assert!(completed.contains_key(&key.digest()), "{context}: {key} is there and is not told");
     }
-    let swept: u64 = of_kind(EventKind::Swept).map(|event| event.entry.times).sum();
+    let swept: u64 = of_kind(FeedEventKind::Swept).map(|event| event.entry.times).sum();
     assert_eq!(records.len() as u64 + swept, completed.len() as u64, "{context}: records there and swept");
     swept
 }
@@ -264,7 +258,7 @@ fn at_once<T>(answer: BoxFuture<'_, Result<T, StoreError>>) -> T {
 /// A completed record that has expired long ago.
 fn expired() -> Record {
     Record {
-        state: State::Completed { output: Output::default() },
+        state: RecordState::Completed { output: Output::default() },
         epoch: 1,
         attempts: 1,
         fingerprint: Fingerprint { version: 1, digest: [7; 16] },
@@ -293,7 +287,7 @@ fn expired_store(disk: &LossyDisk) -> RedbStore {
 /// How many records each sweep that is told took.
 fn swept(store: &RedbStore) -> Vec<u64> {
     let told = at_once(store.events(None, None, 1_000)).events;
-    let told = told.iter().filter(|event| event.entry.kind == EventKind::Swept);
+    let told = told.iter().filter(|event| event.entry.kind == FeedEventKind::Swept);
     told.map(|event| event.entry.times).collect()
 }
 

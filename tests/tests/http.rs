@@ -276,9 +276,9 @@ fn once_its_store_has_failed_the_host_is_not_ready() {
 
 /// An order as a plain body, with these headers beside it.
 fn versioned(server: &Server, id: &str, headers: &[&str]) -> Answer {
-    let own = [&format!("ce-id: {id}")[..], "ce-source: /shop", "ce-type: order.placed", "ce-specversion: 1.0"];
+    let message_key = [&format!("ce-id: {id}")[..], "ce-source: /shop", "ce-type: order.placed", "ce-specversion: 1.0"];
     let body = format!(r#"{{"order_id":"{id}","customer":"c-{id}","amount_cents":1}}"#);
-    server.post("orders", &[&own[..], &["content-type: application/json"], headers].concat(), &body)
+    server.post("orders", &[&message_key[..], &["content-type: application/json"], headers].concat(), &body)
 }
 
 const STRICT: &str = "

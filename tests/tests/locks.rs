@@ -4,10 +4,11 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use hapax_core::context::{StateView, Version};
-use hapax_core::lock::{Acquired, Ask, DistributedLock as _, Lock, StoreLocks};
-use hapax_core::storage::{Group, IdempotencyStorage, StoreError, Verdict};
-use hapax_core::{Committer, Ending, Handling, IdempotentConsumer, Message, Options, Record, RecordKey, Scope};
+use hapax_core::{
+    Acquired, Committer, DistributedLock as _, Group, Handling, IdempotencyStorage, IdempotentConsumer, Lock,
+    LockRequest, Message, Options, Outcome, Record, RecordKey, Scope, StateView, StoreError, StoreLocks, Verdict,
+    Version,
+};
 use hapax_store::{MemoryStore, RedbStore};
 use hapax_tests::owners::{BEGINS_MS, Owners};
 use hapax_tests::plans::{Op, Reply, call, plan};
@@ -27,7 +28,7 @@ async fn locks_of(storage: Arc<dyn IdempotencyStorage>, clock: SteppedClock) -> 
 
 impl Locks {
     async fn acquire(&self, owner: &str) -> Acquired {
-        self.locks.acquire(Ask { name: "till", owner, ttl_ms: 100 }).await.unwrap()
+        self.locks.acquire(LockRequest { name: "till", owner, ttl_ms: 100 }).await.unwrap()
     }
 
     async fn held(&self, owner: &str) -> Lock {
@@ -145,7 +146,7 @@ fn locks(name: &str) -> Op {
 
 async fn output(processor: &IdempotentConsumer, message: Message) -> String {
     match processor.handle(message, Handling::default()).await.unwrap() {
-        Ending::Completed { output } => String::from_utf8(output.data.to_vec()).unwrap(),
+        Outcome::Completed { output } => String::from_utf8(output.data.to_vec()).unwrap(),
         other => panic!("{other:?}"),
     }
 }
@@ -175,10 +176,10 @@ async fn a_message_gives_its_locks_back_however_it_ends() {
     assert_eq!(output(&p, plan("m-1", &[locks("till")])).await, "1");
     assert_eq!(output(&q, plan("m-2", &[locks("till")])).await, "2");
     let rejected = p.handle(plan("m-3", &[locks("till"), Op::Reject]), Handling::default()).await.unwrap();
-    assert!(matches!(rejected, Ending::DeadLettered { .. }), "{rejected:?}");
+    assert!(matches!(rejected, Outcome::DeadLettered { .. }), "{rejected:?}");
     assert_eq!(output(&q, plan("m-4", &[locks("till")])).await, "4");
     let nameless = p.handle(plan("m-5", &[locks("")]), Handling::default()).await.unwrap();
-    assert!(matches!(&nameless, Ending::DeadLettered { error } if error.contains("1 to 256")), "{nameless:?}");
+    assert!(matches!(&nameless, Outcome::DeadLettered { error } if error.contains("1 to 256")), "{nameless:?}");
 }
 
 /// Somebody else's lock is a failure that passes: the message is tried again.
@@ -195,7 +196,7 @@ async fn who_finds_a_lock_taken_is_told_when_to_come_again() {
     world.clock.leap(BEGINS_MS + 30);
     let handling = Handling { wait_in_flight: true, retry_here: false };
     let put_off = q.handle(plan("m-2", &[locks("till")]), handling).await.unwrap();
-    assert!(matches!(&put_off, Ending::Retry { error, after_ms: 70 } if error == "busy"), "{put_off:?}");
+    assert!(matches!(&put_off, Outcome::Retry { error, after_ms: 70 } if error == "busy"), "{put_off:?}");
     world.books.let_go();
     assert_eq!(slow.await.unwrap(), "1 200");
 }

@@ -8,16 +8,10 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, join_all};
-use hapax_core::context::{ContextError, Outgoing, RESERVED};
-use hapax_core::metrics::Counters;
-use hapax_core::operator::{By as Operating, Operator};
-use hapax_core::record::{self, Record};
-use hapax_core::run::{Observer, Report};
-use hapax_core::storage::{LetterKey, Store};
-use hapax_core::strategy::Position;
 use hapax_core::{
-    Committer, Context, Ending, Failure, Handling, IdempotentConsumer, Invocation, MessageProcessor, NativeProcessor,
-    Output, Parts, RecordKey, Scope, history, keeper,
+    Actor as Operating, Committer, Context, ContextError, Counters, Failure, Handling, HeldKey, IdempotentConsumer,
+    Invocation, MessageProcessor, NativeProcessor, Observer, Operator, Outcome, Outgoing, Output, Parts, Position,
+    RESERVED, Record, RecordKey, RecordState, Report, Scope, Store, rebuild_record, record_history, run_deferred,
 };
 use hapax_store::{MemoryStore, StoreOptions};
 use hapax_tests::backend::LossyDisk;
@@ -215,7 +209,7 @@ impl Host {
             processor: processor(),
             storage: store.clone(),
             committer: committer.clone(),
-            outside: None,
+            outbound: None,
             clock: Arc::new(self.clock.clone()),
             metrics: Arc::new(Counters::default()),
             options: self.by.options(self.cache_bytes),
@@ -238,7 +232,7 @@ impl Host {
         self.start();
     }
 
-    async fn deliver(&self, owner: usize, input: Input) -> Option<Ending> {
+    async fn deliver(&self, owner: usize, input: Input) -> Option<Outcome> {
         self.life().owners[owner]
             .handle(input.message(self.by), Handling { retry_here: false, ..Handling::default() })
             .await
@@ -246,19 +240,19 @@ impl Host {
     }
 
     /// Accepted in order, run in any.
-    async fn burst(&self, inputs: &[Input]) -> Vec<Ending> {
+    async fn burst(&self, inputs: &[Input]) -> Vec<Outcome> {
         let owner = &self.life().owners[0];
         let accept =
             |input: &Input| owner.accept(input.message(self.by), Handling { retry_here: false, ..Handling::default() });
         let accepted: Vec<_> = inputs.iter().map(accept).collect();
-        let mut endings: Vec<_> = join_all(accepted.into_iter().rev().map(|accepted| owner.process(accepted))).await;
-        endings.reverse();
-        endings.into_iter().map(Result::unwrap).collect()
+        let mut outcomes: Vec<_> = join_all(accepted.into_iter().rev().map(|accepted| owner.process(accepted))).await;
+        outcomes.reverse();
+        outcomes.into_iter().map(Result::unwrap).collect()
     }
 
     async fn keep(&self, owner: usize) {
         let (life, (_stop, stopping)) = (self.life(), watch::channel(true));
-        keeper::run(life.owners[owner].clone(), life.store.clone(), Arc::new(Nobody), stopping).await.unwrap();
+        run_deferred(life.owners[owner].clone(), life.store.clone(), Arc::new(Nobody), stopping).await.unwrap();
     }
 
     /// Does something to the n-th kept message; the second owner, which operators do not know of, starts anew.
@@ -277,7 +271,7 @@ impl Host {
 
     /// Does it; answers the endings of what was delivered, if they are certain.
     fn apply(&mut self, transition: &Transition) -> Option<Vec<&'static str>> {
-        let names = |endings: Vec<Ending>| Some(endings.iter().map(Ending::name).collect());
+        let names = |outcomes: Vec<Outcome>| Some(outcomes.iter().map(Outcome::name).collect());
         match transition {
             Transition::Deliver(owner, input) => {
                 return names(vec![self.runtime.block_on(self.deliver(*owner, *input)).unwrap()]);
@@ -287,8 +281,8 @@ impl Host {
             }
             Transition::Race(input) => {
                 let all = join_all((0..OWNERS).map(|owner| self.deliver(owner, *input)));
-                let endings = self.runtime.block_on(all);
-                assert!(endings.iter().all(Option::is_some));
+                let outcomes = self.runtime.block_on(all);
+                assert!(outcomes.iter().all(Option::is_some));
             }
             Transition::Crash { during, operations, seed } => {
                 self.life = None;
@@ -346,8 +340,8 @@ impl Host {
         assert_eq!(found, wanted, "records");
         self.runtime.block_on(self.check_the_rest(model));
         for (key, record) in &live {
-            let (received, moments) = history::of(record);
-            assert_eq!(history::rebuild(&received, &moments).unwrap().as_ref(), Some(record), "the history of {key}");
+            let (received, entries) = record_history(record);
+            assert_eq!(rebuild_record(&received, &entries).unwrap().as_ref(), Some(record), "the history of {key}");
             let changed =
                 self.before.get(key).filter(|before| *before != record && before.received_ms == record.received_ms);
             assert!(changed.is_none_or(|before| before.epoch < record.epoch), "the epoch of {key} stands still");
@@ -364,11 +358,16 @@ impl Host {
         let ids: std::collections::BTreeSet<_> =
             sent.iter().map(|row| (row.message.id.clone(), text(&row.message.data))).collect();
         assert_eq!(ids, model.sent, "sent");
-        let letters = store.letters(Some("p"), None, 1_000).await.unwrap();
-        let letters: BTreeMap<_, _> =
-            letters.into_iter().map(|(key, letter)| (key, (letter.standing, letter.attempts))).collect();
-        let wanted = model.letters.iter().map(|(key, letter)| (key.clone(), (letter.standing, letter.attempts)));
-        assert_eq!(letters, wanted.collect(), "kept messages");
+        let held_messages = store.held_messages(Some("p"), None, 1_000).await.unwrap();
+        let held_messages: BTreeMap<_, _> = held_messages
+            .into_iter()
+            .map(|(key, held_message)| (key, (held_message.hold_reason, held_message.attempts)))
+            .collect();
+        let wanted = model
+            .held_messages
+            .iter()
+            .map(|(key, held_message)| (key.clone(), (held_message.hold_reason, held_message.attempts)));
+        assert_eq!(held_messages, wanted.collect(), "kept messages");
     }
 }
 
@@ -380,9 +379,9 @@ fn by() -> Operating {
     Operating { actor: "the model".into(), reason: "to see".into() }
 }
 
-async fn nth_letter(life: &Life, nth: usize) -> Option<LetterKey> {
-    let letters = life.store.letters(Some("p"), None, 1_000).await.unwrap();
-    nth.checked_rem(letters.len()).map(|nth| letters[nth].0.clone())
+async fn nth_letter(life: &Life, nth: usize) -> Option<HeldKey> {
+    let held_messages = life.store.held_messages(Some("p"), None, 1_000).await.unwrap();
+    nth.checked_rem(held_messages.len()).map(|nth| held_messages[nth].0.clone())
 }
 
 /// A record as far as the reference knows it.
@@ -396,9 +395,9 @@ struct Told {
 
 fn told(record: &Record) -> Told {
     let state = match &record.state {
-        record::State::Completed { output } => State::Completed(text(&output.data)),
-        record::State::DeadLettered { .. } => State::DeadLettered,
-        record::State::RetryDue { at_ms, .. } => State::RetryDue(*at_ms),
+        RecordState::Completed { output } => State::Completed(text(&output.data)),
+        RecordState::DeadLettered { .. } => State::DeadLettered,
+        RecordState::RetryDue { at_ms, .. } => State::RetryDue(*at_ms),
         other => panic!("{}: nothing leads there", other.name()),
     };
     Told { state, attempts: record.attempts, position: record.position.clone(), fingerprint: record.fingerprint }
@@ -422,8 +421,8 @@ impl<S: Case> StateMachineTest for Pipeline<S> {
 
     fn apply(mut host: Host, world: &World, transition: Transition) -> Host {
         host.clock.set(world.model.now_ms);
-        if let Some(endings) = host.apply(&transition) {
-            assert_eq!(endings, world.model.endings, "endings");
+        if let Some(outcomes) = host.apply(&transition) {
+            assert_eq!(outcomes, world.model.outcomes, "endings");
         }
         host.check(&world.model);
         host
@@ -437,7 +436,11 @@ impl<S: Case> StateMachineTest for Pipeline<S> {
             world.model.apply(transition);
             host = Self::apply(host, &world, transition.clone());
         }
-        let waits = world.model.letters.values().find(|letter| letter.standing != hapax_core::storage::Standing::Dead);
+        let waits = world
+            .model
+            .held_messages
+            .values()
+            .find(|held_message| held_message.hold_reason != hapax_core::HoldReason::Dead);
         assert_eq!(waits, None, "it waits for ever");
     }
 }

@@ -53,16 +53,17 @@ fn what_is_redriven_after_the_repair_completes_once_and_in_order() {
     let folder = folder("");
     let server = Server::start(folder.path(), None);
     fails(&server, &CAME);
-    let letters = server.asked(&LETTERS).lines();
-    assert_eq!(each(&letters, "id"), ["a", "b", "c", "d"]);
-    assert_eq!(each(&letters, "standing"), ["dead"; 4]);
+    let held_messages = server.asked(&LETTERS).lines();
+    assert_eq!(each(&held_messages, "id"), ["a", "b", "c", "d"]);
+    assert_eq!(each(&held_messages, "standing"), ["dead"; 4]);
     // Before the repair it fails again, and is what it was.
-    let key = letters[0]["key"].as_str().unwrap();
+    let key = held_messages[0]["key"].as_str().unwrap();
     assert_eq!(server.asked(&["dlq", "redrive", key]).code, Some(0));
-    let all_dead = |printed: &Printed| each(&printed.lines(), "standing").iter().all(|standing| standing == "dead");
+    let all_dead =
+        |printed: &Printed| each(&printed.lines(), "standing").iter().all(|hold_reason| hold_reason == "dead");
     let again = server.until(&LETTERS, all_dead).lines();
     assert_eq!(each(&again, "id"), ["a", "b", "c", "d"]);
-    assert!(again[0]["at_ms"].as_u64() > letters[0]["at_ms"].as_u64(), "it ran again");
+    assert!(again[0]["at_ms"].as_u64() > held_messages[0]["at_ms"].as_u64(), "it ran again");
     assert_eq!(server.post(REPAIR).0, 200);
     let printed = server.asked(&["dlq", "redrive", "--all", "--reason", "repaired", "--actor", "me"]);
     assert!(printed.code == Some(0) && printed.out.contains("redrive: 4 done, 0 refused"), "{printed:?}");
@@ -95,9 +96,9 @@ fn what_is_redriven_on_a_stopped_store_runs_at_the_next_start() {
     assert_eq!(server.post(REPAIR).0, 200);
     assert_eq!(server.stop(), Some(0));
     assert_eq!(on_store(folder.path(), &["dlq", "redrive", "--all"]).code, Some(0));
-    let letters = on_store(folder.path(), &LETTERS).lines();
-    assert_eq!(each(&letters, "standing"), ["redriven"; 4]);
-    let key = letters[0]["key"].as_str().unwrap();
+    let held_messages = on_store(folder.path(), &LETTERS).lines();
+    assert_eq!(each(&held_messages, "standing"), ["redriven"; 4]);
+    let key = held_messages[0]["key"].as_str().unwrap();
     on_store(folder.path(), &["dlq", "redrive", key]).refused(13, &[key, "is on its way already"]);
     let other = copy(folder.path());
     let server = Server::start(folder.path(), None);
@@ -141,8 +142,8 @@ fn what_is_redriven_and_then_discarded_is_dead_as_before() {
     assert_eq!(server.stop(), Some(0));
     for deed in ["redrive", "discard"] {
         assert_eq!(on_store(folder.path(), &["dlq", deed, "--all"]).code, Some(0));
-        let letters = on_store(folder.path(), &LETTERS).lines();
-        assert_eq!(each(&letters, "standing"), ["redriven"], "`--all` takes only what is dead");
+        let held_messages = on_store(folder.path(), &LETTERS).lines();
+        assert_eq!(each(&held_messages, "standing"), ["redriven"], "`--all` takes only what is dead");
     }
     let discard = ["dlq", "discard", "--all", "--standing", "redriven"];
     assert_eq!(on_store(folder.path(), &discard).code, Some(0));
@@ -223,8 +224,8 @@ fn each_deed_is_a_line_in_the_trail() {
     let server = Server::start(folder.path(), None);
     fails(&server, &["a", "b"]);
     let key = |id: &str| {
-        let letters = server.asked(&LETTERS).lines();
-        letters.iter().find(|letter| letter["id"] == id).unwrap()["key"].as_str().unwrap().to_owned()
+        let held_messages = server.asked(&LETTERS).lines();
+        held_messages.iter().find(|held_message| held_message["id"] == id).unwrap()["key"].as_str().unwrap().to_owned()
     };
     let (a, b) = (key("a"), key("b"));
     let who = ["--actor", "ada", "--reason", "ticket 7"];
@@ -270,7 +271,7 @@ fn filters_find_what_they_name() {
     fails(&server, &["a"]);
     assert_eq!(server.post(r#"{"id":"b","source":"/other","type":"reject"}"#).0, 422);
     assert_eq!(server.post(r#"{"id":"c","source":"/s","type":"invalid"}"#).0, 422);
-    let letters = server.asked(&LETTERS).lines();
+    let held_messages = server.asked(&LETTERS).lines();
     let found = |more: &[&str]| each(&server.asked(&[&LETTERS[..], more].concat()).lines(), "id").concat();
     assert_eq!(found(&[]), "bac", "in the order of the keys");
     assert_eq!(found(&["--type", "reject"]), "b");
@@ -283,13 +284,13 @@ fn filters_find_what_they_name() {
     assert_eq!(found(&["--standing", "parked"]), "");
     assert_eq!(found(&["--since", "1h"]), "bac");
     assert_eq!(found(&["--until", "1h"]), "");
-    let of_b = time_of(letters[0]["at_ms"].as_u64().unwrap());
+    let of_b = time_of(held_messages[0]["at_ms"].as_u64().unwrap());
     assert_eq!(found(&["--since", &of_b]), "bc", "that moment is in it");
     assert_eq!(found(&["--until", &of_b]), "a", "that moment is not in it");
     // A page, and the one after it.
     let first = server.asked(&[&LETTERS[..], &["--limit", "2"]].concat());
     assert_eq!(each(&first.lines(), "id").concat(), "ba");
-    let last = letters[1]["key"].as_str().unwrap();
+    let last = held_messages[1]["key"].as_str().unwrap();
     assert!(first.err.contains(&format!("--after '{last}'")), "{}", first.err);
     let second = server.asked(&[&LETTERS[..], &["--after", last]].concat());
     assert!(each(&second.lines(), "id").concat() == "c" && second.err.is_empty(), "{second:?}");
@@ -309,9 +310,9 @@ fn a_parked_message_shows_what_it_waits_for_and_what_it_blocks() {
         assert_eq!(server.post(&version(early)).0, 202);
     }
     let mut parked = server.asked(&["dlq", "list", "--standing", "parked", "--json"]).lines();
-    parked.sort_by_key(|letter| letter["position"].as_str().unwrap().to_owned());
+    parked.sort_by_key(|held_message| held_message["position"].as_str().unwrap().to_owned());
     assert_eq!(each(&parked, "id"), ["v2", "v3", "v4"]);
-    assert!(parked.iter().all(|letter| letter["awaits"] == 1), "{parked:?}");
+    assert!(parked.iter().all(|held_message| held_message["awaits"] == 1), "{parked:?}");
     let key = |index: usize| parked[index]["key"].as_str().unwrap();
     let shown = server.asked(&["dlq", "show", key(0), "--json"]).lines().remove(0);
     assert_eq!(shown["blocks"], json!([key(1), key(2)]));
@@ -336,9 +337,10 @@ fn another_body_under_a_key_is_not_redriven() {
     let server = Server::start(folder.path(), None);
     fails(&server, &["a"]);
     assert_eq!(server.post(r#"{"id":"a","source":"/s","type":"counter"}"#).0, 422);
-    let letters = server.asked(&LETTERS).lines();
-    assert_eq!(letters.len(), 2);
-    let other = letters.iter().find(|letter| letter["type"] == "counter").unwrap()["key"].as_str().unwrap();
+    let held_messages = server.asked(&LETTERS).lines();
+    assert_eq!(held_messages.len(), 2);
+    let other =
+        held_messages.iter().find(|held_message| held_message["type"] == "counter").unwrap()["key"].as_str().unwrap();
     server.asked(&["dlq", "redrive", other]).refused(13, &["another body", "discard it"]);
     // Of many, the others are done; and it is told which were not.
     let printed = server.asked(&["dlq", "redrive", "--all", "--json"]);
@@ -500,10 +502,11 @@ fn copy(from: &Path) -> tempfile::TempDir {
 
 /// Each message is either kept, or has completed: none is in neither place, none is lost.
 fn none_is_lost(folder: &Path, at: &str) {
-    let letters = each(&on_store(folder, &LETTERS).lines(), "id");
+    let held_messages = each(&on_store(folder, &LETTERS).lines(), "id");
     let done = done(folder);
     for id in CAME {
-        let (kept, done) = (letters.iter().any(|kept| kept == id), done.iter().filter(|done| *done == id).count());
+        let (kept, done) =
+            (held_messages.iter().any(|kept| kept == id), done.iter().filter(|done| *done == id).count());
         assert!(matches!((kept, done), (true, 0) | (false, 1)), "{at}: {id} is kept: {kept}, done: {done} times");
     }
 }
@@ -549,7 +552,7 @@ fn a_command_may_die_over_a_stopped_store() {
             let left = on_store(folder.path(), &LETTERS).lines();
             let trail = on_store(folder.path(), &["audit", "--processor", "odd", "--json"]).lines();
             // Done or not, it is told as it is.
-            let undone = left.iter().filter(|letter| letter["standing"] == "dead").count();
+            let undone = left.iter().filter(|held_message| held_message["standing"] == "dead").count();
             assert_eq!(undone + trail.len(), CAME.len(), "{deed} at {point}: {left:?} {trail:?}");
             if deed == "redrive" {
                 none_is_lost(folder.path(), point);

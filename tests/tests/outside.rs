@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use hapax_core::outside::{CallError, Outside as _, Request, Response};
-use hapax_transport::outside::{Grant, HttpOutside, OutsideLimits, Resolve, Secret, Secrets};
+use hapax_core::{Outbound as _, OutboundError, OutboundRequest, OutboundResponse};
+use hapax_transport::outbound::{Grant, HttpOutside, OutsideLimits, Resolve, Secret, Secrets};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -54,14 +54,16 @@ fn with_secrets(grants: &[(&str, bool)], names: Arc<Names>, secrets: Secrets) ->
     HttpOutside::new(grants, secrets, tight(), None).unwrap().resolving_by(names)
 }
 
-async fn get(client: &HttpOutside, url: &str) -> Result<Response, CallError> {
+async fn get(client: &HttpOutside, url: &str) -> Result<OutboundResponse, OutboundError> {
     ask(client, url, &[]).await
 }
 
-async fn ask(client: &HttpOutside, url: &str, headers: &[(&str, &str)]) -> Result<Response, CallError> {
+async fn ask(client: &HttpOutside, url: &str, headers: &[(&str, &str)]) -> Result<OutboundResponse, OutboundError> {
     let header = |(name, value): &(&str, &str)| ((*name).to_owned(), Bytes::copy_from_slice(value.as_bytes()));
     let headers = headers.iter().map(header).collect();
-    client.call(&Request { method: "GET".into(), url: url.into(), headers, body: Bytes::new(), timeout_ms: None }).await
+    client
+        .call(&OutboundRequest { method: "GET".into(), url: url.into(), headers, body: Bytes::new(), timeout_ms: None })
+        .await
 }
 
 /// A service that reads each request's head and then behaves as it is told.
@@ -155,9 +157,9 @@ async fn serve(mut connection: impl AsyncRead + AsyncWrite + Unpin, does: Does, 
     }
 }
 
-fn denied(answer: Result<Response, CallError>) -> String {
+fn denied(answer: Result<OutboundResponse, OutboundError>) -> String {
     match answer {
-        Err(CallError::Denied(why)) => why,
+        Err(OutboundError::Denied(why)) => why,
         other => panic!("not denied: {other:?}"),
     }
 }
@@ -207,7 +209,7 @@ async fn the_address_that_was_checked_is_the_one_that_is_called() {
     let rebinding = names("api.test", &[&["192.0.1.1"], &["127.0.0.1"]]);
     let client = client(&[(&grant, false)], rebinding.clone());
     let answer = get(&client, &grant).await;
-    assert!(!matches!(answer, Ok(_) | Err(CallError::Denied(_))), "it went where it was checked: {answer:?}");
+    assert!(!matches!(answer, Ok(_) | Err(OutboundError::Denied(_))), "it went where it was checked: {answer:?}");
     assert_eq!(rebinding.lookups.load(Ordering::SeqCst), 1, "a call looks a name up once");
     assert_eq!(service.heads().len(), 0);
 }
@@ -244,7 +246,7 @@ async fn a_url_that_hides_where_it_goes_is_taken_at_its_word_or_refused() {
         "not a url".into(),
     ] {
         let answer = get(&client, &url).await;
-        assert!(matches!(answer, Err(CallError::Denied(_) | CallError::Invalid(_))), "{url}: {answer:?}");
+        assert!(matches!(answer, Err(OutboundError::Denied(_) | OutboundError::Invalid(_))), "{url}: {answer:?}");
     }
     assert_eq!(service.heads().len(), 0);
 }
@@ -265,7 +267,10 @@ async fn an_answer_that_is_too_large_ends_the_call() {
         let service = Service::start(does).await;
         let url = service.url("127.0.0.1");
         let answer = get(&client(&[(&url, false)], names("x", &[&[]])), &url).await;
-        assert!(matches!(answer, Err(CallError::TooLarge(10_000) | CallError::Broken(_))), "{bomb}: {answer:?}");
+        assert!(
+            matches!(answer, Err(OutboundError::TooLarge(10_000) | OutboundError::Broken(_))),
+            "{bomb}: {answer:?}"
+        );
     }
     let service = Service::start(ok(&large[1..])).await;
     let url = service.url("127.0.0.1");
@@ -284,7 +289,7 @@ async fn a_service_that_takes_its_time_is_given_up() {
         let service = Service::start(does).await;
         let url = service.url("127.0.0.1");
         let answer = get(&client(&[(&url, false)], names("x", &[&[]])), &url).await;
-        assert_eq!(answer, Err(CallError::Timeout(500)), "{slow}");
+        assert_eq!(answer, Err(OutboundError::Timeout(500)), "{slow}");
     }
 }
 
@@ -296,7 +301,7 @@ async fn what_is_no_answer_is_broken_and_not_taken_for_one() {
         let service = Service::start(Does::Say(nonsense.into())).await;
         let url = service.url("127.0.0.1");
         let answer = get(&client(&[(&url, false)], names("x", &[&[]])), &url).await;
-        assert!(matches!(answer, Err(CallError::Broken(_))), "{nonsense}: {answer:?}");
+        assert!(matches!(answer, Err(OutboundError::Broken(_))), "{nonsense}: {answer:?}");
     }
     // Two answers to one question: the first is it, and the other one is nobody's.
     let two = "HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\naHTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nb";
@@ -323,7 +328,7 @@ async fn headers_of_the_connection_are_the_hosts_own() {
     }
     for bad in [("x y", "1"), ("x", "1\r\ny: 2"), ("x", "1\n")] {
         let answer = ask(&client, &url, &[bad]).await;
-        assert!(matches!(answer, Err(CallError::Invalid(_))), "{bad:?}: {answer:?}");
+        assert!(matches!(answer, Err(OutboundError::Invalid(_))), "{bad:?}: {answer:?}");
     }
 }
 
@@ -364,9 +369,9 @@ async fn a_call_over_tls_wants_a_certificate_of_somebody_it_trusts() {
     let answer = get(&client("api.test", Some(trusted.as_bytes())), &url("api.test")).await.unwrap();
     assert_eq!(answer.body, "over tls");
     let stranger = get(&client("api.test", None), &url("api.test")).await;
-    assert!(matches!(stranger, Err(CallError::Connect(_))), "{stranger:?}");
+    assert!(matches!(stranger, Err(OutboundError::Connect(_))), "{stranger:?}");
     let other_name = get(&client("other.test", Some(trusted.as_bytes())), &url("other.test")).await;
-    assert!(matches!(other_name, Err(CallError::Connect(_))), "{other_name:?}");
+    assert!(matches!(other_name, Err(OutboundError::Connect(_))), "{other_name:?}");
     let broken = HttpOutside::new(Vec::new(), Secrets::default(), tight(), Some(b"-----BEGIN CERTIFICATE-----\nx"));
     assert!(broken.is_err());
 }

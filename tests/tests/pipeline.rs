@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 
-use hapax_core::options::{MismatchPolicy, Ordering};
-use hapax_core::storage::{IdempotencyStorage, Inspect as _, Store};
-use hapax_core::{Ending, Handling, Message, RecordKey, Scope, Stored};
+use hapax_core::{
+    Handling, IdempotencyStorage, Inspect as _, Message, MismatchPolicy, Ordering, Outcome, RecordKey, Scope, Store,
+    StoredOutcome,
+};
 use hapax_store::{MemoryStore, RedbStore};
 use hapax_tests::backend::LossyDisk;
 use hapax_tests::bench::{Bench, message, quick};
@@ -24,11 +25,15 @@ async fn text(store: &impl IdempotencyStorage, processor: &str, key: &str) -> St
 async fn duplicate_messages_are_processed_once() {
     let (store, counter) = (redb(), Counter::new());
     let bench = Bench::new("p", store.clone(), counter.clone(), quick()).await;
-    let Ending::Completed { output: first } = bench.handle(message("m-1", r#"{"a":1,"b":2}"#)).await else { panic!() };
+    let Outcome::Completed { output: first } = bench.handle(message("m-1", r#"{"a":1,"b":2}"#)).await else { panic!() };
     for _ in 0..10 {
         // The same message, serialised anew by its producer.
-        let ending = bench.handle(message("m-1", r#"{ "b": 2, "a": 1 }"#)).await;
-        assert_eq!(ending, Ending::Duplicate(Stored::Completed(first.clone())), "the stored result, byte for byte");
+        let outcome = bench.handle(message("m-1", r#"{ "b": 2, "a": 1 }"#)).await;
+        assert_eq!(
+            outcome,
+            Outcome::Duplicate(StoredOutcome::Completed(first.clone())),
+            "the stored result, byte for byte"
+        );
     }
     assert_eq!(counter.runs(), 1);
     assert_eq!(text(&*store, "p", "count").await, "1");
@@ -46,8 +51,8 @@ async fn distributed_idempotency() {
                 let mut completed = 0;
                 for number in 0..50 {
                     match bench.handle(message(&format!("m-{number}"), "{}")).await {
-                        Ending::Completed { .. } => completed += 1,
-                        Ending::Duplicate(Stored::Completed(_)) => {}
+                        Outcome::Completed { .. } => completed += 1,
+                        Outcome::Duplicate(StoredOutcome::Completed(_)) => {}
                         other => panic!("{other:?}"),
                     }
                 }
@@ -78,8 +83,8 @@ async fn ledger_stays_balanced(store: Arc<impl Store>) {
     let (mut completed, mut duplicates) = (0, 0);
     for task in tasks {
         match task.await.unwrap() {
-            Ending::Completed { .. } => completed += 1,
-            Ending::Duplicate(_) => duplicates += 1,
+            Outcome::Completed { .. } => completed += 1,
+            Outcome::Duplicate(_) => duplicates += 1,
             other => panic!("{other:?}"),
         }
     }
@@ -113,10 +118,10 @@ async fn the_same_id_at_two_processors_runs_both() {
     let one = Bench::new("one", store.clone(), counter.clone(), quick()).await;
     let two = Bench::sharing("two", store.clone(), one.committer.clone(), counter.clone(), quick());
     for bench in [&one, &two] {
-        assert!(matches!(bench.handle(message("m", "{}")).await, Ending::Completed { .. }));
+        assert!(matches!(bench.handle(message("m", "{}")).await, Outcome::Completed { .. }));
     }
     let elsewhere = Message { source: "/elsewhere".into(), ..message("m", "{}") };
-    assert!(matches!(one.handle(elsewhere).await, Ending::Completed { .. }), "ids are unique in their source only");
+    assert!(matches!(one.handle(elsewhere).await, Outcome::Completed { .. }), "ids are unique in their source only");
     assert_eq!(counter.runs(), 3);
 }
 
@@ -128,20 +133,20 @@ async fn another_body_under_the_same_key_never_runs() {
     let key = RecordKey::by_message_id(&Scope::of("p"), &message("m", ""));
     let before = store.admit(&key).await.unwrap();
     for _ in 0..2 {
-        assert_eq!(bench.handle(message("m", r#"{"amount":2}"#)).await, Ending::Mismatch);
+        assert_eq!(bench.handle(message("m", r#"{"amount":2}"#)).await, Outcome::Mismatch);
     }
     assert_eq!(counter.runs(), 1);
     assert_eq!(store.admit(&key).await.unwrap(), before, "the record is byte for byte as it was");
-    let letters = store.dead_letters(&key).await.unwrap();
-    assert_eq!(letters.len(), 1);
-    assert_eq!(letters[0].message.data, r#"{"amount":2}"#);
+    let held_messages = store.held_under(&key).await.unwrap();
+    assert_eq!(held_messages.len(), 1);
+    assert_eq!(held_messages[0].message.data, r#"{"amount":2}"#);
 
     let options = hapax_core::Options { mismatch: MismatchPolicy::Reject, ..quick() };
     let strict = Bench::sharing("strict", store.clone(), bench.committer.clone(), counter, options);
     strict.handle(message("m", "1")).await;
-    assert_eq!(strict.handle(message("m", "2")).await, Ending::Mismatch);
+    assert_eq!(strict.handle(message("m", "2")).await, Outcome::Mismatch);
     let key = RecordKey::by_message_id(&Scope::of("strict"), &message("m", ""));
-    assert!(store.dead_letters(&key).await.unwrap().is_empty());
+    assert!(store.held_under(&key).await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -152,15 +157,15 @@ async fn failures_end_as_they_should_and_leave_no_effects() {
     for (kind, error) in
         [("reject", "rejected: no"), ("invalid", "invalid: what?"), ("retry", "failed 5 times, the last time: not now")]
     {
-        assert_eq!(bench.handle(of(kind)).await, Ending::DeadLettered { error: error.into() });
-        assert_eq!(bench.handle(of(kind)).await, Ending::Duplicate(Stored::Failed(error.into())));
+        assert_eq!(bench.handle(of(kind)).await, Outcome::DeadLettered { error: error.into() });
+        assert_eq!(bench.handle(of(kind)).await, Outcome::Duplicate(StoredOutcome::Failed(error.into())));
         let key = RecordKey::by_message_id(&Scope::of("p"), &of(kind));
-        let letters = store.dead_letters(&key).await.unwrap();
-        assert_eq!((letters.len(), &*letters[0].error), (1, error));
-        assert_eq!(letters[0].message, of(kind), "the dead letter keeps the message");
+        let held_messages = store.held_under(&key).await.unwrap();
+        assert_eq!((held_messages.len(), &*held_messages[0].error), (1, error));
+        assert_eq!(held_messages[0].message, of(kind), "the dead letter keeps the message");
     }
     assert_eq!(text(&*store, "p", "runs").await, "", "a failed run writes nothing");
-    let Ending::Completed { output } = bench.handle(of("retry-until-3")).await else { panic!() };
+    let Outcome::Completed { output } = bench.handle(of("retry-until-3")).await else { panic!() };
     assert_eq!(output.data, "attempt 3");
     assert_eq!(text(&*store, "p", "runs").await, "1");
 }
@@ -173,17 +178,17 @@ async fn attempts_survive_a_restart() {
     for attempt in 1..=5 {
         // Another consumer each time: nothing is remembered but what the store holds.
         let bench = Bench::new("p", store.clone(), obedient(), quick()).await;
-        let ending = loop {
+        let outcome = loop {
             match bench.consumer.handle(of.clone(), put_off).await.unwrap() {
                 // Not due yet.
-                Ending::Retry { after_ms, .. } if after_ms > 0 && attempts(&store).await < attempt => {
+                Outcome::Retry { after_ms, .. } if after_ms > 0 && attempts(&store).await < attempt => {
                     tokio::time::sleep(std::time::Duration::from_millis(after_ms)).await;
                 }
-                ending => break ending,
+                outcome => break outcome,
             }
         };
         assert_eq!(attempts(&store).await, attempt);
-        assert_eq!(matches!(ending, Ending::DeadLettered { .. }), attempt == 5, "attempt {attempt}: {ending:?}");
+        assert_eq!(matches!(outcome, Outcome::DeadLettered { .. }), attempt == 5, "attempt {attempt}: {outcome:?}");
     }
 }
 
@@ -213,7 +218,7 @@ async fn order_of_a_key_holds_through_retries() {
     }
     tasks.reverse();
     for task in tasks {
-        assert!(matches!(task.await.unwrap(), Ending::Completed { .. }));
+        assert!(matches!(task.await.unwrap(), Outcome::Completed { .. }));
     }
     for (lane, expected) in expected.iter().enumerate() {
         assert_eq!(text(&*store, "p", &format!("order/{lane}")).await, *expected);
@@ -230,11 +235,11 @@ async fn a_duplicate_in_flight_waits_or_is_told() {
     let mut first = Box::pin(consumer.handle(message("m", "{}"), Handling::default()));
     assert!(futures_util::poll!(&mut first).is_pending());
     let told = consumer.handle(message("m", "{}"), Handling { wait_in_flight: false, ..Handling::default() }).await;
-    assert!(matches!(told.unwrap(), Ending::InFlight { .. }));
+    assert!(matches!(told.unwrap(), Outcome::InFlight { .. }));
     let mut waits = Box::pin(consumer.handle(message("m", "{}"), Handling::default()));
     assert!(futures_util::poll!(&mut waits).is_pending());
-    assert!(matches!(first.await.unwrap(), Ending::Completed { .. }));
-    assert!(matches!(waits.await.unwrap(), Ending::Duplicate(Stored::Completed(_))));
+    assert!(matches!(first.await.unwrap(), Outcome::Completed { .. }));
+    assert!(matches!(waits.await.unwrap(), Outcome::Duplicate(StoredOutcome::Completed(_))));
     assert_eq!(counter.runs(), 1);
 }
 
@@ -245,7 +250,7 @@ async fn a_run_that_is_dropped_did_not_happen() {
     let mut abandoned = Box::pin(bench.consumer.handle(message("m", "{}"), Handling::default()));
     assert!(futures_util::poll!(&mut abandoned).is_pending());
     drop(abandoned);
-    assert!(matches!(bench.handle(message("m", "{}")).await, Ending::Completed { .. }));
+    assert!(matches!(bench.handle(message("m", "{}")).await, Outcome::Completed { .. }));
     assert_eq!(counter.runs(), 2);
     assert_eq!(text(&*store, "p", "count").await, "1");
 }

@@ -5,8 +5,7 @@ use std::io::ErrorKind;
 use std::ops::Range;
 use std::sync::Arc;
 
-use hapax_core::storage::{Inspect as _, Outbox as _, StoreError};
-use hapax_core::{Ending, Handling};
+use hapax_core::{Handling, Inspect as _, Outbox as _, Outcome, StoreError};
 use hapax_store::{OpenError, RedbStore, StoreOptions};
 use hapax_tests::backend::{LossyDisk, Operation, Part};
 use hapax_tests::bench::{Bench, message, quick};
@@ -39,7 +38,7 @@ async fn transfers(
     for number in numbers {
         let data = format!(r#"{{"from":"a{}","to":"b","amount":{}}}"#, number % 3, number + 1);
         match bench.consumer.handle(message(&format!("t-{number}"), &data), Handling::default()).await {
-            Ok(Ending::Completed { .. } | Ending::Duplicate(_)) => acknowledged.push(number),
+            Ok(Outcome::Completed { .. } | Outcome::Duplicate(_)) => acknowledged.push(number),
             Ok(other) => panic!("{other:?}"),
             Err(_) => break,
         }
@@ -189,10 +188,10 @@ async fn a_failed_sync_closes_the_store() {
     drop(bench);
     disk.kill(store);
     let bench = Bench::new("p", Arc::new(disk.open().unwrap()), counter, quick()).await;
-    assert!(matches!(bench.handle(message("m-1", "{}")).await, Ending::Duplicate(_)));
+    assert!(matches!(bench.handle(message("m-1", "{}")).await, Outcome::Duplicate(_)));
     // Whether the second is there was not known; that it counts once is.
     bench.handle(message("m-2", "{}")).await;
-    let Ending::Completed { output } = bench.handle(message("m-3", "{}")).await else { panic!() };
+    let Outcome::Completed { output } = bench.handle(message("m-3", "{}")).await else { panic!() };
     assert_eq!(output.data, "3");
 }
 
@@ -207,7 +206,7 @@ async fn a_disk_that_fills_in_the_middle_of_an_append_loses_nothing() {
         let mut completed = 0;
         let error = loop {
             match bench.consumer.handle(message(&format!("m-{completed}"), "{}"), Handling::default()).await {
-                Ok(Ending::Completed { .. }) => completed += 1,
+                Ok(Outcome::Completed { .. }) => completed += 1,
                 Ok(other) => panic!("{other:?}"),
                 Err(error) => break error,
             }
@@ -221,9 +220,9 @@ async fn a_disk_that_fills_in_the_middle_of_an_append_loses_nothing() {
         // Space was freed; the host was started again.
         let bench = Bench::new("p", Arc::new(disk.open().unwrap()), counter, quick()).await;
         for number in 0..completed {
-            assert!(matches!(bench.handle(message(&format!("m-{number}"), "{}")).await, Ending::Duplicate(_)));
+            assert!(matches!(bench.handle(message(&format!("m-{number}"), "{}")).await, Outcome::Duplicate(_)));
         }
-        let Ending::Completed { output } = bench.handle(message("later", "{}")).await else { panic!() };
+        let Outcome::Completed { output } = bench.handle(message("later", "{}")).await else { panic!() };
         assert_eq!(output.data, (completed + 1).to_string());
     }
 }
@@ -246,7 +245,7 @@ async fn an_applier_that_fails_closes_the_store_in_words() {
         let mut completed = 0;
         let error = loop {
             match bench.consumer.handle(message(&format!("m-{completed}"), "{}"), Handling::default()).await {
-                Ok(Ending::Completed { .. }) => completed += 1,
+                Ok(Outcome::Completed { .. }) => completed += 1,
                 Ok(other) => panic!("{other:?}"),
                 Err(error) => break error,
             }
@@ -257,10 +256,10 @@ async fn an_applier_that_fails_closes_the_store_in_words() {
         disk.kill(store);
         let bench = Bench::new("p", Arc::new(disk.open_with(tiny()).unwrap()), counter, quick()).await;
         for number in 0..completed {
-            let ending = bench.handle(message(&format!("m-{number}"), "{}")).await;
-            assert!(matches!(ending, Ending::Duplicate(_)), "m-{number}: {ending:?}");
+            let outcome = bench.handle(message(&format!("m-{number}"), "{}")).await;
+            assert!(matches!(outcome, Outcome::Duplicate(_)), "m-{number}: {outcome:?}");
         }
-        assert!(matches!(bench.handle(message("later", "{}")).await, Ending::Completed { .. }));
+        assert!(matches!(bench.handle(message("later", "{}")).await, Outcome::Completed { .. }));
     }
 }
 

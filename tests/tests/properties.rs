@@ -6,16 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use futures_util::future::BoxFuture;
-use hapax_core::clock::Clock;
-use hapax_core::operator::{By, Operator};
-use hapax_core::options::Ordering;
-use hapax_core::record::{self, Event, Record, State};
-use hapax_core::run::{Observer, Report};
-use hapax_core::storage::{Commit, Expected, Group, RecordChange, Store, Verdict};
-use hapax_core::strategy::{GapPolicy, Gaps, Select, VersionOrder};
 use hapax_core::{
-    Context, Ending, Failure, Handling, Invocation, Message, MessageProcessor, NativeProcessor, Options, Output,
-    RecordKey, Scope, Strategy, SystemClock, keeper,
+    Actor, Clock, Commit, Context, Expected, Failure, GapPolicy, Gaps, Group, Handling, Invocation, Message,
+    MessageProcessor, NativeProcessor, Observer, Operator, Options, Ordering, Outcome, Output, Record, RecordChange,
+    RecordEvent, RecordKey, RecordState, Report, Scope, Select, Store, Strategy, SystemClock, Verdict, VersionOrder,
+    next_state, run_deferred,
 };
 use hapax_store::MemoryStore;
 use hapax_tests::backend::LossyDisk;
@@ -50,10 +45,10 @@ async fn a_handler_failure_is_followed_by_a_run_when_it_is_delivered_again() {
     let bench = Bench::timed("p", store.clone(), obedient(), quick(), Arc::new(clock.clone())).await;
     let put_off = Handling { retry_here: false, ..Handling::default() };
     let first = bench.consumer.handle(of("retry-until-2"), put_off).await.unwrap();
-    assert!(matches!(first, Ending::Retry { .. }), "{first:?}");
+    assert!(matches!(first, Outcome::Retry { .. }), "{first:?}");
     clock.set(NOW_MS + 1_000);
     let second = bench.consumer.handle(of("retry-until-2"), put_off).await.unwrap();
-    assert!(matches!(&second, Ending::Completed { output } if output.data == "attempt 2"), "{second:?}");
+    assert!(matches!(&second, Outcome::Completed { output } if output.data == "attempt 2"), "{second:?}");
 }
 
 #[tokio::test]
@@ -77,7 +72,7 @@ async fn epochs_strictly_increase() {
 }
 
 /// A record in the state and epoch given, whatever led there.
-fn record(state: State, epoch: u64) -> Record {
+fn record(state: RecordState, epoch: u64) -> Record {
     Record {
         state,
         epoch,
@@ -99,14 +94,14 @@ async fn verdict(store: &dyn Store, version: u64, expected: Expected, record: Re
 }
 
 async fn a_stale_owner_changes_nothing(store: &dyn Store) {
-    let claimed = |owner: &str, lease_end_ms| State::InProgress { owner: owner.into(), lease_end_ms };
+    let claimed = |owner: &str, lease_end_ms| RecordState::InProgress { owner: owner.into(), lease_end_ms };
     let put = |state, epoch| RecordChange::Put(record(state, epoch).into());
     let first = verdict(store, 1, Expected::Absent, put(claimed("one", 10), 1)).await;
     let taken_over = verdict(store, 2, Expected::Epoch(1), put(claimed("two", 20), 2)).await;
     assert_eq!([first, taken_over], [Verdict::Committed, Verdict::Committed]);
     let before = found(store).await;
-    let done = State::Completed { output: Output::default() };
-    let due = State::RetryDue { error: "late".into(), at_ms: 30 };
+    let done = RecordState::Completed { output: Output::default() };
+    let due = RecordState::RetryDue { error: "late".into(), at_ms: 30 };
     let late = [
         ("complete", put(done.clone(), 2)),
         ("fail", put(due, 2)),
@@ -130,9 +125,9 @@ async fn a_stale_owner_can_neither_complete_fail_extend_nor_delete() {
 
 #[test]
 fn nobody_claims_what_another_holds_before_its_lease_is_over() {
-    let held = State::InProgress { owner: "one".into(), lease_end_ms: 100 };
+    let held = RecordState::InProgress { owner: "one".into(), lease_end_ms: 100 };
     let claim = |owner: &str, now_ms| {
-        record::next(Some(&held), Event::Claimed { owner: owner.into(), now_ms, lease_end_ms: 200 }).is_ok()
+        next_state(Some(&held), RecordEvent::Claimed { owner: owner.into(), now_ms, lease_end_ms: 200 }).is_ok()
     };
     assert!(claim("one", 50) && claim("two", 100) && claim("two", 150));
     assert!(!claim("two", 99));
@@ -150,7 +145,7 @@ fn append(run: Invocation, context: &mut Context, fails: bool) -> BoxFuture<'_, 
         if fails {
             return Err(Failure::Reject("broken".into()));
         }
-        let failed = |error: hapax_core::context::ContextError| Failure::retry(error.to_string());
+        let failed = |error: hapax_core::ContextError| Failure::retry(error.to_string());
         let entity = run.message.subject.clone().unwrap_or_default();
         let before = context.get(&format!("log/{entity}")).await.map_err(failed)?.unwrap_or_default();
         let log = format!("{}{},", std::str::from_utf8(&before).unwrap(), run.message.extensions["v"]);
@@ -171,7 +166,7 @@ fn at(entity: u8, version: u64) -> Message {
 
 fn strict() -> Strategy {
     // Nobody's time is over before the next millennium.
-    let gaps = Gaps { first: 1, timeout_ms: 1 << 45, then: GapPolicy::DeadLetter };
+    let gaps = Gaps { first: 1, timeout_ms: 1 << 45, then: GapPolicy::HeldMessage };
     by_version(VersionOrder::Strict(gaps))
 }
 
@@ -197,7 +192,7 @@ impl Observer for Nobody {
 /// Runs what the store keeps and may run now.
 async fn keep(bench: &Bench, store: Arc<dyn Store>) {
     let (_stop, stopping) = watch::channel(true);
-    keeper::run(bench.consumer.clone(), store, Arc::new(Nobody), stopping).await.unwrap();
+    run_deferred(bench.consumer.clone(), store, Arc::new(Nobody), stopping).await.unwrap();
 }
 
 async fn text(store: &dyn Store, key: &str) -> String {
@@ -267,18 +262,18 @@ async fn order_of_a_key_holds_through_parking_and_redrive() {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let operator = Operator::new(store.clone(), bench.committer.clone(), clock, [bench.consumer.clone()]);
     let fragile = Message { kind: "fragile".into(), ..at(0, 1) };
-    assert!(matches!(bench.handle(fragile).await, Ending::DeadLettered { .. }));
+    assert!(matches!(bench.handle(fragile).await, Outcome::DeadLettered { .. }));
     broken.store(false, SeqCst);
-    let (dead, _) = hapax_core::storage::Inspect::letters(&*store, None, None, 1).await.unwrap().remove(0);
-    operator.redrive(&dead, &By { actor: "somebody".into(), reason: "mended".into() }).await.unwrap();
+    let (dead, _) = hapax_core::Inspect::held_messages(&*store, None, None, 1).await.unwrap().remove(0);
+    operator.redrive(&dead, &Actor { actor: "somebody".into(), reason: "mended".into() }).await.unwrap();
     // It is to run again: what comes behind it waits.
     for version in [3, 2] {
-        let ending = bench.handle(at(0, version)).await;
-        assert!(matches!(ending, Ending::Parked { .. }), "{version}: {ending:?}");
+        let outcome = bench.handle(at(0, version)).await;
+        assert!(matches!(outcome, Outcome::Parked { .. }), "{version}: {outcome:?}");
     }
     keep(&bench, store.clone()).await;
     assert_eq!(text(&*store, "log/e0").await, "1,2,3,");
-    assert_eq!(hapax_core::storage::Inspect::letters(&*store, None, None, 9).await.unwrap(), []);
+    assert_eq!(hapax_core::Inspect::held_messages(&*store, None, None, 9).await.unwrap(), []);
 }
 
 hapax_tests::mutations! {

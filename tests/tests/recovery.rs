@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Arc;
 
-use hapax_core::{Ending, Handling};
+use hapax_core::{Handling, Outcome};
 use hapax_store::{OpenError, RedbStore, doctor};
 use hapax_tests::backend::{LossyDisk, Part};
 use hapax_tests::bench::{Bench, message, quick};
@@ -52,14 +52,14 @@ async fn present(disk: &LossyDisk, context: &str) -> usize {
     let counter = Counter::new();
     let bench = Bench::new("p", store.clone(), counter.clone(), quick()).await;
     let mut present = 0;
-    while let Ending::Duplicate(_) = bench.handle(message(&format!("m-{present}"), "{}")).await {
+    while let Outcome::Duplicate(_) = bench.handle(message(&format!("m-{present}"), "{}")).await {
         present += 1;
     }
     drop(bench);
     disk.kill(store);
     let bench = Bench::new("p", Arc::new(disk.open().unwrap()), counter, quick()).await;
     let again = bench.handle(message(&format!("m-{present}"), "{}")).await;
-    assert!(matches!(again, Ending::Duplicate(_)), "{context}: what was appended after the damage is gone: {again:?}");
+    assert!(matches!(again, Outcome::Duplicate(_)), "{context}: what was appended after the damage is gone: {again:?}");
     present
 }
 
@@ -123,15 +123,15 @@ async fn what_the_tables_have_is_not_applied_again() {
     for round in 1..=3 {
         let store = Arc::new(RedbStore::open(folder.path()).unwrap());
         let bench = Bench::new("p", store, Counter::new(), quick()).await;
-        assert!(matches!(bench.handle(message(&format!("m-{round}"), "{}")).await, Ending::Completed { .. }));
+        assert!(matches!(bench.handle(message(&format!("m-{round}"), "{}")).await, Outcome::Completed { .. }));
         drop(bench);
         let found = doctor::examine(folder.path()).unwrap();
         assert_eq!((found.applied_frames, found.unapplied_frames), (round, 0), "{found:?}");
     }
     let store = RedbStore::open(folder.path()).unwrap();
-    hapax_core::storage::IdempotencyStorage::sweep(&store, u64::MAX).await.unwrap();
+    hapax_core::IdempotencyStorage::sweep(&store, u64::MAX).await.unwrap();
     drop(store);
-    use hapax_core::storage::Inspect as _;
+    use hapax_core::Inspect as _;
     let left = RedbStore::open(folder.path()).unwrap().records(None, None, 10).await.unwrap();
     assert_eq!(left, [], "what was swept came back");
 }

@@ -7,13 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use futures_util::future::BoxFuture;
-use hapax_core::metrics::Counters;
-use hapax_core::operator::{By, Deed, Operator, OperatorError};
-use hapax_core::run::{Observer, Report};
-use hapax_core::storage::{Inspect, LetterKey, Store};
 use hapax_core::{
-    Committer, Context, Ending, Failure, Handling, IdempotentConsumer, Invocation, Message, MessageProcessor, Output,
-    Parts, Scope, SystemClock, keeper,
+    Actor, Committer, Context, Counters, Failure, Handling, HeldKey, IdempotentConsumer, Inspect, Invocation, Message,
+    MessageProcessor, Observer, Operator, OperatorAction, OperatorError, Outcome, Output, Parts, Report, Scope, Store,
+    SystemClock, run_deferred,
 };
 use hapax_store::{MemoryStore, RedbStore};
 use hapax_tests::backend::LossyDisk;
@@ -85,7 +82,7 @@ impl<S: Store> Host<S> {
             processor: processor.clone(),
             storage: store.clone(),
             committer: committer.clone(),
-            outside: None,
+            outbound: None,
             clock: Arc::new(SystemClock),
             metrics: Arc::new(Counters::default()),
             options: quick(),
@@ -94,17 +91,17 @@ impl<S: Store> Host<S> {
         let clock = Arc::new(SimulatedClock::at(1_000_000));
         let operator = Operator::new(store.clone(), committer, clock, [consumer.clone()]);
         let (stop, stopped) = watch::channel(false);
-        let keeping = keeper::run(consumer.clone(), store.clone(), Arc::new(Nobody), stopped);
+        let keeping = run_deferred(consumer.clone(), store.clone(), Arc::new(Nobody), stopped);
         let keeper = tokio::spawn(async move { keeping.await.unwrap() });
         Self { store, processor, consumer, operator: Arc::new(operator), stop, keeper }
     }
 
-    async fn letters(&self) -> Vec<LetterKey> {
-        let letters = Inspect::letters(&*self.store, Some("p"), None, 10_000).await.unwrap();
-        letters.into_iter().map(|(key, _)| key).collect()
+    async fn held_messages(&self) -> Vec<HeldKey> {
+        let held_messages = Inspect::held_messages(&*self.store, Some("p"), None, 10_000).await.unwrap();
+        held_messages.into_iter().map(|(key, _)| key).collect()
     }
 
-    async fn handle(&self, message: Message) -> Ending {
+    async fn handle(&self, message: Message) -> Outcome {
         self.consumer.handle(message, Handling::default()).await.unwrap()
     }
 
@@ -114,8 +111,8 @@ impl<S: Store> Host<S> {
     }
 }
 
-fn me() -> By {
-    By { actor: "me".into(), reason: String::new() }
+fn me() -> Actor {
+    Actor { actor: "me".into(), reason: String::new() }
 }
 
 fn redb() -> Arc<RedbStore> {
@@ -126,10 +123,10 @@ async fn redriven_by_many_and_delivered_again(store: Arc<impl Store>) {
     let host = Arc::new(Host::new(store).await);
     let ids: Vec<_> = (0..200).map(|number| format!("m-{number}")).collect();
     for id in &ids {
-        assert!(matches!(host.handle(message(id, "{}")).await, Ending::DeadLettered { .. }));
+        assert!(matches!(host.handle(message(id, "{}")).await, Outcome::DeadLettered { .. }));
     }
     host.processor.repaired.store(true, SeqCst);
-    let deeds: Vec<_> = host.letters().await.into_iter().map(Deed::Redrive).collect();
+    let deeds: Vec<_> = host.held_messages().await.into_iter().map(OperatorAction::Redrive).collect();
     assert_eq!(deeds.len(), ids.len());
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..3 {
@@ -154,8 +151,8 @@ async fn redriven_by_many_and_delivered_again(store: Arc<impl Store>) {
         task.unwrap();
     }
     // What was refused because it was in flight is dead still, or ended meanwhile.
-    while !host.letters().await.is_empty() {
-        let left: Vec<_> = host.letters().await.into_iter().map(Deed::Redrive).collect();
+    while !host.held_messages().await.is_empty() {
+        let left: Vec<_> = host.held_messages().await.into_iter().map(OperatorAction::Redrive).collect();
         host.operator.perform_all(&left, &me()).await;
     }
     let once: BTreeMap<_, _> = ids.into_iter().map(|id| (id, 1)).collect();
@@ -177,18 +174,22 @@ async fn each_completes_once_whoever_redrives_and_delivers_on_redb() {
 async fn what_is_in_flight_is_refused_and_nobody_waits_for_it() {
     let host = Host::new(redb()).await;
     let held = Message::new("m", "/test", "held");
-    assert!(matches!(host.handle(held).await, Ending::DeadLettered { .. }));
+    assert!(matches!(host.handle(held).await, Outcome::DeadLettered { .. }));
     host.processor.repaired.store(true, SeqCst);
-    let key = host.letters().await.remove(0);
+    let key = host.held_messages().await.remove(0);
     host.operator.redrive(&key, &me()).await.unwrap();
     host.processor.entered.notified().await;
-    for deed in [Deed::Discard(key.clone()), Deed::Redrive(key.clone()), Deed::Evict(key.record.clone())] {
+    for deed in [
+        OperatorAction::Discard(key.clone()),
+        OperatorAction::Redrive(key.clone()),
+        OperatorAction::Evict(key.record.clone()),
+    ] {
         let refused = host.operator.perform(&deed, &me()).await.unwrap_err();
         assert!(matches!(&refused, OperatorError::Refused(why) if why.contains("is being processed")), "{refused}");
     }
-    assert_eq!(host.letters().await, std::slice::from_ref(&key), "it is kept while it runs");
+    assert_eq!(host.held_messages().await, std::slice::from_ref(&key), "it is kept while it runs");
     host.processor.gate.notify_one();
-    while !host.letters().await.is_empty() {
+    while !host.held_messages().await.is_empty() {
         tokio::task::yield_now().await;
     }
     // It has completed, and may be forgotten now.
@@ -217,11 +218,11 @@ async fn order_of_a_key_holds_through_redrive_and_retries_and_stalls_no_other() 
         }
     }
     host.processor.repaired.store(true, SeqCst);
-    let deeds: Vec<_> = host.letters().await.into_iter().map(Deed::Redrive).collect();
+    let deeds: Vec<_> = host.held_messages().await.into_iter().map(OperatorAction::Redrive).collect();
     assert_eq!(deeds.len(), 14);
     assert!(host.operator.perform_all(&deeds, &me()).await.iter().all(Result::is_ok));
     host.processor.entered.notified().await;
-    while host.letters().await.len() > 4 {
+    while host.held_messages().await.len() > 4 {
         tokio::task::yield_now().await;
     }
     // All of the other key are done, and those that came before the one that is held.
@@ -231,7 +232,7 @@ async fn order_of_a_key_holds_through_redrive_and_retries_and_stalls_no_other() 
     assert_eq!(done('q'), ["q6", "q5", "q4", "q3", "q2", "q1", "q0"]);
     assert_eq!(done('p'), ["p6", "p5", "p4"]);
     host.processor.gate.notify_one();
-    while !host.letters().await.is_empty() {
+    while !host.held_messages().await.is_empty() {
         tokio::task::yield_now().await;
     }
     assert_eq!(done('p'), ["p6", "p5", "p4", "p3", "p2", "p1", "p0"]);

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use hapax_core::operator::{By, Operator};
-use hapax_core::storage::{IdempotencyStorage as _, Inspect as _, Standing};
-use hapax_core::{Context, Ending, Failure, Invocation, MessageProcessor, Options, Output, SystemClock, keeper};
+use hapax_core::{
+    Actor, Context, Failure, HoldReason, IdempotencyStorage as _, Inspect as _, Invocation, MessageProcessor, Operator,
+    Options, Outcome, Output, SystemClock, run_deferred,
+};
 use hapax_store::RedbStore;
 use hapax_tests::backend::LossyDisk;
 use hapax_tests::bench::{Bench, message};
@@ -40,28 +41,28 @@ async fn many_that_are_redriven_one_after_the_other_all_run() {
     let processor = Arc::new(Mendable::default());
     let bench = Bench::new("p", store.clone(), processor.clone(), Options::default()).await;
     for number in 0..LETTERS {
-        let ending = bench.handle(message(&format!("m-{number}"), "{}")).await;
-        assert!(matches!(ending, Ending::DeadLettered { .. }), "{ending:?}");
+        let outcome = bench.handle(message(&format!("m-{number}"), "{}")).await;
+        assert!(matches!(outcome, Outcome::DeadLettered { .. }), "{outcome:?}");
     }
     processor.0.store(true, Ordering::SeqCst);
     let (stop, stopped) = watch::channel(false);
     let seen = Seen::default();
-    let kept = keeper::run(bench.consumer.clone(), store.clone(), Arc::new(seen.clone()), stopped);
+    let kept = run_deferred(bench.consumer.clone(), store.clone(), Arc::new(seen.clone()), stopped);
     let kept = tokio::spawn(kept);
     let clock = Arc::new(SystemClock);
     let operator = Operator::new(store.clone(), bench.committer.clone(), clock, [bench.consumer.clone()]);
-    let by = By { actor: "somebody".into(), reason: "it is mended".into() };
+    let by = Actor { actor: "somebody".into(), reason: "it is mended".into() };
     // Each wakes the keeper, which looks at the store while the next one is written.
-    let letters = store.letters(Some("p"), None, LETTERS + 1).await.unwrap();
-    for (key, _) in &letters {
+    let held_messages = store.held_messages(Some("p"), None, LETTERS + 1).await.unwrap();
+    for (key, _) in &held_messages {
         operator.redrive(key, &by).await.unwrap();
     }
-    eventually("all have ended", || seen.endings() >= LETTERS).await;
+    eventually("all have ended", || seen.outcomes() >= LETTERS).await;
     stop.send_replace(true);
     kept.await.unwrap().unwrap();
-    assert_eq!((letters.len(), seen.ended("completed").len()), (LETTERS, LETTERS));
-    assert_eq!(store.letters(Some("p"), None, 1).await.unwrap(), []);
-    for (key, _) in &letters {
+    assert_eq!((held_messages.len(), seen.ended("completed").len()), (LETTERS, LETTERS));
+    assert_eq!(store.held_messages(Some("p"), None, 1).await.unwrap(), []);
+    for (key, _) in &held_messages {
         assert!(store.is_processed(&key.record).await.unwrap(), "{key}");
     }
 }
@@ -73,17 +74,17 @@ async fn a_letter_that_is_seen_while_it_is_redriven_runs() {
     let processor = Arc::new(Mendable::default());
     let bench = Bench::new("p", store.clone(), processor.clone(), Options::default()).await;
     for number in 0..100 {
-        let ending = bench.handle(message(&format!("m-{number}"), "{}")).await;
-        assert!(matches!(ending, Ending::DeadLettered { .. }));
+        let outcome = bench.handle(message(&format!("m-{number}"), "{}")).await;
+        assert!(matches!(outcome, Outcome::DeadLettered { .. }));
     }
     processor.0.store(true, Ordering::SeqCst);
     let clock = Arc::new(SystemClock);
     let operator = Operator::new(store.clone(), bench.committer.clone(), clock, [bench.consumer.clone()]);
-    let by = By { actor: "somebody".into(), reason: "it is mended".into() };
-    let letters = store.letters(Some("p"), None, 100).await.unwrap();
+    let by = Actor { actor: "somebody".into(), reason: "it is mended".into() };
+    let held_messages = store.held_messages(Some("p"), None, 100).await.unwrap();
     // One that is written, and of which the operator has not heard yet. Where the committer was faster, the next will do.
     let mut redriven = 0;
-    let (key, redrive) = letters
+    let (key, redrive) = held_messages
         .iter()
         .find_map(|(key, _)| {
             redriven += 1;
@@ -92,18 +93,18 @@ async fn a_letter_that_is_seen_while_it_is_redriven_runs() {
         })
         .unwrap();
     let is_written = || {
-        let letters = store.dead_letters(&key.record).now_or_never().unwrap().unwrap();
-        letters[0].standing == Standing::Redriven
+        let held_messages = store.held_under(&key.record).now_or_never().unwrap().unwrap();
+        held_messages[0].hold_reason == HoldReason::Redriven
     };
     eventually("it is written", is_written).await;
 
     let (stop, stopped) = watch::channel(false);
     let seen = Seen::default();
-    let kept = tokio::spawn(keeper::run(bench.consumer.clone(), store.clone(), Arc::new(seen.clone()), stopped));
+    let kept = tokio::spawn(run_deferred(bench.consumer.clone(), store.clone(), Arc::new(seen.clone()), stopped));
     let_others_run().await;
     assert_eq!(seen.ended("duplicate"), [""; 0], "it is held off until the deed is done");
     redrive.await.unwrap();
-    eventually("all have ended", || seen.endings() == redriven).await;
+    eventually("all have ended", || seen.outcomes() == redriven).await;
     assert_eq!(seen.ended("completed").len(), redriven);
     stop.send_replace(true);
     kept.await.unwrap().unwrap();

@@ -4,8 +4,7 @@
 
 use std::sync::Arc;
 
-use hapax_core::storage::{Inspect as _, Store};
-use hapax_core::{Ending, Message, Options, RecordKey, Scope, Stored};
+use hapax_core::{Inspect as _, Message, Options, Outcome, RecordKey, Scope, Store, StoredOutcome};
 use hapax_store::MemoryStore;
 use hapax_tests::backend::LossyDisk;
 use hapax_tests::bench::{Bench, message};
@@ -29,26 +28,26 @@ async fn a_record_counts_until_its_retention_ends<S: Store>(make: impl Fn() -> A
             if swept {
                 // What is looked at by people is in the tables, where a sweep finds it.
                 store.records(None, None, 10).await.unwrap();
-                store.sweep(hapax_core::clock::Clock::now_ms(&clock)).await.unwrap();
+                store.sweep(hapax_core::Clock::now_ms(&clock)).await.unwrap();
             }
         };
         let context = format!("cache of {cache_bytes} bytes, swept: {swept}");
         for life in 1..=3u64 {
-            let Ending::Completed { output } = bench.handle(message("m", "{}")).await else { panic!("{context}") };
+            let Outcome::Completed { output } = bench.handle(message("m", "{}")).await else { panic!("{context}") };
             assert_eq!(output.data, life.to_string(), "{context}");
             clock.advance(RETENTION_MS - 1);
             sweep().await;
             assert_eq!(
                 bench.handle(message("m", "{}")).await,
-                Ending::Duplicate(Stored::Completed(output)),
+                Outcome::Duplicate(StoredOutcome::Completed(output)),
                 "{context}"
             );
-            assert_eq!(bench.handle(message("m", "[]")).await, Ending::Mismatch, "{context}");
+            assert_eq!(bench.handle(message("m", "[]")).await, Outcome::Mismatch, "{context}");
             clock.advance(1);
             sweep().await;
         }
         assert!(
-            matches!(bench.handle(message("m", "[]")).await, Ending::Completed { .. }),
+            matches!(bench.handle(message("m", "[]")).await, Outcome::Completed { .. }),
             "another body is another life"
         );
         let record = store.admit(&RecordKey::by_message_id(&Scope::of("p"), &message("m", ""))).await.unwrap().unwrap();
@@ -74,9 +73,9 @@ async fn a_message_that_failed_for_good_may_run_again_after_its_retention_and_it
     let bad = Message { kind: "reject".into(), ..message("m", "{}") };
     let key = RecordKey::by_message_id(&Scope::of("p"), &bad);
     for _ in 0..2 {
-        assert!(matches!(bench.handle(bad.clone()).await, Ending::DeadLettered { .. }));
-        assert!(matches!(bench.handle(bad.clone()).await, Ending::Duplicate(Stored::Failed(_))));
+        assert!(matches!(bench.handle(bad.clone()).await, Outcome::DeadLettered { .. }));
+        assert!(matches!(bench.handle(bad.clone()).await, Outcome::Duplicate(StoredOutcome::Failed(_))));
         clock.advance(RETENTION_MS);
-        assert_eq!(store.dead_letters(&key).await.unwrap().len(), 1);
+        assert_eq!(store.held_under(&key).await.unwrap().len(), 1);
     }
 }

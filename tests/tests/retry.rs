@@ -5,10 +5,9 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use hapax_core::storage::IdempotencyStorage as _;
 use hapax_core::{
-    Context, Ending, Failure, Handling, Invocation, Message, MessageProcessor, NativeProcessor, Options, Output,
-    RecordKey, Scope,
+    Context, Failure, Handling, IdempotencyStorage as _, Invocation, Message, MessageProcessor, NativeProcessor,
+    Options, Outcome, Output, RecordKey, Scope,
 };
 use hapax_store::MemoryStore;
 use hapax_tests::bench::{Bench, message};
@@ -65,7 +64,7 @@ impl Desk {
         let (consumer, observer) = (self.bench.consumer.clone(), Arc::new(self.seen.clone()));
         let (mut source, stop) = (ListSource::new(messages, &self.seen), self.stop.subscribe());
         tokio::spawn(async move {
-            hapax_core::run::run(&consumer, &mut source, observer, taken_max, stop).await.unwrap();
+            hapax_core::run_source(&consumer, &mut source, observer, taken_max, stop).await.unwrap();
         })
     }
 
@@ -103,7 +102,7 @@ async fn more_messages_wait_for_their_retry_than_may_run_and_fresh_ones_go_throu
     .await;
     desk.clock.advance(LATER_MS - 1);
     let_others_run().await;
-    assert_eq!((desk.seen.endings(), desk.clock.asleep()), (3 + FRESH, WAITING), "not before its time");
+    assert_eq!((desk.seen.outcomes(), desk.clock.asleep()), (3 + FRESH, WAITING), "not before its time");
     desk.clock.advance(1);
     running.await.unwrap();
     assert_eq!(desk.seen.ended("completed").len(), 3 + WAITING + FRESH);
@@ -131,7 +130,7 @@ async fn one_hot_or_blocked_key_never_stalls_another() {
     }
     let running = desk.run(messages, BEHIND + 2);
     let first_waits = || desk.clock.asleep() == 1;
-    eventually("all others have ended", || desk.seen.endings() >= others.len() && first_waits()).await;
+    eventually("all others have ended", || desk.seen.outcomes() >= others.len() && first_waits()).await;
     let mut ended = desk.seen.ended("completed");
     ended.sort();
     assert_eq!(ended, others, "and of the blocked key nobody");
@@ -169,7 +168,7 @@ async fn a_source_is_not_drained_while_every_place_is_taken() {
     let (mut source, observer) = (ListSource::new(messages, &seen), Arc::new(seen.clone()));
     let (consumer, (_stop, stop)) = (bench.consumer.clone(), watch::channel(false));
     let running = tokio::spawn(async move {
-        hapax_core::run::run(&consumer, &mut source, observer, 10 * MESSAGES, stop).await.unwrap();
+        hapax_core::run_source(&consumer, &mut source, observer, 10 * MESSAGES, stop).await.unwrap();
     });
     eventually("the places are taken", || bench.consumer.status().runs_under_way == 2).await;
     let_others_run().await;
@@ -197,7 +196,7 @@ async fn once_as_many_wait_as_may_be_taken_the_source_waits_too() {
     eventually("the first waits", || desk.clock.asleep() == 1 && desk.seen.pulled() == TAKEN_MAX).await;
     let_others_run().await;
     assert_eq!(desk.seen.pulled(), TAKEN_MAX);
-    assert_eq!(desk.seen.endings(), 0);
+    assert_eq!(desk.seen.outcomes(), 0);
     desk.clock.advance(LATER_MS);
     running.await.unwrap();
     assert_eq!((desk.seen.pulled(), desk.seen.ended("completed").len()), (21, 21));
@@ -220,12 +219,12 @@ async fn a_processor_says_when_and_cannot_say_never() {
     let desk = Desk::new(Options { retry_after_max_ms: 60_000, ..Options::default() }).await;
     let put_off = Handling { retry_here: false, ..Handling::default() };
     for (kind, expected_ms) in [("later", LATER_MS), ("for-ever", 60_000)] {
-        let ending = desk.bench.consumer.handle(of(kind, kind, None), put_off).await.unwrap();
-        assert_eq!(ending, Ending::Retry { error: "later".into(), after_ms: expected_ms });
+        let outcome = desk.bench.consumer.handle(of(kind, kind, None), put_off).await.unwrap();
+        assert_eq!(outcome, Outcome::Retry { error: "later".into(), after_ms: expected_ms });
         // Delivered again too early, it does not run.
         desk.clock.advance(expected_ms - 1);
-        let ending = desk.bench.consumer.handle(of(kind, kind, None), put_off).await.unwrap();
-        assert_eq!(ending, Ending::Retry { error: "later".into(), after_ms: 1 });
+        let outcome = desk.bench.consumer.handle(of(kind, kind, None), put_off).await.unwrap();
+        assert_eq!(outcome, Outcome::Retry { error: "later".into(), after_ms: 1 });
         assert_eq!(desk.attempts(kind).await, 1);
     }
 }
@@ -237,11 +236,11 @@ async fn attempts_have_a_limit_and_the_delays_between_them_grow() {
     let put_off = Handling { retry_here: false, ..Handling::default() };
     let key = RecordKey::by_message_id(&Scope::of("p"), &of("fails", "m", None));
     for attempt in 1..8 {
-        let ending = desk.bench.consumer.handle(of("fails", "m", None), put_off).await.unwrap();
-        let Ending::Retry { after_ms, .. } = ending else { panic!("{ending:?}") };
+        let outcome = desk.bench.consumer.handle(of("fails", "m", None), put_off).await.unwrap();
+        let Outcome::Retry { after_ms, .. } = outcome else { panic!("{outcome:?}") };
         assert_eq!(after_ms, options.backoff_ms(&key, attempt));
         desk.clock.advance(after_ms);
     }
-    let ending = desk.bench.consumer.handle(of("fails", "m", None), put_off).await.unwrap();
-    assert_eq!(ending, Ending::DeadLettered { error: "failed 8 times, the last time: not now".into() });
+    let outcome = desk.bench.consumer.handle(of("fails", "m", None), put_off).await.unwrap();
+    assert_eq!(outcome, Outcome::DeadLettered { error: "failed 8 times, the last time: not now".into() });
 }

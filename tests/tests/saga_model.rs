@@ -5,8 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use hapax_core::Scope;
-use hapax_core::storage::{IdempotencyStorage as _, Outbox as _};
+use hapax_core::{IdempotencyStorage as _, Outbox as _, Scope};
 use hapax_tests::plans::{Op, Reply, plan};
 use hapax_tests::sagas::World;
 use proptest::prelude::*;
@@ -49,8 +48,8 @@ fn reference(cases: &[Case]) -> Outcome {
     let mut shared = Saga::default();
     for (number, case) in cases.iter().enumerate() {
         let id = format!("m-{number}");
-        let mut own = Saga::default();
-        let saga = if case.joins { &mut shared } else { &mut own };
+        let mut message_key = Saga::default();
+        let saga = if case.joins { &mut shared } else { &mut message_key };
         world.take(&id, case, saga);
     }
     world

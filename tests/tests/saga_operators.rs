@@ -95,8 +95,8 @@ fn what_is_halted_is_shown_with_all_that_happened() {
     assert_eq!(halted[0]["id"], ID);
     assert_eq!(shop.on_store(&["--json", "saga", "list", "--state", "undone"]).lines(), [] as [Value; 0]);
     let shown = shop.on_store(&["--json", "saga", "show", ID]).lines().remove(0);
-    let standing: Vec<_> = shown["steps"].as_array().unwrap().iter().map(|step| step["standing"].clone()).collect();
-    assert_eq!(standing, ["registered", "registered", "undone"]);
+    let hold_reason: Vec<_> = shown["steps"].as_array().unwrap().iter().map(|step| step["standing"].clone()).collect();
+    assert_eq!(hold_reason, ["registered", "registered", "undone"]);
     assert_eq!(shown["steps"][1]["attempts"], 2);
     assert!(shown["failure"]["error"].as_str().unwrap().contains("/shipments refuses"), "{shown}");
     let log: Vec<_> = shown["log"].as_array().unwrap().iter().map(|event| event["event"].clone()).collect();

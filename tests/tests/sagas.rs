@@ -4,16 +4,14 @@
 
 use std::sync::Arc;
 
-use hapax_core::feed::{Cursor, Feed, FeedPage};
-use hapax_core::record::State;
-use hapax_core::saga::{SagaId, SagaState};
-use hapax_core::saga_log::SagaLog;
-use hapax_core::strategy::{Select, Strategy, VersionOrder};
-use hapax_core::{Ending, Failure, Handling, Message, NativeProcessor, RecordKey, Scope, Stored};
+use hapax_core::{
+    Cursor, Failure, Feed, FeedPage, Handling, Message, NativeProcessor, Outcome, RecordKey, RecordState, SagaId,
+    SagaLog, SagaState, Scope, Select, StoredOutcome, Strategy, VersionOrder,
+};
 use hapax_tests::plans::{Op, Planned, Reply, call, plan, step};
 use hapax_tests::sagas::{Host, World};
 
-fn own(message: &Message) -> SagaId {
+fn message_key(message: &Message) -> SagaId {
     SagaId::of_message(&RecordKey::by_message_id(&Scope::of("p"), message))
 }
 
@@ -33,16 +31,16 @@ fn failing() -> Message {
 async fn what_fails_for_good_is_undone_the_last_step_first() {
     let world = World::new();
     let host = world.host().await;
-    assert!(matches!(host.deliver(&failing()).await, Ok(Ending::Compensating { .. })));
+    assert!(matches!(host.deliver(&failing()).await, Ok(Outcome::Compensating { .. })));
     assert_eq!(world.record("p", &failing()).await.state.name(), "compensating");
-    assert!(matches!(host.deliver(&failing()).await, Ok(Ending::InFlight { .. })), "the forward way never restarts");
+    assert!(matches!(host.deliver(&failing()).await, Ok(Outcome::InFlight { .. })), "the forward way never restarts");
     host.undo().await.unwrap();
     assert_eq!(world.books.undone(), ["c m-1", "b m-1", "a m-1"]);
     assert_eq!(world.record("p", &failing()).await.state.name(), "compensated");
-    assert_eq!(world.saga(&own(&failing())).await, SagaState::Undone);
+    assert_eq!(world.saga(&message_key(&failing())).await, SagaState::Compensated);
     assert_eq!(*world.reported.lock(), ["m-1 compensated"]);
     let again = host.deliver(&failing()).await.unwrap();
-    assert!(matches!(again, Ending::Duplicate(Stored::Failed(error)) if error.contains("as it was told")));
+    assert!(matches!(again, Outcome::Duplicate(StoredOutcome::Failed(error)) if error.contains("as it was told")));
     host.undo().await.unwrap();
     assert_eq!(world.books.undone().len(), 3, "once each");
 }
@@ -53,7 +51,7 @@ async fn nothing_is_undone_for_what_completes_and_nothing_is_left_of_it() {
     let host = world.host().await;
     let message =
         plan("m-1", &[step("a"), call("/a"), Op::RetryUntil(2), step("b"), call("/b"), Op::Send("done".into())]);
-    assert!(matches!(host.deliver(&message).await, Ok(Ending::Completed { .. })));
+    assert!(matches!(host.deliver(&message).await, Ok(Outcome::Completed { .. })));
     host.undo().await.unwrap();
     assert_eq!(world.books.applied(), ["/a m-1", "/b m-1"]);
     assert_eq!(world.left(&Scope::of("p")).await, [""; 0], "journal");
@@ -70,15 +68,16 @@ async fn a_crash_at_every_write_gives_the_same_saga_and_the_same_books() {
             let died = host.deliver(&failing()).await.is_err() || host.undo().await.is_err();
             let at = format!("after {left} writes, the last one written: {writes_the_last}");
             let host = world.host().await;
-            let ending = host.deliver(&failing()).await.unwrap();
-            let fits = matches!(ending, Ending::Compensating { .. } | Ending::InFlight { .. } | Ending::Duplicate(_));
-            assert!(fits, "{at}: {ending:?}");
+            let outcome = host.deliver(&failing()).await.unwrap();
+            let fits =
+                matches!(outcome, Outcome::Compensating { .. } | Outcome::InFlight { .. } | Outcome::Duplicate(_));
+            assert!(fits, "{at}: {outcome:?}");
             host.undo().await.unwrap();
             assert_eq!(world.record("p", &failing()).await.state.name(), "compensated", "{at}");
-            assert_eq!(world.saga(&own(&failing())).await, SagaState::Undone, "{at}");
+            assert_eq!(world.saga(&message_key(&failing())).await, SagaState::Compensated, "{at}");
             let books = ["/a m-1", "/b m-1", "/c m-1", "/undo/c m-1", "/undo/b m-1", "/undo/a m-1"];
             assert_eq!(world.books.applied(), books, "{at}");
-            let sent = hapax_core::storage::Outbox::pending(&world.store, None, 100).await.unwrap();
+            let sent = hapax_core::Outbox::pending(&world.store, None, 100).await.unwrap();
             let sent: Vec<_> = sent.into_iter().map(|row| row.message.kind).collect();
             assert_eq!(sent, ["undone.c", "undone.b", "undone.a"], "{at}");
             if !died {
@@ -99,7 +98,7 @@ async fn a_step_is_registered_before_its_effect() {
     dies_over(&world, &host, &message, "/a").await;
     assert_eq!(world.books.applied(), ["/a m-1"]);
     let log = SagaLog::new(&world.store, &Scope::of("p"));
-    let saga = log.read(&own(&message)).await.unwrap().saga;
+    let saga = log.read(&message_key(&message)).await.unwrap().saga;
     assert_eq!(saga.steps.len(), 1, "what was taken was registered before");
     let host = world.host().await;
     host.deliver(&message).await.unwrap();
@@ -110,7 +109,7 @@ async fn a_step_is_registered_before_its_effect() {
 /// Delivers, and has the host die once `path` was called and is not answered.
 async fn dies_over(world: &World, host: &Host, message: &Message, path: &str) {
     tokio::select! {
-        ending = host.deliver(message) => panic!("it waits for an answer that never comes: {ending:?}"),
+        outcome = host.deliver(message) => panic!("it waits for an answer that never comes: {outcome:?}"),
         () = world.books.arrival(path) => {}
     }
 }
@@ -122,7 +121,7 @@ async fn a_re_run_is_answered_from_the_journal_under_the_same_keys() {
     world.books.reply("/b", &[Reply::Status(503)]);
     let message = plan("m-1", &[call("/a"), call("/b"), Op::RetryUntil(3), call("/c")]);
     let host = world.host().await;
-    assert!(matches!(host.deliver(&message).await, Ok(Ending::Completed { .. })));
+    assert!(matches!(host.deliver(&message).await, Ok(Outcome::Completed { .. })));
     let arrived = world.books.arrived();
     let paths: Vec<_> = arrived.iter().map(|call| call.path.as_str()).collect();
     assert_eq!(paths, ["/a", "/b", "/b", "/c"]);
@@ -140,7 +139,7 @@ async fn a_refusal_is_forgotten_by_the_next_attempt_and_what_was_done_is_not() {
     world.books.reply("/b", &[Reply::Status(404)]);
     let ask = |path: &str| Op::Ask(path.into(), "x".into());
     let message = plan("m-1", &[ask("/a"), ask("/b"), ask("/c"), Op::RetryUntil(2)]);
-    let Ok(Ending::Completed { output }) = world.host().await.deliver(&message).await else { panic!("not completed") };
+    let Ok(Outcome::Completed { output }) = world.host().await.deliver(&message).await else { panic!("not completed") };
     assert_eq!(output.data, "200 200 200");
     let paths: Vec<_> = world.books.arrived().iter().map(|call| call.path.clone()).collect();
     assert_eq!(paths, ["/a", "/b", "/c", "/b", "/c"]);
@@ -156,8 +155,8 @@ async fn a_run_that_calls_something_else_than_before_is_stopped_and_undone() {
     dies_over(&world, &host, &first, "/b").await;
     // The same message, and a processor that makes something else of it.
     let host = world.host_over(Arc::new(world.store.clone()), Planned::calling_below("one", "/other")).await;
-    let ending = host.deliver(&first).await.unwrap();
-    let Ending::Compensating { error } = &ending else { panic!("{ending:?}") };
+    let outcome = host.deliver(&first).await.unwrap();
+    let Outcome::Compensating { error } = &outcome else { panic!("{outcome:?}") };
     assert!(
         error.contains("diverged at its call 1") && error.contains("outside/a") && error.contains("/other/a"),
         "{error}"
@@ -171,12 +170,12 @@ async fn behind_the_pivot_there_is_no_way_back() {
     let world = World::new();
     let host = world.host().await;
     let message = plan("m-1", &[step("a"), call("/a"), Op::Pivot, call("/b"), Op::Reject]);
-    assert!(matches!(host.deliver(&message).await, Ok(Ending::DeadLettered { .. })));
+    assert!(matches!(host.deliver(&message).await, Ok(Outcome::DeadLettered { .. })));
     host.undo().await.unwrap();
     assert_eq!(world.books.undone(), [""; 0]);
     let late = plan("m-2", &[Op::Pivot, step("a")]);
-    let ending = host.deliver(&late).await.unwrap();
-    assert!(matches!(&ending, Ending::DeadLettered { error } if error.contains("pivoted")), "{ending:?}");
+    let outcome = host.deliver(&late).await.unwrap();
+    assert!(matches!(&outcome, Outcome::DeadLettered { error } if error.contains("pivoted")), "{outcome:?}");
 }
 
 #[tokio::test]
@@ -193,7 +192,7 @@ async fn a_saga_of_several_messages_is_undone_over_its_processors_in_one_order()
     host.deliver_to(1, &messages[1]).await.unwrap();
     host.deliver_to(0, &messages[2]).await.unwrap();
     let last = part("m-4", &[step("d"), Op::Reject]);
-    assert!(matches!(host.deliver_to(1, &last).await, Ok(Ending::Compensating { .. })));
+    assert!(matches!(host.deliver_to(1, &last).await, Ok(Outcome::Compensating { .. })));
     // The host dies on the way, and another one goes on.
     let host = world.host().await;
     host.undo().await.unwrap();
@@ -201,7 +200,7 @@ async fn a_saga_of_several_messages_is_undone_over_its_processors_in_one_order()
     assert_eq!(world.record("q", &last).await.state.name(), "compensated");
     assert_eq!(world.record("p", &messages[0]).await.state.name(), "completed", "it did complete");
     let late = host.deliver(&part("m-5", &[step("a")])).await.unwrap();
-    assert!(matches!(&late, Ending::DeadLettered { error } if error.contains("undone")), "{late:?}");
+    assert!(matches!(&late, Outcome::DeadLettered { error } if error.contains("undone")), "{late:?}");
 }
 
 /// Its attribute alone makes a message part of a saga, also one that does nothing else with it.
@@ -211,11 +210,11 @@ async fn a_message_that_only_names_its_saga_fails_and_ends_with_it() {
     let host = world.host().await;
     host.deliver(&part("m-1", &[step("a"), call("/a")])).await.unwrap();
     let failed = host.deliver(&part("m-2", &[Op::Reject])).await.unwrap();
-    assert!(matches!(failed, Ending::Compensating { .. }), "{failed:?}");
+    assert!(matches!(failed, Outcome::Compensating { .. }), "{failed:?}");
     host.undo().await.unwrap();
     assert_eq!(world.books.undone(), ["a m-1"]);
     let late = host.deliver(&part("m-3", &[Op::Set("late".into(), "yes".into())])).await.unwrap();
-    assert!(matches!(&late, Ending::DeadLettered { error } if error.contains("undone")), "{late:?}");
+    assert!(matches!(&late, Outcome::DeadLettered { error } if error.contains("undone")), "{late:?}");
 }
 
 #[tokio::test]
@@ -225,7 +224,7 @@ async fn so_does_one_whose_processor_takes_no_steps() {
     let refuses = NativeProcessor::new(|_, _| Box::pin(async { Err(Failure::Reject("as it was told".into())) }));
     host.deliver(&part("m-1", &[step("a"), call("/a")])).await.unwrap();
     let failed = host.inner(Arc::new(refuses)).handle(part("m-2", &[]), Handling::default()).await.unwrap();
-    assert!(matches!(failed, Ending::Compensating { .. }), "{failed:?}");
+    assert!(matches!(failed, Outcome::Compensating { .. }), "{failed:?}");
     host.undo().await.unwrap();
     assert_eq!(world.books.undone(), ["a m-1"]);
 }
@@ -236,9 +235,9 @@ async fn a_saga_that_is_complete_is_not_undone_any_more() {
     let host = world.host().await;
     let joins = |id: &str, ops: &[Op]| plan(id, &[&[Op::Join("trip".into())], ops].concat());
     host.deliver(&joins("m-1", &[step("a"), call("/a")])).await.unwrap();
-    assert!(matches!(host.deliver(&joins("m-2", &[Op::Complete])).await, Ok(Ending::Completed { .. })));
+    assert!(matches!(host.deliver(&joins("m-2", &[Op::Complete])).await, Ok(Outcome::Completed { .. })));
     let late = host.deliver(&joins("m-3", &[step("b"), Op::Reject])).await.unwrap();
-    assert!(matches!(&late, Ending::DeadLettered { error } if error.contains("completed")), "{late:?}");
+    assert!(matches!(&late, Outcome::DeadLettered { error } if error.contains("completed")), "{late:?}");
     host.undo().await.unwrap();
     assert_eq!(world.books.undone(), [""; 0]);
     // Closed ones are remembered for as long as records are.
@@ -262,9 +261,9 @@ async fn a_compensation_is_tried_by_its_own_count_and_then_an_operator_decides()
     }
     assert_eq!(world.books.undone(), ["b m-1"]);
     let record = world.record("p", &message).await;
-    assert!(matches!(record.state, State::CompensationFailed { .. }), "{:?}", record.state);
+    assert!(matches!(record.state, RecordState::CompensationFailed { .. }), "{:?}", record.state);
     assert_eq!(record.expires_ms, None, "it waits for an operator, however long");
-    assert_eq!(world.saga(&own(&message)).await, SagaState::Halted);
+    assert_eq!(world.saga(&message_key(&message)).await, SagaState::Stuck);
     assert_eq!(*world.reported.lock(), ["m-1 compensation-failed"]);
     let keys: Vec<_> =
         world.books.arrived().iter().filter(|call| call.path == "/undo/a").map(|call| call.key.clone()).collect();
@@ -280,7 +279,8 @@ async fn a_compensation_that_failed_is_not_tried_before_its_time() {
     let message = plan("m-1", &[step("a"), Op::Reject]);
     host.deliver(&message).await.unwrap();
     host.undo_what_is_due().await.unwrap();
-    let due_ms = SagaLog::new(&world.store, &Scope::of("p")).read(&own(&message)).await.unwrap().saga.steps[0].due_ms;
+    let due_ms =
+        SagaLog::new(&world.store, &Scope::of("p")).read(&message_key(&message)).await.unwrap().saga.steps[0].due_ms;
     for (now_ms, tried) in [(due_ms - 1, 1), (due_ms, 2)] {
         world.clock.set(now_ms);
         host.undo_what_is_due().await.unwrap();
@@ -297,8 +297,8 @@ async fn a_step_is_undone_by_the_component_that_registered_it_or_not_at_all() {
     let host = world.host_over(Arc::new(world.store.clone()), Planned::new("two")).await;
     host.undo().await.unwrap();
     assert_eq!(world.books.undone(), [""; 0]);
-    assert_eq!(world.saga(&own(&message)).await, SagaState::Halted);
-    let saga = SagaLog::new(&world.store, &Scope::of("p")).read(&own(&message)).await.unwrap().saga;
+    assert_eq!(world.saga(&message_key(&message)).await, SagaState::Stuck);
+    let saga = SagaLog::new(&world.store, &Scope::of("p")).read(&message_key(&message)).await.unwrap().saga;
     assert!(saga.steps[0].error.as_ref().unwrap().contains("one"), "{:?}", saga.steps[0].error);
 }
 
@@ -319,13 +319,13 @@ async fn what_a_message_did_that_was_overtaken_is_undone() {
     let host = world.host().await;
     let handling = Handling { wait_in_flight: false, retry_here: false };
     let put_off = host.consumers[0].handle(first.clone(), handling).await.unwrap();
-    assert!(matches!(put_off, Ending::Retry { .. }), "{put_off:?}");
-    assert!(matches!(host.deliver(&second).await, Ok(Ending::Completed { .. })));
-    assert_eq!(host.deliver(&first).await.unwrap(), Ending::Stale);
+    assert!(matches!(put_off, Outcome::Retry { .. }), "{put_off:?}");
+    assert!(matches!(host.deliver(&second).await, Ok(Outcome::Completed { .. })));
+    assert_eq!(host.deliver(&first).await.unwrap(), Outcome::Stale);
     host.undo().await.unwrap();
     assert_eq!(world.books.applied(), ["/a m-1", "/b m-2", "/undo/a m-1"]);
     assert_eq!(world.left(&Scope::of("p")).await, [""; 0], "answers");
-    assert_eq!(host.deliver(&first).await.unwrap(), Ending::Stale);
+    assert_eq!(host.deliver(&first).await.unwrap(), Outcome::Stale);
     host.undo().await.unwrap();
     assert_eq!(world.books.undone().len(), 1);
 }
@@ -333,8 +333,8 @@ async fn what_a_message_did_that_was_overtaken_is_undone() {
 #[tokio::test]
 async fn a_step_that_cannot_be_undone_is_not_registered() {
     let world = World::new();
-    let ending = world.host().await.deliver(&plan("m-1", &[step("x")])).await.unwrap();
-    assert!(matches!(&ending, Ending::DeadLettered { error } if error.contains("`x`")), "{ending:?}");
+    let outcome = world.host().await.deliver(&plan("m-1", &[step("x")])).await.unwrap();
+    assert!(matches!(&outcome, Outcome::DeadLettered { error } if error.contains("`x`")), "{outcome:?}");
 }
 
 /// The whole feed, for who asks what happened.

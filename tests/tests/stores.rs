@@ -7,8 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use hapax_core::storage::{IdempotencyStorage as _, Inspect as _, Outbox as _, StoreError};
-use hapax_core::{Ending, Stored};
+use hapax_core::{IdempotencyStorage as _, Inspect as _, Outbox as _, Outcome, StoreError, StoredOutcome};
 use hapax_store::{MemoryStore, OpenError, RedbStore, StoreOptions};
 use hapax_tests::bench::{Bench, message, quick};
 use hapax_tests::mutation::turns_red;
@@ -85,7 +84,7 @@ async fn many_at_once_lose_nothing_while_the_tables_are_written_swept_and_read()
     });
     let mut completed = 0;
     for transfer in transfers {
-        completed += usize::from(matches!(transfer.await.unwrap(), Ending::Completed { .. }));
+        completed += usize::from(matches!(transfer.await.unwrap(), Outcome::Completed { .. }));
     }
     stop.store(true, Ordering::SeqCst);
     reading.join().unwrap();
@@ -112,10 +111,10 @@ async fn records_are_found_again_after_a_restart() {
     for round in 0..3 {
         let store = Arc::new(RedbStore::open(&path).unwrap());
         let bench = Bench::new("p", store, counter.clone(), quick()).await;
-        let ending = bench.handle(message("m-1", "{}")).await;
-        match (round, ending) {
-            (0, Ending::Completed { output }) => assert_eq!(output.data, "1"),
-            (1 | 2, Ending::Duplicate(Stored::Completed(output))) => assert_eq!(output.data, "1"),
+        let outcome = bench.handle(message("m-1", "{}")).await;
+        match (round, outcome) {
+            (0, Outcome::Completed { output }) => assert_eq!(output.data, "1"),
+            (1 | 2, Outcome::Duplicate(StoredOutcome::Completed(output))) => assert_eq!(output.data, "1"),
             other => panic!("{other:?}"),
         }
     }

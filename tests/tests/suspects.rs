@@ -5,11 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::future::BoxFuture;
-use hapax_core::context::StateView;
-use hapax_core::metrics::Counters;
-use hapax_core::running::RunningNotes;
-use hapax_core::storage::{Group, IdempotencyStorage, StoreError, Verdict};
-use hapax_core::{Committer, Ending, Handling, IdempotentConsumer, Parts, Record, RecordKey, Scope, SystemClock};
+use hapax_core::{
+    Committer, Counters, CrashTracker, Group, Handling, IdempotencyStorage, IdempotentConsumer, Outcome, Parts, Record,
+    RecordKey, Scope, StateView, StoreError, SystemClock, Verdict,
+};
 use hapax_store::MemoryStore;
 use hapax_tests::bench::{message, quick};
 use hapax_tests::processors::Counter;
@@ -28,7 +27,7 @@ struct Notes {
     most: AtomicUsize,
 }
 
-impl RunningNotes for Notes {
+impl CrashTracker for Notes {
     fn begin(&self, _: &RecordKey) -> Option<usize> {
         let running = self.running.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(running, Ordering::SeqCst);
@@ -71,7 +70,7 @@ impl IdempotencyStorage for Noted {
         self.store.sweep(now_ms)
     }
 
-    fn running_notes(&self) -> Arc<dyn RunningNotes> {
+    fn crash_tracker(&self) -> Arc<dyn CrashTracker> {
         self.notes.clone()
     }
 }
@@ -85,15 +84,15 @@ async fn most_at_once(deaths: u32) -> usize {
         processor: Counter::new(),
         committer: Committer::start(storage.clone()).await.unwrap(),
         storage,
-        outside: None,
+        outbound: None,
         clock: Arc::new(SystemClock),
         metrics: Arc::new(Counters::default()),
         options: quick(),
     });
     let ids: Vec<String> = (0..16).map(|number| format!("m-{number}")).collect();
-    let endings = ids.iter().map(|id| consumer.handle(message(id, "{}"), Handling::default()));
-    for ending in futures_util::future::join_all(endings).await {
-        assert!(matches!(ending.unwrap(), Ending::Completed { .. }));
+    let outcomes = ids.iter().map(|id| consumer.handle(message(id, "{}"), Handling::default()));
+    for outcome in futures_util::future::join_all(outcomes).await {
+        assert!(matches!(outcome.unwrap(), Outcome::Completed { .. }));
     }
     notes.most.load(Ordering::SeqCst)
 }

@@ -2,10 +2,7 @@
 
 use std::process::ExitCode;
 
-use hapax_core::relay::RelayError;
-use hapax_core::run::RunError;
-use hapax_core::storage::StoreError;
-use hapax_core::transport::TransportError;
+use hapax_core::{RelayError, SourceError, StoreError, TransportError};
 use hapax_engine::{EngineError, LoadError};
 use hapax_store::OpenError;
 
@@ -71,9 +68,9 @@ fn code(error: &anyhow::Error) -> u8 {
             Some(_) => return DAMAGED,
             None => {}
         }
-        match cause.downcast_ref::<RunError>() {
-            Some(RunError::Store(error)) => return store(error),
-            Some(RunError::Source(_)) => return INVALID_INPUT,
+        match cause.downcast_ref::<SourceError>() {
+            Some(SourceError::Store(error)) => return store(error),
+            Some(SourceError::Source(_)) => return INVALID_INPUT,
             None => {}
         }
         match cause.downcast_ref::<RelayError>() {

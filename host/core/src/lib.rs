@@ -1,66 +1,85 @@
 //! The rules of Hapax: message, idempotency key, record state machine, pipeline, and the traits at the seams. No runtime,
 //! no wasmtime, no driver, no I/O.
+//!
+//! The folders stand in the order of their imports: each uses those above it only. `cargo xtask tidy` checks that.
 
-pub mod admission;
-mod answer;
-mod batch;
-pub mod breaker;
-mod calls;
-mod claims;
-pub mod clock;
-pub mod committer;
-mod conclude;
-pub mod consumer;
-pub mod context;
-mod early;
-pub mod ending;
-pub mod events;
-pub mod fault;
-pub mod feed;
-pub mod guard;
-pub mod history;
-pub mod keeper;
-mod kept;
-pub mod key;
-mod lanes;
-pub mod leave;
-pub mod lock;
-pub mod message;
-pub mod metrics;
-pub mod operator;
-mod operator_saga;
-pub mod options;
-pub mod outside;
-mod overlay;
-pub mod processor;
-pub mod record;
-pub mod relay;
-mod replays;
-pub mod run;
-pub mod running;
-pub mod saga;
-pub mod saga_log;
+mod support;
+
+mod state;
+
+mod message;
+
+mod observe;
+
+mod record;
+
+mod store;
+
+mod saga;
+
+mod commit;
+
+mod run;
+
+mod circuit_breaker;
+
+mod transport;
+
+mod pipeline;
+
+mod workers;
+
+mod operator;
+
 #[cfg(all(test, feature = "shuttle"))]
 mod shuttle_tests;
-pub mod storage;
-pub mod strategy;
-pub mod sweeper;
-mod sync;
-pub mod transport;
-pub mod undo;
 
-pub use admission::Stored;
-pub use breaker::{BreakerPolicy, BreakerState};
-pub use calls::{Call, Caller};
-pub use clock::{Clock, SystemClock};
-pub use committer::Committer;
-pub use consumer::{Handling, IdempotentConsumer, Parts};
-pub use context::Context;
-pub use ending::Ending;
-pub use guard::{Breaker, BreakerParts, BreakerStatus};
-pub use key::{Fingerprint, RecordKey, Scope};
-pub use message::Message;
-pub use options::Options;
-pub use processor::{Compensation, Failure, Invocation, MessageProcessor, NativeProcessor, Output, StepToUndo};
-pub use record::Record;
-pub use strategy::Strategy;
+pub use circuit_breaker::state_machine::BreakerPolicy;
+pub use circuit_breaker::{CircuitBreaker, CircuitBreakerParts};
+pub use commit::committer::{Committer, Pending};
+pub use message::fingerprint::Fingerprint;
+pub use message::identity::{HeldKey, Identity, ParseHeldKeyError, Position, Unidentified};
+pub use message::key::{DigestHasher, ParseRecordKeyError, RecordKey, RecordKeyParts, Scope};
+pub use message::strategy::{Fields, GapPolicy, Gaps, Select, Strategy, VersionOrder};
+pub use message::{Message, is_json_type, parse_rfc3339_ms, parse_rfc3339_ns};
+pub use observe::metrics::{Counted, Counters, IdempotencyMetrics, OUTCOMES};
+pub use observe::status::{BreakerState, BreakerStatus, ConsumerStatus};
+pub use operator::audit::AuditEntry;
+pub use operator::{Actor, Operator, OperatorAction, OperatorError, SagaAction};
+pub use pipeline::delivery::{Accepted, Handling};
+pub use pipeline::options::{ATTEMPTS_MAX, MismatchPolicy, Options, Ordering};
+pub use pipeline::outcome::{Outcome, StoredOutcome};
+pub use pipeline::{IdempotentConsumer, Parts};
+pub use record::history::{RecordOrigin, rebuild_record, record_history};
+pub use record::{HistoryEntry, IllegalRecordEvent, Output, Record, RecordEvent, RecordState, next_state};
+pub use run::context::Context;
+pub use run::event_stream::{AppendConflict, NewEvent, StreamEvent, list_streams, read_stream};
+pub use run::failure::{ContextError, Failure};
+pub use run::lock::{Acquired, DistributedLock, LOCK_NAME_BYTES, Lock, LockRequest, StoreLocks};
+pub use run::outbound::{Outbound, OutboundError, OutboundRequest, OutboundResponse};
+pub use run::outbound_call::{OutboundCall, OutboundCaller};
+pub use run::processor::{Compensation, Invocation, MessageProcessor, NativeProcessor, StepToCompensate};
+pub use saga::log::{ReadSaga, SagaListing, SagaLog};
+pub use saga::{
+    IllegalSagaEvent, InvalidSagaName, Member, SAGA_NAME_BYTES, Saga, SagaEvent, SagaId, SagaLogEntry, SagaState, Step,
+    StepState,
+};
+pub use state::{EffectLimits, Effects, Entry, Outgoing, RESERVED, RangeRead, ReadSet, StateView, Version};
+pub use store::commit::{
+    Commit, Expected, Group, HeldChange, OutboxPosition, OutboxRow, RecordChange, SharedChange, Verdict,
+};
+pub use store::crash_tracker::{CrashTracker, NoCrashTracker};
+pub use store::feed::{Cursor, Feed, FeedEntry, FeedEvent, FeedEventKind, FeedPage, ParseCursorError};
+pub use store::held_message::{HeldMessage, HoldReason};
+pub use store::{IdempotencyStorage, Inspect, Outbox, Store};
+pub use support::clock::{Clock, SystemClock};
+pub use support::error::StoreError;
+pub use support::fault;
+pub use transport::{Delivery, Publisher, Received, Source, TransportError};
+pub use workers::compensator::{
+    CompensatorParts, ComponentVersions, CurrentVersionsOnly, run_compensator, settle_compensations,
+};
+pub use workers::deferred::run_deferred;
+pub use workers::outbox_relay::{BATCH_MESSAGES_MAX, OutboxRelay, RelayError};
+pub use workers::source::{Observer, Report, SourceError, run_source};
+pub use workers::sweeper::{SWEEP_EVERY_MS, run_sweeper};

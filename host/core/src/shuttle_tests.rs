@@ -10,15 +10,18 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, ready};
 use shuttle::future::{block_on, spawn};
 
-use crate::pipeline::admission::InFlight;
 use crate::commit::committer::Committer;
-use crate::run::context::{Context, EffectLimits, Effects, Entry, ReadSet, StateView, Version};
-use crate::message::key::{RecordKey, Scope};
-use crate::pipeline::lanes::Lanes;
 use crate::commit::overlay::Overlay;
+use crate::message::key::{RecordKey, Scope};
+use crate::pipeline::in_flight::InFlight;
+use crate::pipeline::lanes::Lanes;
+use crate::pipeline::options::Ordering;
 use crate::record::Record;
-use crate::store::{Commit, Group, IdempotencyStorage, StoreError, Verdict};
-use crate::support::sync::Mutex;
+use crate::run::context::Context;
+use crate::state::{EffectLimits, Effects, Entry, ReadSet, StateView, Version};
+use crate::store::IdempotencyStorage;
+use crate::store::commit::{Commit, Group, Verdict};
+use crate::support::error::StoreError;
 
 #[path = "../../../tests/src/mutation.rs"]
 #[expect(unreachable_pub, reason = "it is the library of tests that has it")]

@@ -5,7 +5,7 @@ use std::panic::AssertUnwindSafe;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use hapax_core::{Compensation, Context, Failure, Invocation, Message, StepToUndo};
+use hapax_core::{Compensation, Context, Failure, Invocation, Message, StepToCompensate};
 
 use crate::component::{WasmProcessor, refusal};
 use crate::error::LoadError;
@@ -52,7 +52,7 @@ impl WasmProcessor {
         self.unless_it_failed(Some(answer), instance.state())
     }
 
-    async fn undo(&self, step: &StepToUndo, context: &mut Context) -> Result<(), Failure> {
+    async fn undo(&self, step: &StepToCompensate, context: &mut Context) -> Result<(), Failure> {
         let _slots = self.slots().await;
         let mut run = Run::new(self.instance(one(&step.invocation)), context);
         let instance = run.instance();
@@ -70,7 +70,11 @@ impl Compensation for WasmProcessor {
         &self.steps
     }
 
-    fn compensate<'a>(&'a self, step: &'a StepToUndo, context: &'a mut Context) -> BoxFuture<'a, Result<(), Failure>> {
+    fn compensate<'a>(
+        &'a self,
+        step: &'a StepToCompensate,
+        context: &'a mut Context,
+    ) -> BoxFuture<'a, Result<(), Failure>> {
         Box::pin(async move {
             match AssertUnwindSafe(self.undo(step, context)).catch_unwind().await {
                 Ok(result) => result,

@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use hapax_core::context::EffectLimits;
-use hapax_core::{Compensation, Context, Failure, Invocation, MessageProcessor, Output};
+use hapax_core::{Compensation, Context, EffectLimits, Failure, Invocation, MessageProcessor, Output};
 use tokio::sync::SemaphorePermit;
 
 use crate::batch::Gathering;

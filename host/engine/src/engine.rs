@@ -11,7 +11,7 @@ use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationCon
 
 use crate::cache::CodeCache;
 use crate::error::EngineError;
-use crate::idle_instances::Kept;
+use crate::idle_instances::IdleInstances;
 use crate::ticker::Ticker;
 
 /// Tables one slot of the pool offers; a component with more takes several slots.
@@ -71,7 +71,7 @@ pub(crate) struct Inner {
     /// One permit a slot of the pool, beside the slots of `kept`: who holds one finds room, who does not waits.
     pub(crate) permits: Semaphore,
     pub(crate) max_instances: u32,
-    pub(crate) kept: Kept,
+    pub(crate) kept: IdleInstances,
     pub(crate) cache: Option<CodeCache>,
     /// Processors loaded so far.
     loaded: AtomicU64,
@@ -89,7 +89,7 @@ impl Engine {
         let cache = config.cache_dir.and_then(|dir| CodeCache::open(dir, config.cache_bytes, &wasmtime));
         let permits = Semaphore::new(config.max_instances as usize);
         let max_instances = config.max_instances;
-        let (kept, loaded) = (Kept::new(config.kept_instances), AtomicU64::new(0));
+        let (kept, loaded) = (IdleInstances::new(config.kept_instances), AtomicU64::new(0));
         Ok(Self { inner: Arc::new(Inner { wasmtime, ticker, permits, max_instances, kept, cache, loaded, pooling }) })
     }
 

@@ -1,7 +1,6 @@
 //! From what wasmtime says to what becomes of the message: run again, or reject; and in which words. Pure.
 
-use hapax_core::Failure;
-use hapax_core::context::ContextError;
+use hapax_core::{ContextError, Failure};
 use wasmtime::{Error, Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 

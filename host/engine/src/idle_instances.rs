@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::instance::Instance;
 
 /// The instances of all processors that wait.
-pub(crate) struct Kept {
+pub(crate) struct IdleInstances {
     /// Slots of the pool that the list may hold; the pool has this many beside those of running instances.
     slots_max: u32,
     list: Mutex<List>,
@@ -29,7 +29,7 @@ struct Waiting {
     instance: Box<Instance>,
 }
 
-impl Kept {
+impl IdleInstances {
     pub(crate) fn new(slots_max: u32) -> Self {
         Self { slots_max, list: Mutex::default() }
     }

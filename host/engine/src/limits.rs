@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use hapax_core::context::EffectLimits;
+use hapax_core::EffectLimits;
 use wasmtime::ResourceLimiter;
 
 /// What one message of one processor may use at most.

@@ -6,8 +6,7 @@ mod support;
 
 use std::sync::Arc;
 
-use hapax_core::context::EffectLimits;
-use hapax_core::{Failure, Message};
+use hapax_core::{EffectLimits, Failure, Message};
 use hapax_engine::WasmProcessor;
 use support::{LogSink, MemoryState, Ran, built, invocation, load, load_error, run, run_on};
 

@@ -7,8 +7,7 @@ mod support;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hapax_core::context::EffectLimits;
-use hapax_core::{Context, Failure, MessageProcessor};
+use hapax_core::{Context, EffectLimits, Failure, MessageProcessor};
 use support::guest::processor;
 use support::{BrokenState, MemoryState, invocation, load, run, run_on};
 
@@ -161,12 +160,11 @@ async fn an_abandoned_run_gives_its_slot_and_its_context_back() {
 #[tokio::test]
 async fn a_panic_of_the_state_is_a_failure() {
     struct Panics;
-    impl hapax_core::context::StateView for Panics {
+    impl hapax_core::StateView for Panics {
         fn get<'a>(
             &'a self,
             _: &'a str,
-        ) -> futures_util::future::BoxFuture<'a, Result<(u64, Option<bytes::Bytes>), hapax_core::storage::StoreError>>
-        {
+        ) -> futures_util::future::BoxFuture<'a, Result<(u64, Option<bytes::Bytes>), hapax_core::StoreError>> {
             panic!("a bug of the host")
         }
         fn scan<'a>(
@@ -174,8 +172,7 @@ async fn a_panic_of_the_state_is_a_failure() {
             _: &'a str,
             _: Option<&'a str>,
             _: usize,
-        ) -> futures_util::future::BoxFuture<'a, Result<Vec<hapax_core::context::Entry>, hapax_core::storage::StoreError>>
-        {
+        ) -> futures_util::future::BoxFuture<'a, Result<Vec<hapax_core::Entry>, hapax_core::StoreError>> {
             panic!("a bug of the host")
         }
     }

@@ -8,9 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use hapax_core::context::{EffectLimits, Entry, StateView, Version};
-use hapax_core::storage::StoreError;
-use hapax_core::{Context, Invocation, MessageProcessor};
+use hapax_core::{Context, EffectLimits, Entry, Invocation, MessageProcessor, StateView, StoreError, Version};
 use hapax_engine::{Engine, EngineConfig, InstanceMode, LoadOptions, ReuseLimits, WasmProcessor};
 use support::guest::{processor, processor_with};
 use support::{LogSink, Ran, built, invocation, run, run_on};

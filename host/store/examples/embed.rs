@@ -3,17 +3,16 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use hapax_core::metrics::Counters;
 use hapax_core::{
-    Committer, Context, Failure, Handling, IdempotentConsumer, Invocation, Message, NativeProcessor, Options, Output,
-    Parts, Scope, SystemClock,
+    Committer, Context, Counters, Failure, Handling, IdempotentConsumer, Invocation, Message, NativeProcessor, Options,
+    Output, Parts, Scope, SystemClock,
 };
 use hapax_store::RedbStore;
 
 /// Counts messages in the state, and answers the count.
 fn count<'a>(_: &'a Invocation, context: &'a mut Context) -> BoxFuture<'a, Result<Output, Failure>> {
     Box::pin(async move {
-        let failed = |error: hapax_core::context::ContextError| Failure::retry(error.to_string());
+        let failed = |error: hapax_core::ContextError| Failure::retry(error.to_string());
         let before = context.get("count").await.map_err(failed)?;
         let before: u64 = before.and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok()).unwrap_or(0);
         let now = (before + 1).to_string();
@@ -30,14 +29,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         processor: Arc::new(NativeProcessor::new(count)),
         committer: Committer::start(store.clone()).await?,
         storage: store,
-        outside: None,
+        outbound: None,
         clock: Arc::new(SystemClock),
         metrics: Arc::new(Counters::default()),
         options: Options::default(),
     });
     for id in ["m-1", "m-2", "m-1"] {
-        let ending = consumer.handle(Message::new(id, "/embed", "demo"), Handling::default()).await?;
-        println!("{id}: {ending:?}");
+        let outcome = consumer.handle(Message::new(id, "/embed", "demo"), Handling::default()).await?;
+        println!("{id}: {outcome:?}");
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ mod memory;
 mod redb;
 
 pub use crate::memory::MemoryStore;
+/// Looks at a store that no host has open.
 pub use crate::redb::doctor;
 pub use crate::redb::open::OpenError;
 pub use crate::redb::status::StoreFacts;

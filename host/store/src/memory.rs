@@ -6,14 +6,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, ready};
-use hapax_core::context::{Entry, StateView, Version};
-use hapax_core::feed::{Cursor, EventKind, Feed, FeedEntry, FeedEvent, FeedPage};
-use hapax_core::key::{RecordKey, Scope};
-use hapax_core::message::Message;
-use hapax_core::record::Record;
-use hapax_core::storage::{
-    Commit, DeadLetter, Group, IdempotencyStorage, Inspect, LetterChange, LetterKey, Outbox, OutboxPosition, OutboxRow,
-    RecordChange, StoreError, Verdict,
+use hapax_core::{
+    Commit, Cursor, Entry, Feed, FeedEntry, FeedEvent, FeedEventKind, FeedPage, Group, HeldChange, HeldKey,
+    HeldMessage, IdempotencyStorage, Inspect, Message, Outbox, OutboxPosition, OutboxRow, Record, RecordChange,
+    RecordKey, Scope, StateView, StoreError, Verdict, Version,
 };
 use parking_lot::Mutex;
 
@@ -33,7 +29,7 @@ struct Inner {
     records: BTreeMap<RecordKey, Record>,
     state: BTreeMap<Scope, State>,
     outbox: BTreeMap<OutboxPosition, Message>,
-    letters: BTreeMap<LetterKey, DeadLetter>,
+    held_messages: BTreeMap<HeldKey, HeldMessage>,
     last: Version,
     feed: Events,
 }
@@ -107,11 +103,13 @@ impl Inner {
             RecordChange::Put(record) => drop(self.records.insert(commit.key.clone(), Record::clone(record))),
             RecordChange::Remove => drop(self.records.remove(&commit.key)),
         }
-        match &commit.letter {
+        match &commit.held_message {
             None => {}
-            Some(LetterChange::Put(letter)) => drop(self.letters.insert(letter.key(&commit.key), (**letter).clone())),
-            Some(LetterChange::Remove(fingerprint)) => {
-                self.letters.remove(&LetterKey { record: commit.key.clone(), fingerprint: fingerprint.digest });
+            Some(HeldChange::Put(held_message)) => {
+                drop(self.held_messages.insert(held_message.key(&commit.key), (**held_message).clone()))
+            }
+            Some(HeldChange::Remove(fingerprint)) => {
+                self.held_messages.remove(&HeldKey { record: commit.key.clone(), fingerprint: fingerprint.digest });
             }
         }
         Verdict::Committed
@@ -191,7 +189,7 @@ impl IdempotencyStorage for MemoryStore {
         inner.records.retain(|_, record| !record.has_expired(now_ms));
         let gone = (before - inner.records.len()) as u64;
         if gone > 0 {
-            inner.feed.group([FeedEntry::of_many(EventKind::Swept, gone, now_ms)]);
+            inner.feed.group([FeedEntry::of_many(FeedEventKind::Swept, gone, now_ms)]);
         }
         Box::pin(ready(Ok(gone)))
     }
@@ -225,23 +223,27 @@ impl Inspect for MemoryStore {
         Box::pin(ready(Ok(rows.take(limit).map(|(key, record)| (key.clone(), record.clone())).collect())))
     }
 
-    fn dead_letters<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Vec<DeadLetter>, StoreError>> {
+    fn held_under<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Vec<HeldMessage>, StoreError>> {
         let inner = self.inner.lock();
-        let letters = inner.letters.iter().filter(|(of, _)| of.record == *key);
-        Box::pin(ready(Ok(letters.map(|(_, letter)| letter.clone()).collect())))
+        let held_messages = inner.held_messages.iter().filter(|(of, _)| of.record == *key);
+        Box::pin(ready(Ok(held_messages.map(|(_, held_message)| held_message.clone()).collect())))
     }
 
-    fn letters<'a>(
+    fn held_messages<'a>(
         &'a self,
         processor: Option<&'a str>,
-        after: Option<&'a LetterKey>,
+        after: Option<&'a HeldKey>,
         limit: usize,
-    ) -> BoxFuture<'a, Result<Vec<(LetterKey, DeadLetter)>, StoreError>> {
+    ) -> BoxFuture<'a, Result<Vec<(HeldKey, HeldMessage)>, StoreError>> {
         let inner = self.inner.lock();
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let letters = inner.letters.range((start, Bound::Unbounded));
-        let letters = letters.filter(|(key, _)| processor.is_none_or(|name| *key.record.scope.processor == *name));
-        Box::pin(ready(Ok(letters.take(limit).map(|(key, letter)| (key.clone(), letter.clone())).collect())))
+        let held_messages = inner.held_messages.range((start, Bound::Unbounded));
+        let held_messages =
+            held_messages.filter(|(key, _)| processor.is_none_or(|name| *key.record.scope.processor == *name));
+        Box::pin(ready(Ok(held_messages
+            .take(limit)
+            .map(|(key, held_message)| (key.clone(), held_message.clone()))
+            .collect())))
     }
 }
 

@@ -13,8 +13,8 @@ pub use http::response::Answer;
 pub use http::status::{StatusSource, get, status_router};
 pub use operator::client::{AskError, OperatorClient};
 pub use operator::request::{
-    Ask, AuditFilter, Chosen, FeedPage, LetterFilter, Operations, RecordFilter, Refusal, SagaFilter, SagaStateName,
-    SagaVerb, StandingName,
+    AuditFilter, FeedPage, HeldFilter, Operations, OperatorRequest, RecordFilter, RequestError, SagaFilter,
+    SagaStateName, SagaVerb, Selection, StandingName,
 };
 pub use publisher::http::{HttpAnswer, HttpPublisher};
 pub use publisher::jsonl::JsonlPublisher;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use hapax_transport::{
-    Ask, AskError, AuditFilter, Chosen, FeedPage, LetterFilter, Operations, OperatorClient, RecordFilter, Refusal,
-    StandingName, operator_router,
+    AskError, AuditFilter, FeedPage, HeldFilter, Operations, OperatorClient, OperatorRequest, RecordFilter,
+    RequestError, Selection, StandingName, operator_router,
 };
 use http::Request;
 use http_body_util::{BodyExt as _, Full};
@@ -20,8 +20,8 @@ use tokio::sync::watch;
 
 /// Remembers what it was asked, and has a feed of numbers.
 struct Fake {
-    asked: Mutex<Vec<Ask>>,
-    answer: Mutex<Result<Value, Refusal>>,
+    asked: Mutex<Vec<OperatorRequest>>,
+    answer: Mutex<Result<Value, RequestError>>,
     /// How many events there are; none any more once it is `None`.
     events: watch::Sender<Option<usize>>,
 }
@@ -34,19 +34,19 @@ impl Fake {
 }
 
 impl Operations for Fake {
-    fn perform(&self, ask: Ask) -> BoxFuture<'static, Result<Value, Refusal>> {
+    fn perform(&self, ask: OperatorRequest) -> BoxFuture<'static, Result<Value, RequestError>> {
         self.asked.lock().push(ask);
         Box::pin(std::future::ready(self.answer.lock().clone()))
     }
 
-    fn events(&self, after: Option<String>, limit: usize) -> BoxFuture<'static, Result<FeedPage, Refusal>> {
+    fn events(&self, after: Option<String>, limit: usize) -> BoxFuture<'static, Result<FeedPage, RequestError>> {
         let count = self.events.borrow().unwrap_or(0);
         let page = match after.as_deref().unwrap_or("0").parse::<usize>() {
             Ok(after) => {
                 let events: Vec<_> = (after..count).take(limit).map(|number| json!({ "number": number })).collect();
                 Ok(FeedPage { next: (after + events.len()).to_string(), events, truncated: after == 90 })
             }
-            Err(_) => Err(Refusal::Invalid("after: that is no cursor".into())),
+            Err(_) => Err(RequestError::Invalid("after: that is no cursor".into())),
         };
         Box::pin(std::future::ready(page))
     }
@@ -79,38 +79,38 @@ async fn what_is_asked_arrives_as_it_was() {
     let fake = Fake::new();
     let client = OperatorClient::new(&serve(fake.clone()).await).expect("a URL");
     let text = |text: &str| Some(text.to_owned());
-    let filter = LetterFilter {
+    let filter = HeldFilter {
         processor: text("p&q=1"),
         kind: text("a b+c"),
         source: text("/s?x#y"),
         error: text("100 % ü\n"),
         since: text("2h"),
         until: text("2026-01-01T00:00:00+01:00"),
-        standing: Some(StandingName::Parked),
+        hold_reason: Some(StandingName::Parked),
         limit: Some(7),
         after: text("t/p/%2Fs/k#0"),
     };
-    let chosen = Chosen {
+    let chosen = Selection {
         keys: vec!["t/p/%2Fs/k#0".into(), "\"ü".into()],
         dry_run: true,
         actor: "me".into(),
         reason: "because".into(),
-        ..Chosen::default()
+        ..Selection::default()
     };
-    let by_filter = Chosen { keys: vec![], filter: Some(filter.clone()), ..chosen.clone() };
+    let by_filter = Selection { keys: vec![], filter: Some(filter.clone()), ..chosen.clone() };
     let key = "default/p/%2Fs%25/ü ?#&;=+.~#00".to_owned();
     let asked = [
-        Ask::Letters(filter),
-        Ask::Letters(LetterFilter::default()),
-        Ask::Letter(key.clone()),
-        Ask::Letter(".".into()),
-        Ask::Redrive(chosen.clone()),
-        Ask::Discard(by_filter),
-        Ask::Records(RecordFilter { processor: text("p"), after: text("k"), limit: Some(1) }),
-        Ask::Record(key.clone()),
-        Ask::History(key),
-        Ask::Evict(chosen),
-        Ask::Audit(AuditFilter { processor: "p".into(), since: text("1d"), limit: None }),
+        OperatorRequest::Letters(filter),
+        OperatorRequest::Letters(HeldFilter::default()),
+        OperatorRequest::Letter(key.clone()),
+        OperatorRequest::Letter(".".into()),
+        OperatorRequest::Redrive(chosen.clone()),
+        OperatorRequest::Discard(by_filter),
+        OperatorRequest::Records(RecordFilter { processor: text("p"), after: text("k"), limit: Some(1) }),
+        OperatorRequest::Record(key.clone()),
+        OperatorRequest::History(key),
+        OperatorRequest::Evict(chosen),
+        OperatorRequest::Audit(AuditFilter { processor: "p".into(), since: text("1d"), limit: None }),
     ];
     for ask in &asked {
         assert_eq!(client.ask(ask).await.expect("an answer"), json!({ "fine": true }), "{ask:?}");
@@ -122,10 +122,16 @@ async fn what_is_asked_arrives_as_it_was() {
 async fn a_refusal_comes_back_as_what_it_was() {
     let fake = Fake::new();
     let client = OperatorClient::new(&serve(fake.clone()).await).expect("a URL");
-    for refusal in [Refusal::Invalid, Refusal::NotFound, Refusal::Refused, Refusal::Unavailable, Refusal::NotThereYet] {
+    for refusal in [
+        RequestError::Invalid,
+        RequestError::NotFound,
+        RequestError::Refused,
+        RequestError::Unavailable,
+        RequestError::NotThereYet,
+    ] {
         let refusal = refusal("why \"not\"".into());
         *fake.answer.lock() = Err(refusal.clone());
-        let ask = Ask::Letters(LetterFilter::default());
+        let ask = OperatorRequest::Letters(HeldFilter::default());
         assert!(matches!(client.ask(&ask).await, Err(AskError::Refused(came)) if came == refusal));
     }
 }

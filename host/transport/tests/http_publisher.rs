@@ -4,9 +4,9 @@ use std::sync::{Arc, Mutex};
 
 use axum::extract::State;
 use bytes::Bytes;
-use hapax_core::Message;
-use hapax_core::transport::{Publisher as _, TransportError};
-use hapax_transport::{HttpPublisher, binary};
+use hapax_core::{Message, Publisher as _, TransportError};
+use hapax_transport::HttpPublisher;
+use hapax_transport::cloudevents::binary;
 use http::{HeaderMap, StatusCode};
 
 /// What arrived, in order, and what is answered next; 204 when that list is at its end.

@@ -7,13 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use futures_util::future::BoxFuture;
-use hapax_core::context::{Effects, StateView};
-use hapax_core::metrics::Counters;
-use hapax_core::record::State;
-use hapax_core::storage::{Commit, Expected, Group, IdempotencyStorage, RecordChange, StoreError, Verdict};
 use hapax_core::{
-    Committer, Context, Ending, Failure, Fingerprint, Handling, IdempotentConsumer, Invocation, Message,
-    MessageProcessor, NativeProcessor, Options, Output, Parts, Record, RecordKey, Scope, SystemClock,
+    Commit, Committer, Context, Counters, Effects, Expected, Failure, Fingerprint, Group, Handling, IdempotencyStorage,
+    IdempotentConsumer, Invocation, Message, MessageProcessor, NativeProcessor, Options, Outcome, Output, Parts,
+    Record, RecordChange, RecordKey, RecordState, Scope, StateView, StoreError, SystemClock, Verdict,
 };
 use hapax_store::RedbStore;
 use tempfile::TempDir;
@@ -135,7 +132,7 @@ impl Host {
             processor,
             committer: self.committer.clone(),
             storage: self.counted.clone(),
-            outside: None,
+            outbound: None,
             clock: Arc::new(SystemClock),
             metrics: Arc::new(Counters::default()),
             options: Options { cache_bytes, ..Options::default() },
@@ -178,7 +175,7 @@ impl Host {
     }
 }
 
-async fn durable(pending: Option<hapax_core::committer::Pending>) {
+async fn durable(pending: Option<hapax_core::Pending>) {
     if let Some(pending) = pending {
         assert_eq!(pending.durable().await.unwrap(), Verdict::Committed);
     }
@@ -200,8 +197,8 @@ async fn drive(
             loop {
                 let Some(message) = messages.lock().unwrap().next() else { return samples };
                 let began = Instant::now();
-                let ending = consumer.handle(message, Handling::default()).await.unwrap();
-                assert!(matches!(ending, Ending::Completed { .. }), "{ending:?}");
+                let outcome = consumer.handle(message, Handling::default()).await.unwrap();
+                assert!(matches!(outcome, Outcome::Completed { .. }), "{outcome:?}");
                 samples.push(Sample::of(since, began));
             }
         })
@@ -235,7 +232,7 @@ fn completed(item: &Item, version: u64, changed_ms: u64) -> Commit {
     Commit {
         expected: Expected::Absent,
         record: RecordChange::Put(Arc::new(Record {
-            state: State::Completed { output: answer() },
+            state: RecordState::Completed { output: answer() },
             epoch: 1,
             attempts: 1,
             fingerprint: Fingerprint::of(&message),

@@ -1,7 +1,6 @@
 //! The messages that the reference is given: which there are, by which strategies they are told apart, and how each fares.
 
-use hapax_core::strategy::{Fields, GapPolicy, Gaps, Identity, Select, VersionOrder};
-use hapax_core::{Message, Options, Scope, Strategy};
+use hapax_core::{Fields, GapPolicy, Gaps, Identity, Message, Options, Scope, Select, Strategy, VersionOrder};
 
 use super::{ATTEMPTS_MAX, FIRST, HORIZON_MS, RETENTION_MS, SKEW_MS, START_MS, TIMEOUT_MS};
 use crate::clock::SimulatedClock;
@@ -49,7 +48,7 @@ impl By {
             attempts_max: ATTEMPTS_MAX,
             retention_ms: RETENTION_MS,
             redelivery_horizon_ms: HORIZON_MS,
-            ordering: hapax_core::options::Ordering::Subject,
+            ordering: hapax_core::Ordering::Subject,
             cache_bytes,
             ..Options::default()
         }
@@ -64,7 +63,7 @@ impl By {
             Self::MessageId => Strategy::default(),
             Self::Version => version(VersionOrder::Monotonic),
             Self::StrictAccept => strict(GapPolicy::Accept),
-            Self::StrictDeadLetter => strict(GapPolicy::DeadLetter),
+            Self::StrictDeadLetter => strict(GapPolicy::HeldMessage),
             Self::Timestamp => {
                 Strategy::Timestamp { entity, time: Select::Attribute("time".into()), max_future_skew_ms: SKEW_MS }
             }

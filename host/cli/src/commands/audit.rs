@@ -2,11 +2,11 @@
 
 use std::process::ExitCode;
 
-use hapax_transport::{Ask, AuditFilter};
+use hapax_transport::{AuditFilter, OperatorRequest};
 
 use crate::commands::dlq::{print_list, text};
+use crate::commands::target::Target;
 use crate::host::operations::rfc3339;
-use crate::commands::target::Place;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -20,12 +20,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
     #[command(flatten)]
-    place: Place,
+    place: Target,
 }
 
 pub(crate) fn command(args: Args, json: bool) -> anyhow::Result<ExitCode> {
     let Args { processor, since, limit, place } = args;
-    let answer = place.ask(Ask::Audit(AuditFilter { processor, since, limit }))?;
+    let answer = place.ask(OperatorRequest::Audit(AuditFilter { processor, since, limit }))?;
     print_list(&answer, "deeds", json, |deed| {
         let at = rfc3339(deed["at_ms"].as_u64().unwrap_or(0));
         let [actor, action, key, reason] = ["actor", "action", "key", "reason"].map(|name| text(&deed[name]));

@@ -2,13 +2,13 @@
 
 use std::process::ExitCode;
 
-use hapax_transport::{Ask, Chosen, LetterFilter, StandingName};
+use hapax_transport::{HeldFilter, OperatorRequest, Selection, StandingName};
 use serde_json::Value;
 
+use crate::commands::records;
+use crate::commands::target::Target;
 use crate::exit::{Failed, REFUSED};
 use crate::host::operations::rfc3339;
-use crate::commands::target::Place;
-use crate::commands::records;
 use crate::output::run_printer::line;
 
 #[derive(clap::Subcommand)]
@@ -21,19 +21,19 @@ pub(crate) enum Command {
         #[arg(long, value_name = "KEY")]
         after: Option<String>,
         #[command(flatten)]
-        place: Place,
+        place: Target,
     },
     /// Show one: body, attributes, error, attempts, history, what it waits for and what it blocks.
     Show {
         /// The key: tenant/processor/source/key#fingerprint, as `list` prints it.
         key: String,
         #[command(flatten)]
-        place: Place,
+        place: Target,
     },
     /// Run dead letters again, with all their attempts before them: at once where the host runs, else when it is started.
-    Redrive(Deed),
+    Redrive(OperatorAction),
     /// Forget kept messages. Their records stay: a duplicate still gets the stored error.
-    Discard(Deed),
+    Discard(OperatorAction),
 }
 
 #[derive(clap::Args)]
@@ -58,14 +58,14 @@ pub(crate) struct Filter {
     until: Option<String>,
     /// Only those that wait for this.
     #[arg(long)]
-    standing: Option<Standing>,
+    hold_reason: Option<HoldReason>,
     /// So many, at most: 1000 are listed, 10000 redriven or discarded, unless told otherwise.
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum Standing {
+enum HoldReason {
     /// They failed for good and wait for an operator.
     Dead,
     /// They wait for the message before them.
@@ -75,7 +75,7 @@ enum Standing {
 }
 
 #[derive(clap::Args)]
-pub(crate) struct Deed {
+pub(crate) struct OperatorAction {
     /// The key of one, as `list` prints it.
     #[arg(conflicts_with = "all")]
     key: Option<String>,
@@ -85,14 +85,14 @@ pub(crate) struct Deed {
     #[command(flatten)]
     filter: Filter,
     #[command(flatten)]
-    audit: Audited,
+    audit: AuditEntry,
     #[command(flatten)]
-    place: Place,
+    place: Target,
 }
 
 /// What the audit trail is told.
 #[derive(clap::Args)]
-pub(crate) struct Audited {
+pub(crate) struct AuditEntry {
     /// Say what would be done, and do nothing.
     #[arg(long)]
     dry_run: bool,
@@ -104,70 +104,75 @@ pub(crate) struct Audited {
     actor: Option<String>,
 }
 
-impl Audited {
+impl AuditEntry {
     /// The same, to be done to what has these keys.
-    pub(crate) fn to(self, keys: Vec<String>) -> Chosen {
+    pub(crate) fn to(self, keys: Vec<String>) -> Selection {
         let user = || std::env::var("USER").ok().filter(|user| !user.is_empty());
         let actor = self.actor.or_else(user).unwrap_or_else(|| "unknown".to_owned());
-        Chosen { keys, filter: None, dry_run: self.dry_run, actor, reason: self.reason }
+        Selection { keys, filter: None, dry_run: self.dry_run, actor, reason: self.reason }
     }
 }
 
-impl From<Filter> for LetterFilter {
+impl From<Filter> for HeldFilter {
     fn from(filter: Filter) -> Self {
-        let standing = filter.standing.map(|standing| match standing {
-            Standing::Dead => StandingName::Dead,
-            Standing::Parked => StandingName::Parked,
-            Standing::Redriven => StandingName::Redriven,
+        let hold_reason = filter.hold_reason.map(|hold_reason| match hold_reason {
+            HoldReason::Dead => StandingName::Dead,
+            HoldReason::Parked => StandingName::Parked,
+            HoldReason::Redriven => StandingName::Redriven,
         });
         let Filter { processor, kind, source, error, since, until, limit, .. } = filter;
-        Self { processor, kind, source, error, since, until, standing, limit, after: None }
+        Self { processor, kind, source, error, since, until, hold_reason, limit, after: None }
     }
 }
 
-impl Deed {
-    fn chosen(self) -> anyhow::Result<(Place, Chosen)> {
-        let filter = LetterFilter::from(self.filter);
+impl OperatorAction {
+    fn chosen(self) -> anyhow::Result<(Target, Selection)> {
+        let filter = HeldFilter::from(self.filter);
         if self.key.is_none() && !self.all {
             return Err(Failed::usage("name one message by its KEY, or say --all, with filters or without"));
         }
-        if self.key.is_some() && filter != LetterFilter::default() {
+        if self.key.is_some() && filter != HeldFilter::default() {
             return Err(Failed::usage("a KEY names one message: give filters with --all only"));
         }
         let chosen = self.audit.to(self.key.into_iter().collect());
-        Ok((self.place, Chosen { filter: self.all.then_some(filter), ..chosen }))
+        Ok((self.place, Selection { filter: self.all.then_some(filter), ..chosen }))
     }
 }
 
 pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> {
     match command {
         Command::List { filter, after, place } => {
-            let answer = place.ask(Ask::Letters(LetterFilter { after, ..filter.into() }))?;
-            print_list(&answer, "letters", json, |letter| {
-                let waits = letter["awaits"].as_u64().map_or_else(String::new, |version| {
-                    format!(" (until {})", moment(&letter["until_ms"], &format!("version {version}")))
+            let answer = place.ask(OperatorRequest::Letters(HeldFilter { after, ..filter.into() }))?;
+            print_list(&answer, "letters", json, |held_message| {
+                let waits = held_message["awaits"].as_u64().map_or_else(String::new, |version| {
+                    format!(" (until {})", entry(&held_message["until_ms"], &format!("version {version}")))
                 });
-                let (standing, at) = (text(&letter["standing"]), rfc3339(letter["at_ms"].as_u64().unwrap_or(0)));
-                format!("{standing:<8} {at:<24} {}: {}{waits}", text(&letter["key"]), text(&letter["error"]))
+                let (hold_reason, at) =
+                    (text(&held_message["standing"]), rfc3339(held_message["at_ms"].as_u64().unwrap_or(0)));
+                format!(
+                    "{hold_reason:<8} {at:<24} {}: {}{waits}",
+                    text(&held_message["key"]),
+                    text(&held_message["error"])
+                )
             });
             Ok(ExitCode::SUCCESS)
         }
         Command::Show { key, place } => {
-            let letter = place.ask(Ask::Letter(key))?;
+            let held_message = place.ask(OperatorRequest::Letter(key))?;
             if json {
-                line(&letter.to_string())
+                line(&held_message.to_string())
             } else {
-                print(&letter)
+                print(&held_message)
             }
             Ok(ExitCode::SUCCESS)
         }
         Command::Redrive(deed) => {
             let (place, chosen) = deed.chosen()?;
-            Ok(print_deed(&place.ask(Ask::Redrive(chosen))?, json))
+            Ok(print_deed(&place.ask(OperatorRequest::Redrive(chosen))?, json))
         }
         Command::Discard(deed) => {
             let (place, chosen) = deed.chosen()?;
-            Ok(print_deed(&place.ask(Ask::Discard(chosen))?, json))
+            Ok(print_deed(&place.ask(OperatorRequest::Discard(chosen))?, json))
         }
     }
 }
@@ -177,7 +182,7 @@ pub(crate) fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-fn moment(at_ms: &Value, otherwise: &str) -> String {
+fn entry(at_ms: &Value, otherwise: &str) -> String {
     at_ms.as_u64().map_or_else(|| otherwise.to_owned(), rfc3339)
 }
 
@@ -192,34 +197,37 @@ pub(crate) fn print_list(answer: &Value, name: &str, json: bool, as_line: impl F
 }
 
 /// One kept message, for people.
-fn print(letter: &Value) {
+fn print(held_message: &Value) {
     let show = |name: &str, value: String| line(&format!("{:<12} {value}", format!("{name}:")));
-    show("key", text(&letter["key"]));
-    show("standing", text(&letter["standing"]));
-    show("error", text(&letter["error"]));
-    if letter["awaits"].is_u64() {
-        show("waits for", format!("version {}, until {}", letter["awaits"], moment(&letter["until_ms"], "?")));
+    show("key", text(&held_message["key"]));
+    show("standing", text(&held_message["standing"]));
+    show("error", text(&held_message["error"]));
+    if held_message["awaits"].is_u64() {
+        show(
+            "waits for",
+            format!("version {}, until {}", held_message["awaits"], entry(&held_message["until_ms"], "?")),
+        );
     }
-    for (index, behind) in letter["blocks"].as_array().into_iter().flatten().enumerate() {
+    for (index, behind) in held_message["blocks"].as_array().into_iter().flatten().enumerate() {
         show(if index == 0 { "blocks" } else { "" }, text(behind));
     }
-    show("attempts", text(&letter["attempts"]));
-    show("component", text(&letter["component"]));
-    show("kept", moment(&letter["at_ms"], "?"));
-    for name in ["position", "idempotency_key", "headers"].iter().filter(|name| !letter[**name].is_null()) {
-        show(name, text(&letter[*name]));
+    show("attempts", text(&held_message["attempts"]));
+    show("component", text(&held_message["component"]));
+    show("kept", entry(&held_message["at_ms"], "?"));
+    for name in ["position", "idempotency_key", "headers"].iter().filter(|name| !held_message[**name].is_null()) {
+        show(name, text(&held_message[*name]));
     }
-    for (name, value) in letter["attributes"].as_object().into_iter().flatten() {
+    for (name, value) in held_message["attributes"].as_object().into_iter().flatten() {
         show(name, text(value));
     }
-    for name in ["data", "data_base64"].iter().filter(|name| !letter[**name].is_null()) {
-        show(name, text(&letter[*name]));
+    for name in ["data", "data_base64"].iter().filter(|name| !held_message[**name].is_null()) {
+        show(name, text(&held_message[*name]));
     }
-    match letter["state"].as_str() {
-        Some(state) => show("record", format!("{state}, {}", text(&letter["record"]))),
+    match held_message["state"].as_str() {
+        Some(state) => show("record", format!("{state}, {}", text(&held_message["record"]))),
         None => show("record", "none".to_owned()),
     }
-    letter["history"].as_array().into_iter().flatten().for_each(|event| line(&records::event_line(event)));
+    held_message["history"].as_array().into_iter().flatten().for_each(|event| line(&records::event_line(event)));
 }
 
 /// What was done, a line each; fails if something was refused.

@@ -2,13 +2,13 @@
 
 use std::process::ExitCode;
 
-use hapax_transport::{Ask, RecordFilter};
+use hapax_transport::{OperatorRequest, RecordFilter};
 use serde_json::Value;
 
-use crate::commands::dlq::{Audited, print_deed, print_list, text};
+use crate::commands::dlq::{AuditEntry, print_deed, print_list, text};
+use crate::commands::target::Target;
 use crate::exit::DAMAGED;
 use crate::host::operations::rfc3339;
-use crate::commands::target::Place;
 use crate::output::run_printer::line;
 
 #[derive(clap::Subcommand)]
@@ -25,7 +25,7 @@ pub(crate) enum Command {
         #[arg(long, value_name = "N", default_value_t = 1_000)]
         limit: usize,
         #[command(flatten)]
-        place: Place,
+        place: Target,
     },
     /// Show one record, and its dead letters.
     Show(One),
@@ -36,9 +36,9 @@ pub(crate) enum Command {
         /// The key, as `list` prints it.
         key: String,
         #[command(flatten)]
-        audit: Audited,
+        audit: AuditEntry,
         #[command(flatten)]
-        place: Place,
+        place: Target,
     },
 }
 
@@ -47,24 +47,26 @@ pub(crate) struct One {
     /// The key: tenant/processor/source/key, with `/` inside a part as %2F.
     key: String,
     #[command(flatten)]
-    place: Place,
+    place: Target,
 }
 
 pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> {
     match command {
         Command::List { processor, after, limit, place } => {
-            let answer = place.ask(Ask::Records(RecordFilter { processor, after, limit: Some(limit) }))?;
+            let answer = place.ask(OperatorRequest::Records(RecordFilter { processor, after, limit: Some(limit) }))?;
             let as_line = |record: &Value| format!("{:<13} {}", text(&record["state"]), text(&record["key"]));
             print_list(&answer, "records", json, as_line);
             Ok(ExitCode::SUCCESS)
         }
         Command::Show(One { key, place }) => {
-            let record = place.ask(Ask::Record(key))?;
+            let record = place.ask(OperatorRequest::Record(key))?;
             line(&if json { record.to_string() } else { serde_json::to_string_pretty(&record)? });
             Ok(ExitCode::SUCCESS)
         }
-        Command::History(One { key, place }) => Ok(print_history(&place.ask(Ask::History(key))?, json)),
-        Command::Evict { key, audit, place } => Ok(print_deed(&place.ask(Ask::Evict(audit.to(vec![key])))?, json)),
+        Command::History(One { key, place }) => Ok(print_history(&place.ask(OperatorRequest::History(key))?, json)),
+        Command::Evict { key, audit, place } => {
+            Ok(print_deed(&place.ask(OperatorRequest::Evict(audit.to(vec![key])))?, json))
+        }
     }
 }
 

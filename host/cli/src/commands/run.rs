@@ -10,10 +10,10 @@ use hapax_store::StoreOptions;
 use hapax_transport::JsonlSource;
 use tokio::sync::watch;
 
+use crate::config::outbound::GrantSetting;
 use crate::config::{self, Config, Outbox, Processor};
 use crate::exit::{Failed, INTERRUPTED, INVALID_INPUT};
 use crate::host::{self, Host};
-use crate::config::outbound::GrantSetting;
 use crate::output::progress::Progress;
 use crate::output::run_printer::{KeptPrinter, Printer, Style, UndonePrinter};
 
@@ -73,7 +73,7 @@ fn setting(text: &str) -> Result<(String, String), String> {
 }
 
 /// What is run, over which store.
-struct Chosen {
+struct Selection {
     name: String,
     processor: Processor,
     store: PathBuf,
@@ -81,7 +81,7 @@ struct Chosen {
 }
 
 /// By the arguments, or by the configuration that they name.
-fn chosen(args: &Args) -> anyhow::Result<Chosen> {
+fn chosen(args: &Args) -> anyhow::Result<Selection> {
     let Some(path) = &args.config else {
         let component = args.component.clone().unwrap_or_default();
         let name = args.processor.clone().or_else(|| Some(component.file_stem()?.to_str()?.to_owned()));
@@ -90,7 +90,7 @@ fn chosen(args: &Args) -> anyhow::Result<Chosen> {
         let mut processor = Processor::plain(component);
         processor.http = args.http.iter().cloned().map(GrantSetting::Url).collect();
         processor.config = args.set.iter().cloned().collect();
-        return Ok(Chosen { name, processor, store, options: StoreOptions::default() });
+        return Ok(Selection { name, processor, store, options: StoreOptions::default() });
     };
     let mut config = Config::read(path)?;
     let name = args.processor.clone().unwrap_or_default();
@@ -99,11 +99,11 @@ fn chosen(args: &Args) -> anyhow::Result<Chosen> {
         Failed::usage(format!("{}: it has no processor {name}; it has {}", path.display(), known.join(", ")))
     })?;
     let store = args.store.clone().unwrap_or(config.store);
-    Ok(Chosen { name, processor, store, options: config.limits.store_options() })
+    Ok(Selection { name, processor, store, options: config.limits.store_options() })
 }
 
 async fn run(args: Args, json: bool) -> anyhow::Result<ExitCode> {
-    let Chosen { name, processor, store, options } = chosen(&args)?;
+    let Selection { name, processor, store, options } = chosen(&args)?;
     let mut source = JsonlSource::open(&args.input, args.max_message_bytes)
         .map_err(|error| Failed::usage(format!("cannot read the input {}: {error}", args.input.display())))?;
     let host = Host::open(&store, options, args.concurrency).await?;
@@ -130,7 +130,7 @@ async fn run(args: Args, json: bool) -> anyhow::Result<ExitCode> {
     let ticking = progress.map(|bar| tokio::spawn(tick(bar, printer.clone(), source.bytes_read())));
     // Many more than are in flight: those that wait for their turn or their time hold up nobody. One at a time means one.
     let taken_max = if args.concurrency == 1 { 1 } else { args.concurrency.saturating_mul(TAKEN_PER_RUN) };
-    let result = hapax_core::run::run(&consumer, &mut source, printer.clone(), taken_max, stop.clone()).await;
+    let result = hapax_core::run_source(&consumer, &mut source, printer.clone(), taken_max, stop.clone()).await;
 
     kept_ended.send_replace(true);
     let kept = keeper.await?;

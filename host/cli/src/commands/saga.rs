@@ -2,12 +2,12 @@
 
 use std::process::ExitCode;
 
-use hapax_transport::{Ask, SagaFilter, SagaStateName, SagaVerb};
+use hapax_transport::{OperatorRequest, SagaFilter, SagaStateName, SagaVerb};
 use serde_json::Value;
 
-use crate::commands::dlq::{Audited, print_deed, print_list, text};
+use crate::commands::dlq::{AuditEntry, print_deed, print_list, text};
+use crate::commands::target::Target;
 use crate::host::operations::rfc3339;
-use crate::commands::target::Place;
 use crate::output::run_printer::line;
 
 #[derive(clap::Subcommand)]
@@ -24,31 +24,31 @@ pub(crate) enum Command {
         #[arg(long, value_name = "N", default_value_t = 1_000)]
         limit: usize,
         #[command(flatten)]
-        place: Place,
+        place: Target,
     },
     /// Show one: its messages, its steps, its log.
     Show {
         /// Its id, as `list` prints it.
         id: String,
         #[command(flatten)]
-        place: Place,
+        place: Target,
     },
     /// Try the step that halted a saga again, with all its attempts before it.
-    Retry(Halted),
+    Retry(Stuck),
     /// You have seen to the step that halted a saga: go on with the one before it.
-    Skip(Halted),
+    Skip(Stuck),
     /// You have seen to all that was left of a halted saga: its message counts as undone.
-    Resolve(Halted),
+    Resolve(Stuck),
 }
 
 #[derive(clap::Args)]
-pub(crate) struct Halted {
+pub(crate) struct Stuck {
     /// Its id, as `list` prints it.
     id: String,
     #[command(flatten)]
-    audit: Audited,
+    audit: AuditEntry,
     #[command(flatten)]
-    place: Place,
+    place: Target,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -60,11 +60,11 @@ pub(crate) enum State {
     /// It ended well.
     Completed,
     /// Its steps are being undone.
-    Undoing,
+    Compensating,
     /// A step could not be undone.
-    Halted,
+    Stuck,
     /// Every step is undone.
-    Undone,
+    Compensated,
     /// An operator has seen to what could not be undone.
     Resolved,
 }
@@ -75,29 +75,29 @@ impl From<State> for SagaStateName {
             State::Open => Self::Open,
             State::Pivoted => Self::Pivoted,
             State::Completed => Self::Completed,
-            State::Undoing => Self::Undoing,
-            State::Halted => Self::Halted,
-            State::Undone => Self::Undone,
+            State::Compensating => Self::Compensating,
+            State::Stuck => Self::Stuck,
+            State::Compensated => Self::Compensated,
             State::Resolved => Self::Resolved,
         }
     }
 }
 
 pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> {
-    let go_on = |verb, Halted { id, audit, place }: Halted| {
-        let answer = place.ask(Ask::GoOn(verb, audit.to(vec![id])))?;
+    let go_on = |verb, Stuck { id, audit, place }: Stuck| {
+        let answer = place.ask(OperatorRequest::ResumeSaga(verb, audit.to(vec![id])))?;
         Ok(print_deed(&answer, json))
     };
     match command {
         Command::List { state, after, limit, place } => {
             let filter = SagaFilter { state: state.map(Into::into), after, limit: Some(limit) };
-            print_list(&place.ask(Ask::Sagas(filter))?, "sagas", json, |saga| {
+            print_list(&place.ask(OperatorRequest::Sagas(filter))?, "sagas", json, |saga| {
                 format!("{:<9} {:<24} {}", text(&saga["state"]), at(&saga["changed_ms"]), text(&saga["id"]))
             });
             Ok(ExitCode::SUCCESS)
         }
         Command::Show { id, place } => {
-            let saga = place.ask(Ask::Saga(id))?;
+            let saga = place.ask(OperatorRequest::Saga(id))?;
             if json {
                 line(&saga.to_string());
             } else {
@@ -131,8 +131,8 @@ fn print(saga: &Value) {
         let error = step["error"]
             .as_str()
             .map_or_else(String::new, |error| format!(", not undone after {} attempts: {error}", step["attempts"]));
-        let (name, standing) = (text(&step["name"]), text(&step["standing"]));
-        show("step", format!("{index}: {name} of message {}, {standing}{error}", step["member"]));
+        let (name, hold_reason) = (text(&step["name"]), text(&step["standing"]));
+        show("step", format!("{index}: {name} of message {}, {hold_reason}{error}", step["member"]));
     }
     for (_, event) in listed("log") {
         let mut said = format!("{:<24} {}", at(&event["at_ms"]), text(&event["event"]));

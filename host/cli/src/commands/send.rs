@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use hapax_core::Message;
-use hapax_core::transport::{Received, Source as _};
+use hapax_core::{Message, Received, Source as _};
 use hapax_transport::{HttpPublisher, JsonlSource};
 use serde_json::{Value, json};
 

@@ -3,9 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use hapax_core::Scope;
-use hapax_core::context::RESERVED;
-use hapax_core::storage::IdempotencyStorage as _;
+use hapax_core::{IdempotencyStorage as _, RESERVED, Scope};
 use hapax_store::RedbStore;
 use serde_json::{Value, json};
 

@@ -2,11 +2,7 @@
 
 use std::process::ExitCode;
 
-use hapax_core::metrics::Counted;
-use hapax_core::saga::SagaState;
-use hapax_core::saga_log::SagaLog;
-use hapax_core::storage::Store;
-use hapax_core::{Breaker, Clock as _, IdempotentConsumer, Scope, SystemClock};
+use hapax_core::{Breaker, Clock as _, Counted, IdempotentConsumer, SagaLog, SagaState, Scope, Store, SystemClock};
 use serde_json::{Map, Value, json};
 
 use crate::exit::Failed;
@@ -80,7 +76,7 @@ pub(crate) async fn sagas(store: &dyn Store) -> Result<Value, String> {
     let unsettled = SagaLog::new(store, &Scope::of("")).unsettled(None, SAGAS_COUNTED).await;
     let unsettled = unsettled.map_err(|error| error.to_string())?;
     let count = |state| unsettled.iter().filter(|saga| saga.state == state).count();
-    Ok(json!({ "undoing": count(SagaState::Undoing), "halted": count(SagaState::Halted) }))
+    Ok(json!({ "undoing": count(SagaState::Compensating), "halted": count(SagaState::Stuck) }))
 }
 
 fn processor(counted: &Counted, consumer: &IdempotentConsumer) -> Value {

@@ -3,9 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use hapax_core::events::{self, Event};
-use hapax_core::storage::IdempotencyStorage as _;
-use hapax_core::{Scope, context::StateView};
+use hapax_core::{IdempotencyStorage as _, Scope, StateView, StreamEvent};
 use hapax_store::RedbStore;
 use serde_json::{Value, json};
 
@@ -41,7 +39,7 @@ pub(crate) fn command(args: Args, json: bool) -> anyhow::Result<ExitCode> {
         match &args.stream {
             Some(stream) => print_events(&*view, &args, stream, json).await?,
             None => {
-                for (stream, version) in events::streams(&*view, None, args.limit).await? {
+                for (stream, version) in event_stream::list_streams(&*view, None, args.limit).await? {
                     if json {
                         line(&json!({ "stream": stream, "version": version }).to_string());
                     } else {
@@ -57,7 +55,7 @@ pub(crate) fn command(args: Args, json: bool) -> anyhow::Result<ExitCode> {
 async fn print_events(view: &dyn StateView, args: &Args, stream: &str, json: bool) -> anyhow::Result<()> {
     let (mut after, mut left) = (args.after, args.limit);
     loop {
-        let page = events::read(view, stream, after, left.min(PAGE)).await?;
+        let page = event_stream::read_stream(view, stream, after, left.min(PAGE)).await?;
         let Some(last) = page.last() else { break };
         after = last.version;
         left -= page.len();
@@ -70,8 +68,8 @@ async fn print_events(view: &dyn StateView, args: &Args, stream: &str, json: boo
     Ok(())
 }
 
-fn shown(event: &Event, json: bool) -> String {
-    let Event { id, version, kind, data } = event;
+fn shown(event: &StreamEvent, json: bool) -> String {
+    let StreamEvent { id, version, kind, data } = event;
     if json {
         let data = serde_json::from_slice(data).unwrap_or_else(|_| Value::from(String::from_utf8_lossy(data)));
         return json!({ "version": version, "id": id, "type": kind, "data": data }).to_string();

@@ -3,10 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hapax_core::operator::Operator;
-use hapax_core::{Committer, SystemClock};
+use hapax_core::{Committer, Operator, SystemClock};
 use hapax_store::{OpenError, RedbStore};
-use hapax_transport::{Ask, AskError, OperatorClient, Refusal};
+use hapax_transport::{AskError, OperatorClient, OperatorRequest, RequestError};
 use serde_json::Value;
 use tokio::sync::watch;
 
@@ -15,7 +14,7 @@ use crate::host;
 use crate::host::operations::Ops;
 
 #[derive(clap::Args)]
-pub(crate) struct Place {
+pub(crate) struct Target {
     /// Folder of the store; no host may have it open.
     #[arg(long, value_name = "PATH", default_value = "hapax-store", conflicts_with = "host")]
     store: PathBuf,
@@ -24,9 +23,9 @@ pub(crate) struct Place {
     host: Option<String>,
 }
 
-impl Place {
+impl Target {
     /// The answer to `ask`.
-    pub(crate) fn ask(&self, ask: Ask) -> anyhow::Result<Value> {
+    pub(crate) fn ask(&self, ask: OperatorRequest) -> anyhow::Result<Value> {
         host::block_on(async {
             match &self.host {
                 Some(url) => ask_host(url, &ask).await,
@@ -47,7 +46,7 @@ async fn open(path: &Path) -> anyhow::Result<Ops> {
     Ok(Ops::new(store, operator, watch::channel(false).1))
 }
 
-async fn ask_host(url: &str, ask: &Ask) -> anyhow::Result<Value> {
+async fn ask_host(url: &str, ask: &OperatorRequest) -> anyhow::Result<Value> {
     let client = OperatorClient::new(url).map_err(|error| Failed::usage(error.to_string()))?;
     client.ask(ask).await.map_err(|error| match error {
         AskError::Refused(refusal) => Failed::from(refusal).into(),
@@ -55,13 +54,13 @@ async fn ask_host(url: &str, ask: &Ask) -> anyhow::Result<Value> {
     })
 }
 
-impl From<Refusal> for Failed {
-    fn from(refusal: Refusal) -> Self {
+impl From<RequestError> for Failed {
+    fn from(refusal: RequestError) -> Self {
         let code = match &refusal {
-            Refusal::Invalid(_) => 2,
-            Refusal::NotFound(_) => 9,
-            Refusal::Refused(_) | Refusal::NotThereYet(_) => crate::exit::REFUSED,
-            Refusal::Unavailable(_) => 8,
+            RequestError::Invalid(_) => 2,
+            RequestError::NotFound(_) => 9,
+            RequestError::Refused(_) | RequestError::NotThereYet(_) => crate::exit::REFUSED,
+            RequestError::Unavailable(_) => 8,
         };
         Self { code, text: refusal.to_string() }
     }

@@ -6,18 +6,18 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use hapax_core::run::{Observer, Report};
-use hapax_core::storage::StoreError;
-use hapax_core::{Breaker, Ending, Handling, IdempotentConsumer, Message, Stored};
+use hapax_core::{
+    CircuitBreaker, Handling, IdempotentConsumer, Message, Observer, Outcome, Report, StoreError, StoredOutcome,
+};
 use hapax_transport::{Answer, HttpLimits, Ingress, StatusSource, operator_router, router, status_router};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use crate::commands::status;
 use crate::config::Config;
 use crate::exit::Failed;
 use crate::host::{self, Host};
 use crate::output::run_printer::line;
-use crate::commands::status;
 
 /// Runs under way at most; the engine's pool has as many places.
 const CONCURRENCY: usize = 256;
@@ -72,7 +72,7 @@ async fn up(config: Config, json: bool) -> anyhow::Result<ExitCode> {
     })?;
     announce(&listener, config.processors.keys(), json)?;
     let operations = host.operations(desks.values().map(|desk| desk.consumer.clone()), stop.clone());
-    let door = Arc::new(Door { desks, host, outbox_breaker, stop, under_way: watch::Sender::new(0) });
+    let door = Arc::new(HttpIngress { desks, host, outbox_breaker, stop, under_way: watch::Sender::new(0) });
     let limits = HttpLimits {
         max_message_bytes: config.max_message_bytes,
         max_batch_bytes: config.max_batch_bytes,
@@ -123,10 +123,10 @@ impl Observer for Nobody {
 }
 
 /// Where HTTP's messages come in.
-struct Door {
+struct HttpIngress {
     desks: BTreeMap<String, Desk>,
     host: Host,
-    outbox_breaker: Option<Arc<Breaker>>,
+    outbox_breaker: Option<Arc<CircuitBreaker>>,
     /// True once a signal has come: nothing more is taken.
     stop: watch::Receiver<bool>,
     /// Messages that were taken and have not ended.
@@ -141,7 +141,7 @@ struct Desk {
     headers: Vec<String>,
 }
 
-impl Door {
+impl HttpIngress {
     /// The desk of a processor, if it takes messages.
     fn desk(&self, processor: &str) -> Result<&Desk, Answer> {
         match self.desks.get(processor) {
@@ -180,7 +180,7 @@ impl Drop for UnderWay {
     }
 }
 
-impl Ingress for Door {
+impl Ingress for HttpIngress {
     fn deliver(&self, processor: &str, message: Message) -> BoxFuture<'static, Answer> {
         // Counted before it is asked whether the host stops: who counts to zero after the signal has missed nobody.
         let under_way = UnderWay::begin(&self.under_way);
@@ -221,7 +221,7 @@ impl Ingress for Door {
     }
 }
 
-impl StatusSource for Door {
+impl StatusSource for HttpIngress {
     fn status(&self) -> BoxFuture<'_, Result<Value, String>> {
         Box::pin(async {
             let consumers = self.desks.iter().map(|(name, desk)| (&**name, &desk.consumer));
@@ -233,24 +233,24 @@ impl StatusSource for Door {
     }
 }
 
-fn answer(ended: Result<Ending, StoreError>) -> Answer {
-    let ending = match ended {
-        Ok(ending) => ending,
+fn answer(ended: Result<Outcome, StoreError>) -> Answer {
+    let outcome = match ended {
+        Ok(outcome) => outcome,
         Err(error) => return Answer::Unavailable { reason: error.to_string() },
     };
-    match ending {
-        Ending::Completed { output } => Answer::Completed { output },
-        Ending::Duplicate(Stored::Completed(output)) => Answer::Replayed { output },
-        Ending::Duplicate(Stored::Failed(error)) => Answer::Failed { error, replayed: true },
-        Ending::DeadLettered { error }
-        | Ending::Compensating { error }
-        | Ending::Compensated { error }
-        | Ending::CompensationFailed { error } => Answer::Failed { error, replayed: false },
-        Ending::Mismatch => Answer::Mismatch,
-        Ending::Stale => Answer::Stale,
-        Ending::Parked { awaits, until_ms } => Answer::Parked { awaits, until_ms },
-        Ending::Retry { error, after_ms } => Answer::RetryLater { error, after_ms },
-        Ending::InFlight { .. } => Answer::InFlight,
-        Ending::Paused { after_ms } => Answer::Paused { after_ms },
+    match outcome {
+        Outcome::Completed { output } => Answer::Completed { output },
+        Outcome::Duplicate(StoredOutcome::Completed(output)) => Answer::Replayed { output },
+        Outcome::Duplicate(StoredOutcome::Failed(error)) => Answer::Failed { error, replayed: true },
+        Outcome::DeadLettered { error }
+        | Outcome::Compensating { error }
+        | Outcome::Compensated { error }
+        | Outcome::CompensationFailed { error } => Answer::Failed { error, replayed: false },
+        Outcome::Mismatch => Answer::Mismatch,
+        Outcome::Stale => Answer::Stale,
+        Outcome::Parked { awaits, until_ms } => Answer::Parked { awaits, until_ms },
+        Outcome::Retry { error, after_ms } => Answer::RetryLater { error, after_ms },
+        Outcome::InFlight { .. } => Answer::InFlight,
+        Outcome::Paused { after_ms } => Answer::Paused { after_ms },
     }
 }

@@ -9,17 +9,16 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hapax_core::options::{ATTEMPTS_MAX, MismatchPolicy, Ordering};
-use hapax_core::{BreakerPolicy, Options};
+use hapax_core::{ATTEMPTS_MAX, BreakerPolicy, MismatchPolicy, Options, Ordering};
 use hapax_engine::{Batching, InstanceMode, ProcessorLimits, ReuseLimits};
 use hapax_store::StoreOptions;
 use hapax_transport::HttpLimits;
 use serde::Deserialize;
 
 use crate::config::breaker::BreakerSetting;
-use crate::exit::Failed;
 use crate::config::outbound::{GrantSetting, OutsideSettings, SecretSetting};
 use crate::config::strategy::StrategySetting;
+use crate::exit::Failed;
 
 /// The whole file.
 #[derive(Debug, Deserialize)]
@@ -126,7 +125,7 @@ pub(crate) struct Processor {
     lease_ms: Option<u64>,
     /// How long its source waits for an acknowledgement before it delivers again, where that is known.
     redelivery_after_ms: Option<u64>,
-    undo_attempts_max: Option<u32>,
+    compensation_attempts_max: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -148,7 +147,7 @@ enum InstanceName {
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum MismatchName {
-    DeadLetter,
+    HeldMessage,
     Reject,
 }
 
@@ -248,12 +247,12 @@ impl Processor {
             http_ca_file: None,
             lease_ms: None,
             redelivery_after_ms: None,
-            undo_attempts_max: None,
+            compensation_attempts_max: None,
         }
     }
 
     /// What it may call, and how.
-    pub(crate) fn outside(&self) -> OutsideSettings<'_> {
+    pub(crate) fn outbound(&self) -> OutsideSettings<'_> {
         OutsideSettings {
             grants: &self.http,
             secrets: Some(&self.secrets),
@@ -305,21 +304,24 @@ impl Processor {
                 Some(OrderingName::None) => Ordering::None,
             },
             mismatch: match self.mismatch {
-                None | Some(MismatchName::DeadLetter) => MismatchPolicy::DeadLetter,
+                None | Some(MismatchName::HeldMessage) => MismatchPolicy::HeldMessage,
                 Some(MismatchName::Reject) => MismatchPolicy::Reject,
             },
             runs_max: default.runs_max,
-            kept_max: default.kept_max,
+            held_max: default.held_max,
             effects: default.effects,
             owner: default.owner,
             lease_ms: self.lease_ms.unwrap_or(default.lease_ms),
-            undo_attempts_max: self.undo_attempts_max.unwrap_or(default.undo_attempts_max),
+            compensation_attempts_max: self.compensation_attempts_max.unwrap_or(default.compensation_attempts_max),
         };
         if !(1..=ATTEMPTS_MAX).contains(&options.attempts_max) {
             return Err(format!("attempts_max is {}; give it 1 to {ATTEMPTS_MAX}", options.attempts_max));
         }
-        if !(1..=ATTEMPTS_MAX).contains(&options.undo_attempts_max) {
-            return Err(format!("undo_attempts_max is {}; give it 1 to {ATTEMPTS_MAX}", options.undo_attempts_max));
+        if !(1..=ATTEMPTS_MAX).contains(&options.compensation_attempts_max) {
+            return Err(format!(
+                "undo_attempts_max is {}; give it 1 to {ATTEMPTS_MAX}",
+                options.compensation_attempts_max
+            ));
         }
         self.check_retention(&options)?;
         Ok(options)

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hapax_core::outside::Outside;
-use hapax_transport::outside::{Grant, HttpOutside, OutsideLimits, Secret, Secrets};
+use hapax_core::Outbound;
+use hapax_transport::outbound::{Grant, HttpOutside, OutsideLimits, Secret, Secrets};
 use serde::Deserialize;
 
 /// One origin that a processor may call.
@@ -69,7 +69,7 @@ impl GrantSetting {
 
 impl OutsideSettings<'_> {
     /// Who makes the calls; `None` where none is granted. The error is a sentence for the file's author.
-    pub(crate) fn client(&self) -> Result<Option<Arc<dyn Outside>>, String> {
+    pub(crate) fn client(&self) -> Result<Option<Arc<dyn Outbound>>, String> {
         if self.grants.is_empty() {
             return self.unused().map_or(Ok(None), |name| {
                 Err(format!("{name} is set, but no calls are granted: name the origins in `http`, or leave {name} out"))

@@ -1,6 +1,6 @@
 //! The setting `strategy` of a processor: its words, and what core makes of them.
 
-use hapax_core::strategy::{Fields, GapPolicy, Gaps, Select, Strategy, VersionOrder};
+use hapax_core::{Fields, GapPolicy, Gaps, Select, Strategy, VersionOrder};
 use serde::Deserialize;
 
 /// A name alone, or a table with what the strategy needs.
@@ -70,7 +70,7 @@ pub(crate) enum Order {
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Then {
     Accept,
-    DeadLetter,
+    HeldMessage,
 }
 
 /// How long a message waits for the one before it, unless set.
@@ -124,7 +124,7 @@ impl Table {
                     timeout_ms: gap_timeout_ms.unwrap_or(GAP_TIMEOUT_MS),
                     then: match gap_then {
                         Some(Then::Accept) => GapPolicy::Accept,
-                        None | Some(Then::DeadLetter) => GapPolicy::DeadLetter,
+                        None | Some(Then::HeldMessage) => GapPolicy::HeldMessage,
                     },
                 };
                 Strategy::Version {

@@ -8,10 +8,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use futures_util::future::BoxFuture;
-use hapax_core::saga_log::SagaLog;
-use hapax_core::storage::{Store, StoreError};
-use hapax_core::undo::Versions;
-use hapax_core::{MessageProcessor, Scope};
+use hapax_core::{ComponentVersions, MessageProcessor, SagaLog, Scope, Store, StoreError};
 use hapax_engine::{Engine, LoadOptions};
 use parking_lot::Mutex;
 
@@ -135,7 +132,7 @@ impl Inner {
     }
 }
 
-impl Versions for KeptComponents {
+impl ComponentVersions for KeptComponents {
     fn load<'a>(
         &'a self,
         processor: &'a str,

@@ -8,17 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use hapax_core::metrics::Counters;
-use hapax_core::operator::Operator;
-use hapax_core::outside::Outside;
-use hapax_core::relay::{Relay, RelayError};
-use hapax_core::run::Observer;
-use hapax_core::storage::StoreError;
-use hapax_core::transport::Publisher;
-use hapax_core::undo::{self, UndoParts};
 use hapax_core::{
-    Breaker, BreakerParts, BreakerPolicy, Committer, IdempotentConsumer, MessageProcessor as _, Options, Parts, Scope,
-    SystemClock, keeper, sweeper,
+    BreakerPolicy, CircuitBreaker, CircuitBreakerParts, Committer, CompensatorParts, Counters, IdempotentConsumer,
+    MessageProcessor as _, Observer, Operator, Options, Outbound, OutboxRelay, Parts, Publisher, RelayError,
+    SWEEP_EVERY_MS, Scope, StoreError, SystemClock, run_compensator, run_deferred, run_sweeper, settle_compensations,
 };
 use hapax_engine::{Engine, EngineConfig, LoadOptions};
 use hapax_store::{RedbStore, StoreOptions};
@@ -28,8 +21,8 @@ use tokio::task::JoinHandle;
 
 use crate::config::{Outbox, Processor};
 use crate::exit::Failed;
-use crate::host::operations::Ops;
 use crate::host::component_archive::KeptComponents;
+use crate::host::operations::Ops;
 
 /// A host that is joined and not yet fed.
 pub(crate) struct Host {
@@ -56,7 +49,7 @@ impl Host {
     pub(crate) fn consumer(&self, name: &str, processor: &Processor) -> anyhow::Result<IdempotentConsumer> {
         let bytes = read(processor)?;
         let component = load(&self.engine, name, processor, &bytes)?;
-        let (outside, options) = settings(name, processor, &component)?;
+        let (outbound, options) = settings(name, processor, &component)?;
         self.components.run_as(load_options(name, processor));
         if component.compensation().is_some() {
             self.components.keep(component.digest(), &bytes)?;
@@ -70,7 +63,7 @@ impl Host {
             processor: Arc::new(component),
             storage: self.store.clone(),
             committer: self.committer.clone(),
-            outside,
+            outbound,
             clock: Arc::new(SystemClock),
             metrics: counters,
             options,
@@ -94,7 +87,7 @@ impl Host {
 
     /// Starts forgetting what has expired; runs until `stop` turns true.
     pub(crate) fn sweeper(&self, stop: watch::Receiver<bool>) -> JoinHandle<Result<(), StoreError>> {
-        tokio::spawn(sweeper::run(self.store.clone(), Arc::new(SystemClock), sweeper::SWEEP_EVERY_MS, stop))
+        tokio::spawn(run_sweeper(self.store.clone(), Arc::new(SystemClock), SWEEP_EVERY_MS, stop))
     }
 
     /// Starts running what the store keeps for a consumer; runs until `stop` turns true.
@@ -104,7 +97,7 @@ impl Host {
         observer: Arc<dyn Observer>,
         stop: watch::Receiver<bool>,
     ) -> impl Future<Output = Result<(), StoreError>> + Send + 'static {
-        keeper::run(consumer.clone(), self.store.clone(), observer, stop)
+        run_deferred(consumer.clone(), self.store.clone(), observer, stop)
     }
 
     /// Undoes what there is to undo, to its end; or until `stop` turns true.
@@ -114,11 +107,11 @@ impl Host {
         observer: Arc<dyn Observer>,
         stop: watch::Receiver<bool>,
     ) -> Result<(), StoreError> {
-        undo::settle(self.undo_parts(consumers, observer), stop).await
+        settle_compensations(self.undo_parts(consumers, observer), stop).await
     }
 
-    fn undo_parts(&self, consumers: Vec<IdempotentConsumer>, observer: Arc<dyn Observer>) -> UndoParts {
-        UndoParts {
+    fn undo_parts(&self, consumers: Vec<IdempotentConsumer>, observer: Arc<dyn Observer>) -> CompensatorParts {
+        CompensatorParts {
             scope: Scope::of(""),
             storage: self.store.clone(),
             committer: self.committer.clone(),
@@ -141,7 +134,7 @@ impl Host {
         let (components, store) = (self.components.clone(), self.store.clone());
         async move {
             components.clean(&*store, &at_work).await?;
-            undo::run(parts, stop).await
+            run_compensator(parts, stop).await
         }
     }
 
@@ -149,16 +142,16 @@ impl Host {
     pub(crate) fn relay(
         &self,
         to: Outbox,
-        breaker: Option<Arc<Breaker>>,
+        breaker: Option<Arc<CircuitBreaker>>,
         stop: watch::Receiver<bool>,
     ) -> anyhow::Result<JoinHandle<Result<u64, RelayError>>> {
-        let relay = Relay::new(self.store.clone(), self.committer.clone(), publisher(to)?, Arc::new(SystemClock));
+        let relay = OutboxRelay::new(self.store.clone(), self.committer.clone(), publisher(to)?, Arc::new(SystemClock));
         Ok(tokio::spawn(relay.guarded_by(breaker).run(stop)))
     }
 
     /// The circuit breaker of a destination, as an earlier process has left it.
-    pub(crate) async fn breaker(&self, of: &Outbox, policy: BreakerPolicy) -> Result<Arc<Breaker>, StoreError> {
-        let breaker = Breaker::new(BreakerParts {
+    pub(crate) async fn breaker(&self, of: &Outbox, policy: BreakerPolicy) -> Result<Arc<CircuitBreaker>, StoreError> {
+        let breaker = CircuitBreaker::new(CircuitBreakerParts {
             name: format!("outbox/{of}"),
             policy,
             committer: self.committer.clone(),
@@ -188,19 +181,19 @@ pub(crate) fn settings(
     name: &str,
     processor: &Processor,
     component: &hapax_engine::WasmProcessor,
-) -> anyhow::Result<(Option<Arc<dyn Outside>>, Options)> {
+) -> anyhow::Result<(Option<Arc<dyn Outbound>>, Options)> {
     let wrong = |error: String| Failed::usage(format!("processors.{name}: {error}"));
     let options = processor.options().map_err(wrong)?;
-    let outside = processor.outside().client().map_err(wrong)?;
-    if outside.is_some() || component.compensation().is_some() {
+    let outbound = processor.outbound().client().map_err(wrong)?;
+    if outbound.is_some() || component.compensation().is_some() {
         processor.check_lease().map_err(wrong)?;
     }
-    if component.imports_http() && outside.is_none() {
+    if component.imports_http() && outbound.is_none() {
         tracing::warn!(
             "processors.{name}: it imports wasi:http and is granted no calls (`http`): each of them will be denied"
         );
     }
-    Ok((outside, options))
+    Ok((outbound, options))
 }
 
 fn load_options(name: &str, processor: &Processor) -> LoadOptions {

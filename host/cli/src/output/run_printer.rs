@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
-use hapax_core::run::{Observer, Report};
-use hapax_core::{Ending, Output, Stored};
+use hapax_core::{Observer, Outcome, Output, Report, StoredOutcome};
 use serde_json::{Value, json};
 
 use crate::output::progress::Stderr;
@@ -118,18 +117,18 @@ impl Printer {
         }
     }
 
-    fn count(&self, ending: &Ending) {
-        let counter = match ending {
-            Ending::Completed { .. } => &self.completed,
-            Ending::Duplicate(_) => &self.duplicates,
-            Ending::Mismatch => &self.mismatches,
-            Ending::Stale => &self.stale,
-            Ending::Parked { .. } => &self.parked,
-            Ending::DeadLettered { .. } => &self.dead_lettered,
-            Ending::Compensating { .. } => &self.compensating,
-            Ending::Compensated { .. } => &self.compensated,
-            Ending::CompensationFailed { .. } => &self.compensation_failed,
-            Ending::Retry { .. } | Ending::InFlight { .. } | Ending::Paused { .. } => &self.put_off,
+    fn count(&self, outcome: &Outcome) {
+        let counter = match outcome {
+            Outcome::Completed { .. } => &self.completed,
+            Outcome::Duplicate(_) => &self.duplicates,
+            Outcome::Mismatch => &self.mismatches,
+            Outcome::Stale => &self.stale,
+            Outcome::Parked { .. } => &self.parked,
+            Outcome::DeadLettered { .. } => &self.dead_lettered,
+            Outcome::Compensating { .. } => &self.compensating,
+            Outcome::Compensated { .. } => &self.compensated,
+            Outcome::CompensationFailed { .. } => &self.compensation_failed,
+            Outcome::Retry { .. } | Outcome::InFlight { .. } | Outcome::Paused { .. } => &self.put_off,
         };
         counter.fetch_add(1, Relaxed);
     }
@@ -138,13 +137,13 @@ impl Printer {
 impl Observer for Printer {
     fn ended(&self, report: Report<'_>) {
         match &report {
-            Report::Ended { ending, .. } => self.count(ending),
+            Report::Ended { outcome, .. } => self.count(outcome),
             Report::Invalid { .. } => drop(self.invalid.fetch_add(1, Relaxed)),
         }
         match (self.style, &report) {
             (Style::Json, report) => line(&as_json(report).to_string()),
-            (Style::Lines, Report::Ended { message, ending }) => {
-                line(&format!("{:<13} {} from {}{}", ending.name(), message.id, message.source, detail(ending)));
+            (Style::Lines, Report::Ended { message, outcome }) => {
+                line(&format!("{:<13} {} from {}{}", outcome.name(), message.id, message.source, detail(outcome)));
             }
             (_, Report::Invalid { position, reason }) => {
                 let text = format!("{:<13} {position}: {reason}", "invalid");
@@ -180,50 +179,56 @@ impl Observer for UndonePrinter {
     }
 }
 
-fn detail(ending: &Ending) -> String {
-    match ending {
-        Ending::Completed { output } if output.data.is_empty() => String::new(),
-        Ending::Completed { output } => format!(": {}", String::from_utf8_lossy(&output.data)),
-        Ending::Duplicate(Stored::Completed(_)) => ": completed before, skipped".into(),
-        Ending::Duplicate(Stored::Failed(error)) => format!(": failed before ({error}), skipped"),
-        Ending::Mismatch => ": its key was used before with another body; it was not run".into(),
-        Ending::Stale => ": a later one was seen before, skipped".into(),
-        Ending::Parked { awaits, .. } => format!(": waits for version {awaits}"),
-        Ending::DeadLettered { error } => format!(": {error}"),
-        Ending::Compensating { error } => format!(": {error}; what it did outside is being undone"),
-        Ending::Compensated { error } => format!(": {error}; what it did outside is undone"),
-        Ending::CompensationFailed { error } => format!(": {error}; and it could not be undone: see `hapax saga list`"),
-        Ending::Retry { error, after_ms } => format!(": due again in {after_ms} ms ({error})"),
-        Ending::InFlight { .. } => ": is being processed".into(),
-        Ending::Paused { after_ms } => format!(": its processor fails too often; due again in {after_ms} ms"),
+fn detail(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Completed { output } if output.data.is_empty() => String::new(),
+        Outcome::Completed { output } => format!(": {}", String::from_utf8_lossy(&output.data)),
+        Outcome::Duplicate(StoredOutcome::Completed(_)) => ": completed before, skipped".into(),
+        Outcome::Duplicate(StoredOutcome::Failed(error)) => format!(": failed before ({error}), skipped"),
+        Outcome::Mismatch => ": its key was used before with another body; it was not run".into(),
+        Outcome::Stale => ": a later one was seen before, skipped".into(),
+        Outcome::Parked { awaits, .. } => format!(": waits for version {awaits}"),
+        Outcome::DeadLettered { error } => format!(": {error}"),
+        Outcome::Compensating { error } => format!(": {error}; what it did outside is being undone"),
+        Outcome::Compensated { error } => format!(": {error}; what it did outside is undone"),
+        Outcome::CompensationFailed { error } => {
+            format!(": {error}; and it could not be undone: see `hapax saga list`")
+        }
+        Outcome::Retry { error, after_ms } => format!(": due again in {after_ms} ms ({error})"),
+        Outcome::InFlight { .. } => ": is being processed".into(),
+        Outcome::Paused { after_ms } => format!(": its processor fails too often; due again in {after_ms} ms"),
     }
 }
 
 fn as_json(report: &Report<'_>) -> Value {
-    let (message, ending) = match report {
+    let (message, outcome) = match report {
         Report::Invalid { position, reason } => {
             return json!({ "id": null, "source": null, "outcome": "invalid", "position": position, "error": reason });
         }
-        Report::Ended { message, ending } => (message, ending),
+        Report::Ended { message, outcome } => (message, outcome),
     };
-    let mut line = json!({ "id": message.id, "source": message.source, "outcome": ending.name() });
-    match ending {
-        Ending::Completed { output } | Ending::Duplicate(Stored::Completed(output)) => line["result"] = result(output),
-        Ending::Duplicate(Stored::Failed(error)) | Ending::DeadLettered { error } => line["error"] = json!(error),
-        Ending::Compensating { error } | Ending::Compensated { error } | Ending::CompensationFailed { error } => {
+    let mut line = json!({ "id": message.id, "source": message.source, "outcome": outcome.name() });
+    match outcome {
+        Outcome::Completed { output } | Outcome::Duplicate(StoredOutcome::Completed(output)) => {
+            line["result"] = result(output)
+        }
+        Outcome::Duplicate(StoredOutcome::Failed(error)) | Outcome::DeadLettered { error } => {
+            line["error"] = json!(error)
+        }
+        Outcome::Compensating { error } | Outcome::Compensated { error } | Outcome::CompensationFailed { error } => {
             line["error"] = json!(error);
         }
-        Ending::Stale => {}
-        Ending::Parked { awaits, until_ms } => {
+        Outcome::Stale => {}
+        Outcome::Parked { awaits, until_ms } => {
             line["awaits"] = json!(awaits);
             line["until_ms"] = json!(until_ms);
         }
-        Ending::Mismatch => line["error"] = json!("the idempotency key was used before with another body"),
-        Ending::Retry { error, after_ms } => {
+        Outcome::Mismatch => line["error"] = json!("the idempotency key was used before with another body"),
+        Outcome::Retry { error, after_ms } => {
             line["error"] = json!(error);
             line["after_ms"] = json!(after_ms);
         }
-        Ending::InFlight { after_ms } | Ending::Paused { after_ms } => line["after_ms"] = json!(after_ms),
+        Outcome::InFlight { after_ms } | Outcome::Paused { after_ms } => line["after_ms"] = json!(after_ms),
     }
     line
 }

@@ -1,13 +1,13 @@
 //! Moments, as people write and read them.
 
-use hapax_core::message::parse_rfc3339_ms;
-use hapax_transport::Refusal;
+use hapax_core::parse_rfc3339_ms;
+use hapax_transport::RequestError;
 
 /// Units of "how long ago", in milliseconds.
 const UNITS: [(&str, u64); 5] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 
 /// RFC 3339, or how long before `now_ms`; in milliseconds since the Unix epoch.
-pub(super) fn parse(name: &str, text: &str, now_ms: u64) -> Result<u64, Refusal> {
+pub(super) fn parse(name: &str, text: &str, now_ms: u64) -> Result<u64, RequestError> {
     let ago = || {
         let digits = text.find(|character: char| !character.is_ascii_digit())?;
         let (count, unit) = text.split_at(digits);
@@ -16,7 +16,7 @@ pub(super) fn parse(name: &str, text: &str, now_ms: u64) -> Result<u64, Refusal>
     };
     parse_rfc3339_ms(text).or_else(ago).ok_or_else(|| {
         let how = "a time such as 2026-01-31T12:00:00Z, or how long ago, such as 90s, 30m, 2h or 7d";
-        Refusal::Invalid(format!("{name}: `{text}` is no time; give {how}"))
+        RequestError::Invalid(format!("{name}: `{text}` is no time; give {how}"))
     })
 }
 

@@ -3,27 +3,29 @@
 
 pub(crate) mod state_machine;
 
+use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-
-use parking_lot::{Mutex, MutexGuard};
-use serde::Serialize;
 use tokio::sync::Notify;
 
-use crate::circuit_breaker::state_machine::{BreakerPolicy, BreakerState, Machine, Outcome, Refused, Went};
-use crate::support::clock::Clock;
+use crate::circuit_breaker::state_machine::{BreakerPolicy, CallOutcome, CallResult, Refused, StateMachine};
 use crate::commit::committer::Committer;
-use crate::run::context::{Effects, RESERVED};
-use crate::support::fault;
 use crate::message::key::{RecordKey, Scope};
 use crate::observe::metrics::IdempotencyMetrics;
-use crate::store::{Commit, IdempotencyStorage, StoreError};
+use crate::observe::status::{BreakerState, BreakerStatus};
+use crate::state::Effects;
+use crate::state::RESERVED;
+use crate::store::IdempotencyStorage;
+use crate::store::commit::Commit;
+use crate::support::clock::Clock;
+use crate::support::error::StoreError;
+use crate::support::fault;
 
 /// After so many milliseconds who is put off may come again, where nobody knows when it closes.
 const COME_AGAIN_MS: u64 = 1_000;
 
 /// What a breaker is made of.
-pub struct BreakerParts {
+pub struct CircuitBreakerParts {
     /// Its name among all of the host: what status and metrics call it, and what its state is stored under.
     pub name: String,
     /// When it opens and closes.
@@ -37,9 +39,9 @@ pub struct BreakerParts {
 }
 
 /// A circuit breaker.
-pub struct Breaker {
-    parts: BreakerParts,
-    machine: Mutex<Machine>,
+pub struct CircuitBreaker {
+    parts: CircuitBreakerParts,
+    machine: Mutex<StateMachine>,
     /// The machine's generation while it is closed, else 0: who calls then needs no lock to begin.
     closed: AtomicU64,
     opened: AtomicU64,
@@ -50,24 +52,8 @@ pub struct Breaker {
     line_is_empty: Notify,
 }
 
-/// A breaker as people see it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct BreakerStatus {
-    /// Where it stands.
-    #[serde(flatten)]
-    pub state: BreakerState,
-    /// Calls in its window; none where it is not closed.
-    pub calls: u32,
-    /// How many of them failed.
-    pub failed: u32,
-    /// How many of them were slow.
-    pub slow: u32,
-    /// How often it has opened since the host was started.
-    pub opened: u64,
-}
-
 /// A place in the line of those who wait for a breaker.
-pub(crate) struct InLine<'a>(&'a Breaker);
+pub(crate) struct InLine<'a>(&'a CircuitBreaker);
 
 impl Drop for InLine<'_> {
     fn drop(&mut self) {
@@ -78,17 +64,17 @@ impl Drop for InLine<'_> {
 }
 
 /// A call under way. Dropped, it says nothing of how it went.
-pub struct Call<'a> {
-    breaker: &'a Breaker,
+pub(crate) struct BreakerPermit<'a> {
+    breaker: &'a CircuitBreaker,
     /// `None` once it has ended.
     generation: Option<u64>,
     began_ms: u64,
 }
 
-impl Breaker {
+impl CircuitBreaker {
     /// A closed breaker.
-    pub fn new(parts: BreakerParts) -> Self {
-        let machine = Machine::new(parts.policy.clone());
+    pub fn new(parts: CircuitBreakerParts) -> Self {
+        let machine = StateMachine::new(parts.policy.clone());
         let closed = AtomicU64::new(machine.generation());
         Self {
             parts,
@@ -123,9 +109,9 @@ impl Breaker {
     }
 
     /// Begins a call, if it is let through.
-    pub(crate) fn enter(&self) -> Result<Call<'_>, Refused> {
+    pub(crate) fn enter(&self) -> Result<BreakerPermit<'_>, Refused> {
         let began_ms = self.parts.clock.now_ms();
-        let call = |generation| Call { breaker: self, generation: Some(generation), began_ms };
+        let call = |generation| BreakerPermit { breaker: self, generation: Some(generation), began_ms };
         match self.closed.load(Ordering::Acquire) {
             0 => self.change(|machine| machine.enter(began_ms)).map(call),
             generation => Ok(call(generation)),
@@ -183,7 +169,7 @@ impl Breaker {
     }
 
     /// Changes the machine, and tells everybody if its state is another one then.
-    fn change<T>(&self, change: impl FnOnce(&mut Machine) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut StateMachine) -> T) -> T {
         let mut machine = self.machine.lock();
         let generation = machine.generation();
         let answer = change(&mut machine);
@@ -193,7 +179,7 @@ impl Breaker {
         answer
     }
 
-    fn tell(&self, machine: &MutexGuard<'_, Machine>) {
+    fn tell(&self, machine: &MutexGuard<'_, StateMachine>) {
         let (name, state) = (self.name(), machine.state());
         match state {
             BreakerState::Open { .. } => {
@@ -208,7 +194,7 @@ impl Breaker {
         self.store(state);
     }
 
-    fn publish(&self, machine: &MutexGuard<'_, Machine>) {
+    fn publish(&self, machine: &MutexGuard<'_, StateMachine>) {
         let state = machine.state();
         let closed = if state == BreakerState::Closed { machine.generation() } else { 0 };
         self.closed.store(closed, Ordering::Release);
@@ -237,14 +223,14 @@ fn host_scope() -> Scope {
     Scope { tenant: "host".into(), processor: "host".into() }
 }
 
-impl Call<'_> {
+impl BreakerPermit<'_> {
     /// It has ended, at `now_ms` since the Unix epoch, and was `parts` calls in one: each took its part of the time.
-    pub(crate) fn ended(mut self, went: Went, now_ms: u64, parts: u64) {
+    pub(crate) fn ended(mut self, went: CallResult, now_ms: u64, parts: u64) {
         let elapsed_ms = now_ms.saturating_sub(self.began_ms) / parts.max(1);
-        self.leave(Some(Outcome { went, elapsed_ms }), now_ms);
+        self.leave(Some(CallOutcome { went, elapsed_ms }), now_ms);
     }
 
-    fn leave(&mut self, outcome: Option<Outcome>, now_ms: u64) {
+    fn leave(&mut self, outcome: Option<CallOutcome>, now_ms: u64) {
         let Some(generation) = self.generation.take() else { return };
         self.breaker.change(|machine| machine.leave(generation, outcome, now_ms));
         if !self.breaker.is_closed() {
@@ -254,7 +240,7 @@ impl Call<'_> {
     }
 }
 
-impl Drop for Call<'_> {
+impl Drop for BreakerPermit<'_> {
     fn drop(&mut self) {
         self.leave(None, self.began_ms);
     }

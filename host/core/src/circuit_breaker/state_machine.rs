@@ -1,8 +1,7 @@
 //! The rules of a circuit breaker: closed, open, half-open, by rates over the last calls. A pure state machine: it asks for no
 //! time, waits for nobody and writes nothing; that is `guard.rs`.
 
-use serde::{Deserialize, Serialize};
-
+use crate::observe::status::BreakerState;
 use crate::support::fault;
 
 /// When a breaker opens, and when it closes again.
@@ -66,42 +65,16 @@ impl BreakerPolicy {
 /// Largest window: a byte a call.
 const WINDOW_CALLS_MAX: u32 = 1 << 20;
 
-/// Where a breaker stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "state", rename_all = "kebab-case")]
-pub enum BreakerState {
-    /// Everything is called.
-    Closed,
-    /// Nothing is called.
-    Open {
-        /// Until then, in milliseconds since the Unix epoch.
-        until_ms: u64,
-    },
-    /// A few calls are let through, to see how they go.
-    HalfOpen,
-}
-
-impl BreakerState {
-    /// Its name, as status and metrics print it.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::Open { .. } => "open",
-            Self::HalfOpen => "half-open",
-        }
-    }
-}
-
 /// How a call went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Outcome {
-    pub(crate) went: Went,
+pub(crate) struct CallOutcome {
+    pub(crate) went: CallResult,
     pub(crate) elapsed_ms: u64,
 }
 
 /// Whether what was called answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Went {
+pub(crate) enum CallResult {
     Well,
     Badly,
 }
@@ -115,7 +88,7 @@ pub(crate) struct Refused {
 
 /// One breaker's state. Every change of it begins a generation: calls of an earlier one say nothing any more.
 #[derive(Debug)]
-pub(crate) struct Machine {
+pub(crate) struct StateMachine {
     policy: BreakerPolicy,
     phase: Phase,
     generation: u64,
@@ -128,7 +101,7 @@ enum Phase {
     HalfOpen { under_way: u32, succeeded: u32 },
 }
 
-impl Machine {
+impl StateMachine {
     /// Closed, and nothing was called.
     pub(crate) fn new(policy: BreakerPolicy) -> Self {
         Self { phase: Phase::Closed(Window::new(policy.window_calls)), policy, generation: 1 }
@@ -195,12 +168,12 @@ impl Machine {
     }
 
     /// Ends a call of `generation`; `None`: nobody knows how it went.
-    pub(crate) fn leave(&mut self, generation: u64, outcome: Option<Outcome>, now_ms: u64) {
+    pub(crate) fn leave(&mut self, generation: u64, outcome: Option<CallOutcome>, now_ms: u64) {
         if generation != self.generation {
             return;
         }
         let slow = outcome.is_some_and(|outcome| outcome.elapsed_ms > self.policy.slow_call_ms);
-        let failed = outcome.is_some_and(|outcome| outcome.went == Went::Badly);
+        let failed = outcome.is_some_and(|outcome| outcome.went == CallResult::Badly);
         match &mut self.phase {
             Phase::Closed(window) if outcome.is_some() => {
                 window.push(failed, slow);
@@ -290,17 +263,17 @@ mod tests {
         }
     }
 
-    const WELL: Outcome = Outcome { went: Went::Well, elapsed_ms: 100 };
-    const FAILED: Outcome = Outcome { went: Went::Badly, elapsed_ms: 1 };
-    const SLOW: Outcome = Outcome { went: Went::Well, elapsed_ms: 101 };
+    const WELL: CallOutcome = CallOutcome { went: CallResult::Well, elapsed_ms: 100 };
+    const FAILED: CallOutcome = CallOutcome { went: CallResult::Badly, elapsed_ms: 1 };
+    const SLOW: CallOutcome = CallOutcome { went: CallResult::Well, elapsed_ms: 101 };
 
-    fn call(machine: &mut Machine, outcome: Outcome, now_ms: u64) {
+    fn call(machine: &mut StateMachine, outcome: CallOutcome, now_ms: u64) {
         let generation = machine.enter(now_ms).expect("it lets calls through");
         machine.leave(generation, Some(outcome), now_ms);
     }
 
-    fn opened(now_ms: u64) -> Machine {
-        let mut machine = Machine::new(policy());
+    fn opened(now_ms: u64) -> StateMachine {
+        let mut machine = StateMachine::new(policy());
         (0..4).for_each(|_| call(&mut machine, FAILED, now_ms));
         assert_eq!(machine.state(), BreakerState::Open { until_ms: now_ms + 1_000 });
         machine
@@ -308,13 +281,13 @@ mod tests {
 
     #[test]
     fn it_opens_by_the_rate_and_not_below_the_least_number_of_calls() {
-        let mut machine = Machine::new(policy());
+        let mut machine = StateMachine::new(policy());
         (0..3).for_each(|_| call(&mut machine, FAILED, 0));
         assert_eq!(machine.state(), BreakerState::Closed, "three calls say nothing");
         call(&mut machine, WELL, 0);
         assert_eq!(machine.state(), BreakerState::Open { until_ms: 1_000 }, "three of four");
 
-        let mut machine = Machine::new(policy());
+        let mut machine = StateMachine::new(policy());
         for _ in 0..50 {
             call(&mut machine, WELL, 0);
             call(&mut machine, WELL, 0);
@@ -325,7 +298,7 @@ mod tests {
 
     #[test]
     fn only_the_last_calls_count() {
-        let mut machine = Machine::new(policy());
+        let mut machine = StateMachine::new(policy());
         (0..1_000).for_each(|_| call(&mut machine, WELL, 0));
         (0..4).for_each(|_| call(&mut machine, FAILED, 0));
         assert_eq!((machine.counts(), machine.state()), ((10, 4, 0), BreakerState::Closed));
@@ -339,11 +312,11 @@ mod tests {
 
     #[test]
     fn slow_calls_open_it_though_they_went_well() {
-        let mut machine = Machine::new(policy());
+        let mut machine = StateMachine::new(policy());
         (0..2).for_each(|_| call(&mut machine, WELL, 0));
         (0..2).for_each(|_| call(&mut machine, SLOW, 0));
         assert_eq!(machine.state(), BreakerState::Open { until_ms: 1_000 });
-        let mut never = Machine::new(BreakerPolicy { slow_rate_percent: 101, ..policy() });
+        let mut never = StateMachine::new(BreakerPolicy { slow_rate_percent: 101, ..policy() });
         (0..100).for_each(|_| call(&mut never, SLOW, 0));
         assert_eq!(never.state(), BreakerState::Closed);
     }
@@ -382,7 +355,7 @@ mod tests {
 
     #[test]
     fn a_call_that_began_before_a_change_says_nothing_after_it() {
-        let mut machine = Machine::new(policy());
+        let mut machine = StateMachine::new(policy());
         let early = machine.enter(0).expect("closed");
         (0..4).for_each(|_| call(&mut machine, FAILED, 0));
         let probe = machine.enter(1_000).expect("half-open");
@@ -398,7 +371,7 @@ mod tests {
         let mut machine = opened(1_000_000);
         assert_eq!(machine.enter(500), Err(Refused { after_ms: Some(1_000) }));
         assert!(machine.enter(1_500).is_ok());
-        let mut restored = Machine::new(policy());
+        let mut restored = StateMachine::new(policy());
         restored.restore(BreakerState::Open { until_ms: u64::MAX });
         assert_eq!(restored.enter(0), Err(Refused { after_ms: Some(1_000) }));
         assert!(restored.enter(1_000).is_ok());

@@ -7,16 +7,21 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
-use crate::run::context::Version;
-use crate::support::fault;
-use crate::store::feed::EventKind;
+use crate::commit::feed_counts::FeedCounts;
+use crate::commit::overlay;
+use crate::commit::overlay::Overlay;
 use crate::message::key::RecordKey;
-use crate::commit::overlay::{self, Overlay};
-use crate::commit::feed_counts::Replays;
-use crate::store::{Commit, Group, IdempotencyStorage, OutboxPosition, StoreError, Verdict};
-use crate::support::sync::Mutex;
-use crate::support::sync::mpsc::{self, Receiver, Sender};
-use crate::support::sync::thread::{self, JoinHandle};
+use crate::state::Version;
+use crate::store::IdempotencyStorage;
+use crate::store::commit::{Commit, Group, OutboxPosition, Verdict};
+use crate::store::feed::FeedEventKind;
+use crate::support::error::StoreError;
+use crate::support::fault;
+use crate::support::sync::{
+    Mutex,
+    mpsc::{self, Receiver, Sender},
+    thread::{self, JoinHandle},
+};
 
 /// Commits in one group, at most.
 const GROUP_COMMITS_MAX: usize = 4_096;
@@ -54,7 +59,7 @@ struct Shared {
     /// Woken when there is a saga to undo.
     undo: Notify,
     /// Notes for the feed that are not written yet.
-    replays: Replays,
+    replays: FeedCounts,
 }
 
 enum Job {
@@ -211,7 +216,7 @@ impl Committer {
     }
 
     /// Has the feed tell, about a second later, that a message of `key` was answered and left nothing behind. Nobody waits.
-    pub(crate) fn note(&self, kind: EventKind, key: &RecordKey, now_ms: u64) {
+    pub(crate) fn note(&self, kind: FeedEventKind, key: &RecordKey, now_ms: u64) {
         if self.shared.replays.count(kind, key.digest(), now_ms)
             && let Some(jobs) = &self.sequencer.lock().jobs
         {
@@ -230,7 +235,7 @@ impl Committer {
     }
 
     /// Completes when there was a saga to undo since the last call.
-    pub(crate) async fn undo_asked(&self) {
+    pub(crate) async fn compensation_requested(&self) {
         self.shared.undo.notified().await;
     }
 
@@ -374,7 +379,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::run::context::ReadSet;
+    use crate::state::ReadSet;
 
     /// Nobody waits any more: a future that was dropped must not leave its commit in the overlay for ever.
     #[test]

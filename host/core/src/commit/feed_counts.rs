@@ -6,35 +6,35 @@ use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
 
-use crate::store::feed::{EventKind, FeedEntry};
+use crate::store::feed::{FeedEntry, FeedEventKind};
 
 /// What is counted by record between two hand-overs, at most; the rest is counted together, under none.
 const COUNTS_MAX: usize = 1 << 14;
 
 /// What was counted since the last hand-over.
 #[derive(Debug, Default)]
-pub(crate) struct Replays(Mutex<Counts>);
+pub(crate) struct FeedCounts(Mutex<Counts>);
 
 #[derive(Debug, Default)]
 struct Counts {
     /// One behind the other as they came, since that is the fastest to write; they are added up when they are handed over.
     each: Vec<Count>,
     /// How often, and when the last time, where that is not known by record.
-    rest: BTreeMap<EventKind, (u64, u64)>,
+    rest: BTreeMap<FeedEventKind, (u64, u64)>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Count {
     digest: u128,
-    kind: EventKind,
+    kind: FeedEventKind,
     times: u64,
     /// The last time, in milliseconds since the Unix epoch.
     at_ms: u64,
 }
 
-impl Replays {
+impl FeedCounts {
     /// Counts one; answers whether it is the first since the last hand-over.
-    pub(crate) fn count(&self, kind: EventKind, digest: u128, now_ms: u64) -> bool {
+    pub(crate) fn count(&self, kind: FeedEventKind, digest: u128, now_ms: u64) -> bool {
         let mut counts = self.0.lock();
         if counts.each.len() == COUNTS_MAX {
             let (times, at_ms) = counts.rest.entry(kind).or_default();
@@ -76,27 +76,27 @@ mod tests {
 
     #[test]
     fn counts_are_by_record_and_bounded_and_taken_once() {
-        let replays = Replays::default();
-        assert!(replays.count(EventKind::Replayed, 7, 10));
-        assert!(!replays.count(EventKind::Stale, 7, 11));
-        assert!(!replays.count(EventKind::Replayed, 7, 12));
+        let replays = FeedCounts::default();
+        assert!(replays.count(FeedEventKind::Replayed, 7, 10));
+        assert!(!replays.count(FeedEventKind::Stale, 7, 11));
+        assert!(!replays.count(FeedEventKind::Replayed, 7, 12));
         let mut taken = replays.take();
         taken.sort_by_key(|entry| entry.at_ms);
         let of = |kind, times, at_ms| FeedEntry { digest: 7, times, ..FeedEntry::of_many(kind, 1, at_ms) };
-        assert_eq!(taken, [of(EventKind::Stale, 1, 11), of(EventKind::Replayed, 2, 12)]);
+        assert_eq!(taken, [of(FeedEventKind::Stale, 1, 11), of(FeedEventKind::Replayed, 2, 12)]);
         assert_eq!(replays.take(), []);
         let many = COUNTS_MAX as u64 + 5;
         for digest in 1..=many {
-            assert_eq!(replays.count(EventKind::Replayed, digest.into(), 20), digest == 1);
+            assert_eq!(replays.count(FeedEventKind::Replayed, digest.into(), 20), digest == 1);
         }
         let taken = replays.take();
         assert_eq!(taken.len(), COUNTS_MAX + 1);
         assert_eq!(taken.iter().map(|entry| entry.times).sum::<u64>(), many, "none is lost");
-        assert!(taken.contains(&FeedEntry::of_many(EventKind::Replayed, 5, 20)));
+        assert!(taken.contains(&FeedEntry::of_many(FeedEventKind::Replayed, 5, 20)));
         for _ in 0..many {
-            replays.count(EventKind::Replayed, 7, 30);
+            replays.count(FeedEventKind::Replayed, 7, 30);
         }
-        let rest = FeedEntry::of_many(EventKind::Replayed, 5, 30);
-        assert_eq!(replays.take(), [of(EventKind::Replayed, COUNTS_MAX as u64, 30), rest]);
+        let rest = FeedEntry::of_many(FeedEventKind::Replayed, 5, 30);
+        assert_eq!(replays.take(), [of(FeedEventKind::Replayed, COUNTS_MAX as u64, 30), rest]);
     }
 }

@@ -13,9 +13,9 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use smallvec::SmallVec;
 
-use crate::run::context::{Entry, RangeRead, ReadSet, StateView, Version};
+use crate::state::{Entry, RangeRead, ReadSet, StateView, Version};
+use crate::support::error::StoreError;
 use crate::support::fault;
-use crate::store::StoreError;
 use crate::support::sync::{Mutex, MutexGuard};
 
 /// The not yet durable writes of one processor.
@@ -57,7 +57,7 @@ pub(crate) struct Turn<'a>(MutexGuard<'a, Inner>);
 
 /// What a run read has changed: run it again.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Stale;
+pub(crate) struct StaleReads;
 
 impl Overlay {
     /// Begins a run: entries it may have missed are kept until it ends.
@@ -70,9 +70,9 @@ impl Overlay {
 
     /// Checks `reads` and, if they stand, answers the turn to be sequenced: until it is dropped, no other commit of this
     /// processor is.
-    pub(crate) fn turn(&self, reads: &ReadSet) -> Result<Turn<'_>, Stale> {
+    pub(crate) fn turn(&self, reads: &ReadSet) -> Result<Turn<'_>, StaleReads> {
         let inner = self.inner.lock();
-        if inner.stands(reads) { Ok(Turn(inner)) } else { Err(Stale) }
+        if inner.stands(reads) { Ok(Turn(inner)) } else { Err(StaleReads) }
     }
 
     /// The commit `version` is durable: its entries may go as soon as nobody needs them.

@@ -1,5 +1,7 @@
 //! A message and its CloudEvents attributes. Parsing wire formats is the transport's.
 
+pub(crate) mod fingerprint;
+pub(crate) mod identity;
 pub(crate) mod key;
 pub(crate) mod strategy;
 
@@ -90,11 +92,11 @@ impl Message {
             ("dataschema", &self.data_schema),
         ];
         let required = [("id", &self.id), ("source", &self.source), ("type", &self.kind)];
-        let own = |(name, value): (&str, &String)| (name.to_owned(), value.clone());
+        let message_key = |(name, value): (&str, &String)| (name.to_owned(), value.clone());
         required
             .into_iter()
-            .map(own)
-            .chain(optional.into_iter().filter_map(|(name, value)| Some(own((name, value.as_ref()?)))))
+            .map(message_key)
+            .chain(optional.into_iter().filter_map(|(name, value)| Some(message_key((name, value.as_ref()?)))))
             .chain(self.extensions.iter().map(|(name, value)| (name.clone(), value.clone())))
             .collect()
     }

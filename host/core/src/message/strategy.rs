@@ -1,12 +1,11 @@
 //! Strategies: which deliveries are the same message, and which of two is newer. Pure functions of one message, computed once,
 //! at receipt; what follows from them is decided by the record (`admission.rs`).
 
-use serde::{Deserialize, Serialize};
-
-use crate::support::clock::Clock;
-use crate::message::key::{Fingerprint, RecordKey, Scope};
+use crate::message::fingerprint::Fingerprint;
+use crate::message::identity::{Identity, Position, Unidentified};
+use crate::message::key::{RecordKey, Scope};
 use crate::message::{Message, parse_rfc3339_ns};
-use crate::store::{DeadLetter, LetterKey};
+use crate::support::clock::Clock;
 
 /// How a processor recognises its messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,7 +86,7 @@ pub enum GapPolicy {
     /// It runs: what is missing is given up.
     Accept,
     /// It becomes a dead letter.
-    DeadLetter,
+    HeldMessage,
 }
 
 /// Which part of a JSON payload makes a message what it is. Pointers are RFC 6901.
@@ -101,51 +100,9 @@ pub enum Fields {
     Without(Vec<String>),
 }
 
-/// Where a message stands among those of its entity.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Position {
-    /// By version.
-    Version(u64),
-    /// By time, and among equals by id.
-    Time {
-        /// Nanoseconds since the Unix epoch.
-        at_ns: u64,
-        /// The message's id.
-        id: String,
-    },
-}
-
-impl std::fmt::Display for Position {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Version(version) => write!(f, "{version}"),
-            Self::Time { at_ns, id } => write!(f, "{at_ns}-{id}"),
-        }
-    }
-}
-
-/// What a message is to its processor.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
-    /// Where its record stands: one a message, or one an entity where messages have positions.
-    pub record: RecordKey,
-    /// The message's own key, from which its seed and the ids of what it sends are derived. That of its record, where each
-    /// message has one of its own.
-    pub own: RecordKey,
-    /// What must be the same in every delivery.
-    pub fingerprint: Fingerprint,
-    /// Where it stands among the messages of its record.
-    pub position: Option<Position>,
-}
-
-/// The message does not say what the strategy needs to know: it can never run.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct NotIdentified(String);
-
 impl Strategy {
     /// The identity of `message` at the processor `scope`; `clock` is the host's, and is looked at only where time decides.
-    pub fn identify(&self, scope: &Scope, message: &Message, clock: &dyn Clock) -> Result<Identity, NotIdentified> {
+    pub fn identify(&self, scope: &Scope, message: &Message, clock: &dyn Clock) -> Result<Identity, Unidentified> {
         match self {
             Self::MessageId { key: Select::Id } => Ok(Identity::by_message_id(scope, message)),
             Self::MessageId { key } => {
@@ -160,7 +117,7 @@ impl Strategy {
             Self::Version { entity, version, .. } => {
                 let text = version.text(message)?;
                 let version = text.parse().map_err(|_| {
-                    NotIdentified(format!("its version, {}, is {text:?}: write a whole number", version.name()))
+                    Unidentified(format!("its version, {}, is {text:?}: write a whole number", version.name()))
                 })?;
                 Identity::of_entity(scope, message, entity, Position::Version(version))
             }
@@ -169,7 +126,7 @@ impl Strategy {
                 let latest_ms = now_ms.saturating_add(*max_future_skew_ms);
                 if at_ns / 1_000_000 > latest_ms {
                     let ahead_ms = at_ns / 1_000_000 - now_ms;
-                    return Err(NotIdentified(format!(
+                    return Err(Unidentified(format!(
                         "its timestamp, {}, is {ahead_ms} ms ahead of the host's clock; max_future_skew_ms allows {max_future_skew_ms}",
                         time.name()
                     )));
@@ -208,42 +165,9 @@ impl Strategy {
     }
 }
 
-impl Identity {
-    /// What the store knows the message by, if it keeps it.
-    pub fn letter_key(&self) -> LetterKey {
-        LetterKey { record: self.record.clone(), fingerprint: self.fingerprint.digest }
-    }
-
-    /// By strategy message id, with nothing set.
-    pub(crate) fn by_message_id(scope: &Scope, message: &Message) -> Self {
-        Self::of_its_own(RecordKey::by_message_id(scope, message), Fingerprint::of(message))
-    }
-
-    /// Of a message that the store keeps, as far as its place goes.
-    pub(crate) fn kept(key: &LetterKey, letter: &DeadLetter) -> Self {
-        let (record, fingerprint, position) = (key.record.clone(), letter.fingerprint, letter.position.clone());
-        Self { own: record.clone(), record, fingerprint, position }
-    }
-
-    fn of_its_own(key: RecordKey, fingerprint: Fingerprint) -> Self {
-        Self { own: key.clone(), record: key, fingerprint, position: None }
-    }
-
-    fn of_entity(scope: &Scope, message: &Message, entity: &Select, position: Position) -> Result<Self, NotIdentified> {
-        let entity = entity.text(message)?;
-        let source: std::sync::Arc<str> = message.source.as_str().into();
-        Ok(Self {
-            own: RecordKey::new(scope.clone(), source.clone(), format!("{entity}@{position}").into()),
-            record: RecordKey::new(scope.clone(), source, entity.into()),
-            fingerprint: Fingerprint::of(message).at(&position),
-            position: Some(position),
-        })
-    }
-}
-
 impl Select {
     /// The value in `message`, never empty.
-    fn text(&self, message: &Message) -> Result<String, NotIdentified> {
+    pub(super) fn text(&self, message: &Message) -> Result<String, Unidentified> {
         let found = match self {
             Self::Id => Some(message.idempotency_key.clone().unwrap_or_else(|| message.id.clone())),
             Self::Attribute(name) => message.attribute(name).map(str::to_owned),
@@ -252,7 +176,7 @@ impl Select {
         };
         found
             .filter(|text| !text.is_empty())
-            .ok_or_else(|| NotIdentified(format!("it has no {}, which the processor's strategy needs", self.name())))
+            .ok_or_else(|| Unidentified(format!("it has no {}, which the processor's strategy needs", self.name())))
     }
 
     /// What it is called in a sentence.
@@ -267,9 +191,9 @@ impl Select {
 }
 
 /// The text of a string or number at a JSON pointer of the payload.
-fn pointed(message: &Message, pointer: &str) -> Result<Option<String>, NotIdentified> {
+fn pointed(message: &Message, pointer: &str) -> Result<Option<String>, Unidentified> {
     let value: serde_json::Value = serde_json::from_slice(&message.data)
-        .map_err(|_| NotIdentified(format!("its payload is not JSON, and the strategy looks at `{pointer}` of it")))?;
+        .map_err(|_| Unidentified(format!("its payload is not JSON, and the strategy looks at `{pointer}` of it")))?;
     Ok(match value.pointer(pointer) {
         Some(serde_json::Value::String(text)) => Some(text.clone()),
         Some(serde_json::Value::Number(number)) => Some(number.to_string()),
@@ -277,12 +201,12 @@ fn pointed(message: &Message, pointer: &str) -> Result<Option<String>, NotIdenti
     })
 }
 
-fn timestamp_ns(time: &Select, message: &Message) -> Result<u64, NotIdentified> {
+fn timestamp_ns(time: &Select, message: &Message) -> Result<u64, Unidentified> {
     let text = time.text(message)?;
     let milliseconds = || text.parse::<u64>().ok()?.checked_mul(1_000_000);
     parse_rfc3339_ns(&text).or_else(milliseconds).ok_or_else(|| {
         let name = time.name();
-        NotIdentified(format!(
+        Unidentified(format!(
             "its timestamp, {name}, is {text:?}: write RFC 3339 or milliseconds since the Unix epoch, not before 1970"
         ))
     })
@@ -373,7 +297,7 @@ mod tests {
         let [one, two] =
             [r#"{"v":1}"#, r#"{"v":2}"#].map(|data| identify(&strategy, &message(data)).expect("a version"));
         assert_eq!(one.record, two.record);
-        assert_ne!(one.own, two.own, "ids of what they send are derived from it");
+        assert_ne!(one.message_key, two.message_key, "ids of what they send are derived from it");
         assert!(one.position < two.position);
     }
 

@@ -1,27 +1,29 @@
 //! What an operator may do to records and kept messages. Each deed is one commit with its own line in the audit trail, so that
 //! none is done and not told. Where a consumer is at work on the processor, it is kept off the record meanwhile.
 
+pub(crate) mod audit;
 pub(crate) mod saga;
-
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt as _};
-use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
-use crate::support::clock::Clock;
 use crate::commit::committer::Committer;
-use crate::pipeline::{Held, IdempotentConsumer};
-use crate::run::context::{Effects, RESERVED};
-use crate::support::fault;
-use crate::record::history::{self, Received};
+use crate::message::identity::HeldKey;
 use crate::message::key::{RecordKey, Scope};
-use crate::record::{self, Event, Moment, Record, State};
+use crate::operator::audit::AuditEntry;
+use crate::pipeline::{IdempotentConsumer, RecordHold};
+use crate::record::{HistoryEntry, Record, RecordEvent, RecordState};
 use crate::saga::SagaId;
-use crate::store::{
-    Commit, DeadLetter, Expected, LetterChange, LetterKey, RecordChange, Standing, Store, StoreError, Verdict,
-};
+use crate::state::Effects;
+use crate::state::RESERVED;
+use crate::store::Store;
+use crate::store::commit::{Commit, Expected, HeldChange, RecordChange, Verdict};
+use crate::store::held_message::{HeldMessage, HoldReason};
+use crate::support::clock::Clock;
+use crate::support::error::StoreError;
+use crate::support::fault;
 
 /// Longest text of who and why, in bytes.
 const TEXT_BYTES: usize = 1_024;
@@ -34,20 +36,20 @@ const HOLD_MS: u64 = 5_000;
 
 /// What an operator can do.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Deed {
+pub enum OperatorAction {
     /// Have a dead letter run again, with all its attempts before it. It runs as soon as its processor does.
-    Redrive(LetterKey),
+    Redrive(HeldKey),
     /// Forget a kept message. Its record stays: a duplicate still gets the stored error.
-    Discard(LetterKey),
+    Discard(HeldKey),
     /// Forget a record before its time: a message under its key counts as new. Refused while its message may still run.
     Evict(RecordKey),
     /// Go on with a saga that is halted.
-    Saga(SagaDeed, SagaId),
+    Saga(SagaAction, SagaId),
 }
 
 /// How an operator goes on with a saga that is halted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SagaDeed {
+pub enum SagaAction {
     /// Have the step that halted it tried again, with all its attempts before it.
     Retry,
     /// The operator has seen to the step that halted it: go on with the one before it.
@@ -58,24 +60,9 @@ pub enum SagaDeed {
 
 /// Who does something, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct By {
+pub struct Actor {
     /// Who.
     pub actor: String,
-    /// Why.
-    pub reason: String,
-}
-
-/// One line of the audit trail.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Audited {
-    /// When, in milliseconds since the Unix epoch.
-    pub at_ms: u64,
-    /// Who.
-    pub actor: String,
-    /// What was done: `redrive`, `discard`, `evict`, `saga-retry`, `saga-skip`, `saga-resolve`.
-    pub action: String,
-    /// Key of the kept message, of the record, or of the saga.
-    pub key: String,
     /// Why.
     pub reason: String,
 }
@@ -114,19 +101,19 @@ pub struct Operator {
 /// A deed that may be done: what is to be committed, and the message that is to run then.
 pub(crate) struct Plan {
     pub(crate) commit: Commit,
-    pub(crate) redriven: Option<(LetterKey, DeadLetter)>,
+    pub(crate) redriven: Option<(HeldKey, HeldMessage)>,
 }
 
-impl Deed {
+impl OperatorAction {
     /// Its name, as the audit trail has it.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Redrive(_) => "redrive",
             Self::Discard(_) => "discard",
             Self::Evict(_) => "evict",
-            Self::Saga(SagaDeed::Retry, _) => "saga-retry",
-            Self::Saga(SagaDeed::Skip, _) => "saga-skip",
-            Self::Saga(SagaDeed::Resolve, _) => "saga-resolve",
+            Self::Saga(SagaAction::Retry, _) => "saga-retry",
+            Self::Saga(SagaAction::Skip, _) => "saga-skip",
+            Self::Saga(SagaAction::Resolve, _) => "saga-resolve",
         }
     }
 
@@ -166,35 +153,35 @@ impl Operator {
         Self { store, committer, clock, consumers: consumers.into_iter().map(by_name).collect() }
     }
 
-    /// Has a dead letter run again; see [`Deed::Redrive`].
-    pub async fn redrive(&self, key: &LetterKey, by: &By) -> Result<(), OperatorError> {
-        self.perform(&Deed::Redrive(key.clone()), by).await
+    /// Has a dead letter run again; see [`OperatorAction::Redrive`].
+    pub async fn redrive(&self, key: &HeldKey, by: &Actor) -> Result<(), OperatorError> {
+        self.perform(&OperatorAction::Redrive(key.clone()), by).await
     }
 
-    /// Forgets a dead letter or a parked message; see [`Deed::Discard`].
-    pub async fn discard(&self, key: &LetterKey, by: &By) -> Result<(), OperatorError> {
-        self.perform(&Deed::Discard(key.clone()), by).await
+    /// Forgets a dead letter or a parked message; see [`OperatorAction::Discard`].
+    pub async fn discard(&self, key: &HeldKey, by: &Actor) -> Result<(), OperatorError> {
+        self.perform(&OperatorAction::Discard(key.clone()), by).await
     }
 
-    /// Forgets a record before its time; see [`Deed::Evict`].
-    pub async fn evict(&self, key: &RecordKey, by: &By) -> Result<(), OperatorError> {
-        self.perform(&Deed::Evict(key.clone()), by).await
+    /// Forgets a record before its time; see [`OperatorAction::Evict`].
+    pub async fn evict(&self, key: &RecordKey, by: &Actor) -> Result<(), OperatorError> {
+        self.perform(&OperatorAction::Evict(key.clone()), by).await
     }
 
     /// Whether it may be done, as things are now. Changes nothing.
-    pub async fn check(&self, deed: &Deed, by: &By) -> Result<(), OperatorError> {
+    pub async fn check(&self, deed: &OperatorAction, by: &Actor) -> Result<(), OperatorError> {
         self.plan(deed, by).await.map(drop)
     }
 
     /// Does one deed.
-    pub async fn perform(&self, deed: &Deed, by: &By) -> Result<(), OperatorError> {
+    pub async fn perform(&self, deed: &OperatorAction, by: &Actor) -> Result<(), OperatorError> {
         let mut done = self.perform_all(std::slice::from_ref(deed), by).await;
         done.pop().expect("one deed has one result")
     }
 
     /// Does many, in the order given, and answers what became of each; those on different records at once. Messages that are redriven begin to run
     /// when all is done, those of one ordering key in the order in which they were kept.
-    pub async fn perform_all(&self, deeds: &[Deed], by: &By) -> Vec<Result<(), OperatorError>> {
+    pub async fn perform_all(&self, deeds: &[OperatorAction], by: &Actor) -> Vec<Result<(), OperatorError>> {
         // In the order given, so that of many the first are done if the host dies.
         let mut of_record: Vec<Vec<usize>> = Vec::new();
         let mut places: HashMap<String, usize> = HashMap::new();
@@ -219,12 +206,17 @@ impl Operator {
     }
 
     /// Up to `limit` lines of a processor's audit trail, oldest first.
-    pub async fn trail(&self, processor: &str, limit: usize) -> Result<Vec<Audited>, StoreError> {
+    pub async fn trail(&self, processor: &str, limit: usize) -> Result<Vec<AuditEntry>, StoreError> {
         self.trail_since(processor, 0, limit).await
     }
 
     /// Up to `limit` lines of a processor's audit trail from `since_ms` (since the Unix epoch) on, oldest first.
-    pub async fn trail_since(&self, processor: &str, since_ms: u64, limit: usize) -> Result<Vec<Audited>, StoreError> {
+    pub async fn trail_since(
+        &self,
+        processor: &str,
+        since_ms: u64,
+        limit: usize,
+    ) -> Result<Vec<AuditEntry>, StoreError> {
         let view = self.store.view(&Scope::of(processor));
         let (start, end) = (format!("{RESERVED}audit/{since_ms:013}"), format!("{RESERVED}audit0"));
         let entries = view.scan(&start, Some(&end), limit).await?;
@@ -236,7 +228,11 @@ impl Operator {
     }
 
     /// Does one deed; the message that is to run then, if it is a redrive.
-    async fn perform_one(&self, deed: &Deed, by: &By) -> Result<Option<(LetterKey, DeadLetter)>, OperatorError> {
+    async fn perform_one(
+        &self,
+        deed: &OperatorAction,
+        by: &Actor,
+    ) -> Result<Option<(HeldKey, HeldMessage)>, OperatorError> {
         let _held = match deed.record() {
             Some(record) => self.hold(record).await?,
             None => None,
@@ -250,14 +246,14 @@ impl Operator {
             Verdict::Taken(_) | Verdict::Conflict => return Err(OperatorError::Changed(key)),
         }
         fault::point("operator-durable");
-        if let Deed::Saga(..) = deed {
+        if let OperatorAction::Saga(..) = deed {
             self.committer.undo();
         }
         Ok(redriven)
     }
 
     /// Tells the consumers what there is to run.
-    fn run(&self, redriven: Vec<(LetterKey, DeadLetter)>) {
+    fn run(&self, redriven: Vec<(HeldKey, HeldMessage)>) {
         for (name, consumer) in &self.consumers {
             let of_it = redriven.iter().filter(|(key, _)| key.record.scope.processor == *name);
             consumer.redriven(of_it);
@@ -265,7 +261,7 @@ impl Operator {
     }
 
     /// Keeps the consumer off a record. Who waits for its retry may have it for long: nobody waits for that here.
-    async fn hold(&self, key: &RecordKey) -> Result<Option<Held>, OperatorError> {
+    async fn hold(&self, key: &RecordKey) -> Result<Option<RecordHold>, OperatorError> {
         let Some(consumer) = self.consumers.get(&key.scope.processor) else { return Ok(None) };
         tokio::select! {
             biased;
@@ -276,39 +272,39 @@ impl Operator {
         }
     }
 
-    async fn plan(&self, deed: &Deed, by: &By) -> Result<Plan, OperatorError> {
+    async fn plan(&self, deed: &OperatorAction, by: &Actor) -> Result<Plan, OperatorError> {
         match deed {
-            Deed::Saga(deed, id) => self.plan_saga(*deed, id, by).await,
-            Deed::Redrive(key) => self.plan_redrive(key).await,
-            Deed::Discard(key) => self.plan_discard(key).await,
-            Deed::Evict(key) => self.plan_evict(key).await,
+            OperatorAction::Saga(deed, id) => self.plan_saga(*deed, id, by).await,
+            OperatorAction::Redrive(key) => self.plan_redrive(key).await,
+            OperatorAction::Discard(key) => self.plan_discard(key).await,
+            OperatorAction::Evict(key) => self.plan_evict(key).await,
         }
     }
 
-    async fn plan_redrive(&self, key: &LetterKey) -> Result<Plan, OperatorError> {
-        let letter = self.letter(key).await?;
+    async fn plan_redrive(&self, key: &HeldKey) -> Result<Plan, OperatorError> {
+        let held_message = self.held_message(key).await?;
         let processor = &key.record.scope.processor;
         if !self.consumers.is_empty() && !self.consumers.contains_key(processor) {
             return Err(refused(key, &format!("would not run: this host has no processor `{processor}`")));
         }
-        match letter.standing {
-            Standing::Redriven => return Err(refused(key, "is on its way already")),
-            Standing::Parked { .. } => return Err(refused(key, "is parked: it runs by itself")),
-            Standing::Dead => {}
+        match held_message.hold_reason {
+            HoldReason::Redriven => return Err(refused(key, "is on its way already")),
+            HoldReason::Parked { .. } => return Err(refused(key, "is parked: it runs by itself")),
+            HoldReason::Dead => {}
         }
         let found = self.store.admit(&key.record).await?;
         // Past its retention a record says nothing any more, whether or not it was swept already.
         let live = found.as_ref().filter(|record| !record.has_expired(self.clock.now_ms()));
         let record = match live {
             _ if fault::mutated("redrive-without-record") => RecordChange::Keep,
-            Some(record) if record.fingerprint == letter.fingerprint => match &record.state {
-                State::DeadLettered { .. } => RecordChange::Put(self.redriven(record, &letter).into()),
+            Some(record) if record.fingerprint == held_message.fingerprint => match &record.state {
+                RecordState::DeadLettered { .. } => RecordChange::Put(self.redriven(record, &held_message).into()),
                 state => {
                     let state = state.name();
                     return Err(refused(key, &format!("cannot run again: its record is {state}; discard it")));
                 }
             },
-            Some(_) if letter.position.is_none() => {
+            Some(_) if held_message.position.is_none() => {
                 return Err(refused(
                     key,
                     "has another body than the message that had its key first; send it under a key of its own, and discard it",
@@ -317,25 +313,26 @@ impl Operator {
             // Its record is gone, or is of another message of its entity: the pipeline decides.
             Some(_) | None => RecordChange::Keep,
         };
-        let letter = DeadLetter { standing: Standing::Redriven, ..letter };
+        let held_message = HeldMessage { hold_reason: HoldReason::Redriven, ..held_message };
         let commit = Commit {
             expected: Expected::of(found.as_ref().map(|record| record.epoch)),
             record,
-            letter: Some(LetterChange::Put(Box::new(letter.clone()))),
+            held_message: Some(HeldChange::Put(Box::new(held_message.clone()))),
             ..Commit::of(&key.record)
         };
-        Ok(Plan { commit, redriven: Some((letter.key(&key.record), letter)) })
+        Ok(Plan { commit, redriven: Some((held_message.key(&key.record), held_message)) })
     }
 
-    async fn plan_discard(&self, key: &LetterKey) -> Result<Plan, OperatorError> {
-        let letter = self.letter(key).await?;
-        let gone = Commit { letter: Some(LetterChange::Remove(letter.fingerprint)), ..Commit::of(&key.record) };
-        if letter.standing != Standing::Redriven {
+    async fn plan_discard(&self, key: &HeldKey) -> Result<Plan, OperatorError> {
+        let held_message = self.held_message(key).await?;
+        let gone =
+            Commit { held_message: Some(HeldChange::Remove(held_message.fingerprint)), ..Commit::of(&key.record) };
+        if held_message.hold_reason != HoldReason::Redriven {
             return Ok(Plan { commit: gone, redriven: None });
         }
         // Nobody runs it then: its record may not say that it is due.
         let found = self.store.admit(&key.record).await?;
-        let given_up = found.as_ref().filter(|record| record.fingerprint == letter.fingerprint);
+        let given_up = found.as_ref().filter(|record| record.fingerprint == held_message.fingerprint);
         let given_up = given_up.and_then(|record| self.given_up_again(record));
         let commit = Commit {
             expected: Expected::of(found.as_ref().map(|record| record.epoch)),
@@ -356,46 +353,46 @@ impl Operator {
         Ok(Plan { commit, redriven: None })
     }
 
-    async fn letter(&self, key: &LetterKey) -> Result<DeadLetter, OperatorError> {
-        let letters = self.store.dead_letters(&key.record).await?;
-        let found = letters.into_iter().find(|letter| letter.fingerprint.digest == key.fingerprint);
+    async fn held_message(&self, key: &HeldKey) -> Result<HeldMessage, OperatorError> {
+        let held_messages = self.store.held_under(&key.record).await?;
+        let found = held_messages.into_iter().find(|held_message| held_message.fingerprint.digest == key.fingerprint);
         found.ok_or_else(|| OperatorError::NotFound { what: "dead letter", key: key.to_string() })
     }
 
     /// The record of a dead letter that is to run again.
-    fn redriven(&self, found: &Record, letter: &DeadLetter) -> Record {
+    fn redriven(&self, found: &Record, held_message: &HeldMessage) -> Record {
         let at_ms = self.clock.now_ms();
-        let moment = Moment {
-            event: Event::Redriven { at_ms },
+        let entry = HistoryEntry {
+            event: RecordEvent::Redriven { at_ms },
             at_ms,
             epoch: found.epoch + 1,
             attempts: 0,
-            component: letter.component.clone(),
+            component: held_message.component.clone(),
             expires_ms: None,
         };
-        after(found, moment)
+        found.after(&entry).expect("the record is dead-lettered: it was looked at before")
     }
 
     /// The record of a redriven message that is not to run after all: dead-lettered as before, and kept as long again. `None`
     /// if it is something else.
     fn given_up_again(&self, found: &Record) -> Option<Record> {
-        let State::RetryDue { .. } = found.state else { return None };
-        let before = found.history.iter().rfind(|moment| matches!(moment.event, Event::GivenUp { .. }))?;
+        let RecordState::RetryDue { .. } = found.state else { return None };
+        let before = found.history.iter().rfind(|entry| matches!(entry.event, RecordEvent::GivenUp { .. }))?;
         let at_ms = self.clock.now_ms();
         let life_ms = before.expires_ms.map(|expires_ms| expires_ms.saturating_sub(before.at_ms));
         let expires_ms = life_ms.map(|life_ms| at_ms.saturating_add(life_ms));
-        Some(after(found, Moment { at_ms, epoch: found.epoch + 1, expires_ms, ..before.clone() }))
+        found.after(&HistoryEntry { at_ms, epoch: found.epoch + 1, expires_ms, ..before.clone() }).ok()
     }
 
     /// The line that tells of a deed.
-    fn audited(&self, deed: &Deed, commit: &Commit, by: &By) -> Effects {
+    fn audited(&self, deed: &OperatorAction, commit: &Commit, by: &Actor) -> Effects {
         if fault::mutated("deed-unaudited") {
             return Effects::default();
         }
         let at_ms = self.clock.now_ms();
         let cut = |text: &str| text.chars().take(TEXT_BYTES / 4).collect();
         let action = deed.name();
-        let line = Audited {
+        let line = AuditEntry {
             at_ms,
             actor: cut(&by.actor),
             action: action.to_owned(),
@@ -403,22 +400,15 @@ impl Operator {
             reason: cut(&by.reason),
         };
         let line = serde_json::to_vec(&line).expect("a line of texts and a number");
-        let letter = match deed {
-            Deed::Redrive(key) | Deed::Discard(key) => u128::from_be_bytes(key.fingerprint),
-            Deed::Evict(_) | Deed::Saga(..) => 0,
+        let held_message = match deed {
+            OperatorAction::Redrive(key) | OperatorAction::Discard(key) => u128::from_be_bytes(key.fingerprint),
+            OperatorAction::Evict(_) | OperatorAction::Saga(..) => 0,
         };
-        let name = format!("{RESERVED}audit/{at_ms:013}/{action}/{:032x}{letter:032x}", commit.key.digest());
+        let name = format!("{RESERVED}audit/{at_ms:013}/{action}/{:032x}{held_message:032x}", commit.key.digest());
         Effects { writes: BTreeMap::from([(name, Some(line.into()))]), ..Effects::default() }
     }
 }
 
-/// The record after something that may happen to it.
-fn after(found: &Record, moment: Moment) -> Record {
-    let state = record::next(Some(&found.state), moment.event.clone()).expect("it was looked at before");
-    let (received, history): (Received, _) = history::of(found);
-    history::after(&received, history, state, &moment)
-}
-
-fn refused(key: &LetterKey, why: &str) -> OperatorError {
+fn refused(key: &HeldKey, why: &str) -> OperatorError {
     OperatorError::Refused(format!("{key} {why}"))
 }

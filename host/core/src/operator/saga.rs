@@ -1,49 +1,50 @@
 //! What an operator may do to a saga that is halted: each is an event of its log, in one commit with the record of the message
 //! that failed and the line in the audit trail.
 
-use crate::Options;
-use crate::operator::{By, Operator, OperatorError, Plan, SagaDeed};
-use crate::record::Event;
-use crate::saga::{SagaEvent, SagaId, SagaMoment, SagaState};
+use crate::message::key::Scope;
+use crate::operator::{Actor, Operator, OperatorError, Plan, SagaAction};
+use crate::pipeline::options::Options;
+use crate::record::RecordEvent;
 use crate::saga::log::SagaLog;
-use crate::store::{Commit, Expected};
-use crate::workers::compensator;
+use crate::saga::{SagaEvent, SagaId, SagaLogEntry, SagaState};
+use crate::store::commit::{Commit, Expected};
 
 impl Operator {
-    pub(crate) async fn plan_saga(&self, deed: SagaDeed, id: &SagaId, by: &By) -> Result<Plan, OperatorError> {
-        let read = SagaLog::new(&*self.store, &crate::Scope::of("")).read(id).await?;
+    pub(crate) async fn plan_saga(&self, deed: SagaAction, id: &SagaId, by: &Actor) -> Result<Plan, OperatorError> {
+        let read = SagaLog::new(&*self.store, &Scope::of("")).read(id).await?;
         let (state, failed) = (read.saga.state, read.saga.failed());
         if read.saga.events == 0 {
             return Err(OperatorError::NotFound { what: "saga", key: id.to_string() });
         }
-        let (SagaState::Halted, Some(failed)) = (state, failed) else {
+        let (SagaState::Stuck, Some(failed)) = (state, failed) else {
             let text = format!("the saga {id} is {}: only one that is halted waits for an operator", state.name());
             return Err(OperatorError::Refused(text));
         };
-        if by.reason.trim().is_empty() && deed != SagaDeed::Retry {
+        if by.reason.trim().is_empty() && deed != SagaAction::Retry {
             let text = format!("say with a reason what was done about the saga {id}: it is all that tells of it later");
             return Err(OperatorError::Refused(text));
         }
         let now_ms = self.clock.now_ms();
-        let consumer = self.consumers.get(&failed.own.scope.processor);
+        let consumer = self.consumers.get(&failed.message_key.scope.processor);
         let life_ms =
             consumer.map_or(Options::default().record_life_ms(), |at_work| at_work.options().record_life_ms());
         let reason = by.reason.clone();
-        let step = read.saga.next_to_undo().map_or(0, |(index, _)| index);
+        let step = read.saga.next_step().map_or(0, |(index, _)| index);
         let (event, of_record) = match deed {
-            SagaDeed::Retry => (SagaEvent::Retried { reason }, [Event::CompensationRetried].as_slice()),
-            SagaDeed::Skip => (SagaEvent::Skipped { step, reason }, [Event::CompensationRetried].as_slice()),
+            SagaAction::Retry => (SagaEvent::Retried { reason }, [RecordEvent::CompensationRetried].as_slice()),
+            SagaAction::Skip => (SagaEvent::Skipped { step, reason }, [RecordEvent::CompensationRetried].as_slice()),
             // The record may not have been told yet that it is halted.
-            SagaDeed::Resolve => {
-                (SagaEvent::Resolved { reason }, [Event::CompensationResolved, Event::CompensationDone].as_slice())
-            }
+            SagaAction::Resolve => (
+                SagaEvent::Resolved { reason },
+                [RecordEvent::CompensationResolved, RecordEvent::CompensationDone].as_slice(),
+            ),
         };
-        let moment = SagaMoment { event, at_ms: now_ms };
-        let (shared, _) = read.append(&[moment], now_ms.saturating_add(life_ms)).expect("it is halted");
+        let entry = SagaLogEntry { event, at_ms: now_ms };
+        let (shared, _) = read.append(&[entry], now_ms.saturating_add(life_ms)).expect("it is halted");
         let found = self.store.admit(&failed.record).await?;
-        let told = found
-            .as_ref()
-            .and_then(|record| of_record.iter().find_map(|event| undo::after(record, event.clone(), now_ms, life_ms)));
+        let told = found.as_ref().and_then(|record| {
+            of_record.iter().find_map(|event| record.after_event(event.clone(), now_ms, life_ms).ok())
+        });
         let commit = Commit {
             expected: Expected::of(found.map(|record| record.epoch)),
             record: told.into(),

@@ -5,24 +5,25 @@ use std::collections::BTreeMap;
 
 use tokio::task::JoinSet;
 
-use crate::pipeline::{Accepted, Handling, IdempotentConsumer};
-use crate::pipeline::outcome::Ending;
-use crate::support::fault;
 use crate::message::Message;
-use crate::store::StoreError;
+use crate::pipeline::IdempotentConsumer;
+use crate::pipeline::delivery::{Accepted, Handling};
+use crate::pipeline::outcome::Outcome;
+use crate::support::error::StoreError;
+use crate::support::fault;
 
 /// What has not run because one before it is to come again comes after it, in milliseconds at least.
 const BEHIND_MS: u64 = 1_000;
 
 /// One message's ending, with its place in the batch.
-type Ended = (usize, Result<Ending, StoreError>);
+type Ended = (usize, Result<Outcome, StoreError>);
 
 impl IdempotentConsumer {
     /// Processes the messages of a batch; answers one ending a message, in their order.
     ///
     /// Messages of one ordering key run one after the other. Once one of them is to be delivered again, the rest of that key
     /// does not run and is to be delivered again behind it.
-    pub async fn handle_all(&self, messages: Vec<Message>, handling: Handling) -> Vec<Result<Ending, StoreError>> {
+    pub async fn handle_all(&self, messages: Vec<Message>, handling: Handling) -> Vec<Result<Outcome, StoreError>> {
         let count = messages.len();
         let mut lines = JoinSet::new();
         for line in self.in_lines(messages, handling) {
@@ -33,7 +34,7 @@ impl IdempotentConsumer {
             ended.extend(line.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())));
         }
         ended.sort_unstable_by_key(|(place, _)| *place);
-        ended.into_iter().map(|(_, ending)| ending).collect()
+        ended.into_iter().map(|(_, outcome)| outcome).collect()
     }
 
     /// Accepts the messages in their order, and sorts them by ordering key; who has none is a line of its own.
@@ -59,12 +60,12 @@ impl IdempotentConsumer {
             if held_up && !fault::mutated("batch-overtakes") {
                 let error =
                     "a message before it in the batch has its ordering key and is to come again; send it behind that";
-                ended.push((place, Ok(Ending::Retry { error: error.to_owned(), after_ms: BEHIND_MS })));
+                ended.push((place, Ok(Outcome::Retry { error: error.to_owned(), after_ms: BEHIND_MS })));
                 continue;
             }
-            let ending = self.process(accepted).await;
-            held_up = !ending.as_ref().is_ok_and(Ending::is_settled);
-            ended.push((place, ending));
+            let outcome = self.process(accepted).await;
+            held_up = !outcome.as_ref().is_ok_and(Outcome::is_settled);
+            ended.push((place, outcome));
         }
         ended
     }

@@ -3,15 +3,17 @@
 
 use std::sync::Arc;
 
-use crate::pipeline::{Accepted, Claim, Handling, Inner, Parts};
-use crate::run::checkpoint::{Claimed, Early, EarlyParts, Unmade, Whose};
-use crate::support::fault;
+use crate::message::identity::Identity;
+use crate::pipeline::delivery::{Accepted, Handling};
+use crate::pipeline::{Inner, Parts, RunRight};
+use crate::record::{Output, Record, RecordEvent, RecordState};
+use crate::run::checkpoint::{CheckpointParts, Checkpoints, LazyCheckpoints, Lease, RunIdentity};
+use crate::run::failure::Failure;
 use crate::run::lock::StoreLocks;
-use crate::run::processor::{Failure, Output};
-use crate::record::{Event, Record, State};
 use crate::saga::log::SagaLog;
-use crate::store::{Commit, Expected, RecordChange, StoreError, Verdict};
-use crate::message::strategy::Identity;
+use crate::store::commit::{Commit, Expected, RecordChange, Verdict};
+use crate::support::error::StoreError;
+use crate::support::fault;
 
 /// A claim is renewed so many times before it would be over.
 const RENEWALS: u64 = 3;
@@ -20,14 +22,14 @@ const LOOK_AGAIN_MS: u64 = 200;
 
 impl Parts {
     /// What the consumer's runs make durable before they end.
-    pub(crate) fn early(&self) -> EarlyParts {
+    pub(crate) fn early(&self) -> CheckpointParts {
         let storage = &*self.storage;
-        EarlyParts {
+        CheckpointParts {
             scope: self.scope.clone(),
             committer: self.committer.clone(),
             storage: self.storage.clone(),
             clock: self.clock.clone(),
-            outside: self.outside.clone(),
+            outbound: self.outbound.clone(),
             locks: Arc::new(StoreLocks::new(storage, self.committer.clone(), self.clock.clone(), &self.scope)),
             log: SagaLog::new(storage, &self.scope),
             component: self.processor.digest().into(),
@@ -39,7 +41,7 @@ impl Parts {
 impl Inner {
     /// Whether messages are claimed before they run: where an effect can leave the transaction.
     pub(crate) fn claims(&self) -> bool {
-        (self.parts.outside.is_some() || self.parts.processor.compensation().is_some())
+        (self.parts.outbound.is_some() || self.parts.processor.compensation().is_some())
             && !fault::mutated("runs-without-a-claim")
     }
 
@@ -58,7 +60,7 @@ impl Inner {
     }
 
     /// Claims a message durably. `false` if somebody else was faster.
-    pub(crate) async fn take_claim(&self, message: &Accepted, claim: &mut Claim) -> Result<bool, StoreError> {
+    pub(crate) async fn take_claim(&self, message: &Accepted, claim: &mut RunRight) -> Result<bool, StoreError> {
         let left_ms = claim.claimed().lease_end_ms.map(|end_ms| end_ms.saturating_sub(self.parts.clock.now_ms()));
         if claim.is_own && left_ms.is_some_and(|left_ms| left_ms > self.parts.options.lease_ms / 2) {
             return Ok(true);
@@ -71,17 +73,17 @@ impl Inner {
     }
 
     /// The commit that claims a message, or renews its claim.
-    fn claiming(&self, message: &Accepted, claim: &Claim) -> (Commit, Arc<Record>) {
-        let conclusion = self.conclusion(message);
-        let now_ms = conclusion.now_ms;
+    fn claiming(&self, message: &Accepted, claim: &RunRight) -> (Commit, Arc<Record>) {
+        let builder = self.builder(message);
+        let now_ms = builder.now_ms;
         let owner = self.parts.options.owner.to_string();
         let lease_end_ms = now_ms.saturating_add(self.parts.options.lease_ms);
-        let event = Event::Claimed { owner, now_ms, lease_end_ms };
-        let record = Arc::new(conclusion.record(claim, claim.attempts, None, event));
+        let event = RecordEvent::Claimed { owner, now_ms, lease_end_ms };
+        let record = Arc::new(builder.record(claim, claim.attempts, None, event));
         let commit = Commit {
             expected: Expected::of(claim.epoch),
             record: RecordChange::Put(record.clone()),
-            ..conclusion.commit()
+            ..builder.commit()
         };
         (commit, record)
     }
@@ -92,14 +94,14 @@ impl Inner {
         if !self.claims() {
             return Ok(());
         }
-        let unmade = self.unmade_early(message, Claimed { epoch: None, lease_end_ms: None });
-        let taken = unmade.make().take(true).await?;
-        let conclusion = self.conclusion(message);
-        let shared = conclusion.superseded(&taken);
+        let lazy = self.unmade_early(message, Lease { epoch: None, lease_end_ms: None });
+        let taken = lazy.make().take(true).await?;
+        let builder = self.builder(message);
+        let shared = builder.superseded(&taken);
         if shared.is_none() && taken.journal.is_empty() {
             return Ok(());
         }
-        let mut commit = conclusion.commit();
+        let mut commit = builder.commit();
         commit.shared = shared.map(Box::new);
         commit.effects.writes.extend(taken.journal.into_iter().map(|key| (key, None)));
         // Where somebody else was faster, it is done.
@@ -109,19 +111,19 @@ impl Inner {
     }
 
     /// What the run makes durable before it ends rests on its claim.
-    pub(crate) fn unmade_early(&self, message: &Accepted, claimed: Claimed) -> Unmade {
-        let Identity { record, own, .. } = &message.identity;
-        let (message, trace) = (message.message.clone(), own.digest());
-        let whose = Whose { record: record.clone(), own: own.clone(), message, trace };
-        Unmade { parts: self.early.clone(), whose, claimed }
+    pub(crate) fn unmade_early(&self, message: &Accepted, claimed: Lease) -> LazyCheckpoints {
+        let Identity { record, message_key, .. } = &message.identity;
+        let (message, trace) = (message.message.clone(), message_key.digest());
+        let identity = RunIdentity { record: record.clone(), message_key: message_key.clone(), message, trace };
+        LazyCheckpoints { parts: self.early.clone(), identity, claimed }
     }
 
     /// Waits for the run, and renews its claim meanwhile. `None` if the claim was lost: the run is abandoned then.
     pub(crate) async fn while_claimed(
         &self,
         message: &Accepted,
-        claim: &mut Claim,
-        early: &Early,
+        claim: &mut RunRight,
+        early: &Checkpoints,
         run: impl Future<Output = Result<Output, Failure>>,
     ) -> Result<Option<Result<Output, Failure>>, StoreError> {
         let mut run = std::pin::pin!(run);
@@ -148,20 +150,20 @@ impl Inner {
     }
 }
 
-impl Claim {
+impl RunRight {
     /// What is written down of the claim.
-    pub(crate) fn claimed(&self) -> Claimed {
+    pub(crate) fn claimed(&self) -> Lease {
         let lease_end_ms = match self.found.as_ref().map(|record| &record.state) {
-            Some(State::InProgress { lease_end_ms, .. }) => Some(*lease_end_ms),
+            Some(RecordState::InProgress { lease_end_ms, .. }) => Some(*lease_end_ms),
             _ => None,
         };
-        Claimed { epoch: self.epoch, lease_end_ms }
+        Lease { epoch: self.epoch, lease_end_ms }
     }
 
     /// The claim is as `record` tells.
     fn take_over(&mut self, record: Arc<Record>) {
         self.epoch = Some(record.epoch);
-        self.is_own = matches!(record.state, State::InProgress { .. });
+        self.is_own = matches!(record.state, RecordState::InProgress { .. });
         self.found = Some(record);
     }
 }

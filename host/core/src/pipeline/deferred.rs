@@ -8,18 +8,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
-use crate::pipeline::outcome::Ending;
-use crate::support::fault;
+use crate::message::identity::{HeldKey, Identity, Position};
 use crate::message::key::RecordKey;
-use crate::store::{DeadLetter, LetterKey, Standing};
-use crate::message::strategy::{Identity, Position};
+use crate::pipeline::outcome::Outcome;
+use crate::store::held_message::{HeldMessage, HoldReason};
+use crate::support::fault;
 
 /// What finds too many kept messages may come again after this many milliseconds.
 pub(crate) const COME_AGAIN_MS: u64 = 1_000;
 
 /// The kept messages of one consumer.
 #[derive(Debug)]
-pub(crate) struct Kept {
+pub(crate) struct Deferred {
     max: usize,
     /// Whether one was ever kept: where not, nobody need look.
     used: AtomicBool,
@@ -32,15 +32,15 @@ pub(crate) struct Kept {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    entries: BTreeMap<LetterKey, Entry>,
+    entries: BTreeMap<HeldKey, Entry>,
     /// Those that may go once they are due: all that are not on their way, but of each lane the first only.
     order: BTreeSet<Slot>,
     /// The redriven messages of each ordering key, in the order in which they were kept.
-    lanes: HashMap<String, BTreeSet<(u64, LetterKey)>>,
+    lanes: HashMap<String, BTreeSet<(u64, HeldKey)>>,
 }
 
 /// Due at, kept at (milliseconds since the Unix epoch), and which; `None` is before all.
-type Slot = (u64, u64, Option<LetterKey>);
+type Slot = (u64, u64, Option<HeldKey>);
 
 #[derive(Debug, Clone)]
 struct Entry {
@@ -61,22 +61,22 @@ struct Entry {
 /// A kept message whose time has come.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Due {
-    pub(crate) key: LetterKey,
+    pub(crate) key: HeldKey,
     /// The one before it has not ended, but its own wait is over, or that of one behind it.
     pub(crate) timed_out: bool,
 }
 
 /// A message that was found in the store.
-pub(crate) struct Found<'a> {
-    pub(crate) key: LetterKey,
-    pub(crate) letter: &'a DeadLetter,
+pub(crate) struct DeferredMessage<'a> {
+    pub(crate) key: HeldKey,
+    pub(crate) held_message: &'a HeldMessage,
     /// Its ordering key.
     pub(crate) lane: Option<String>,
     /// Whether it must wait for another one still.
     pub(crate) early: bool,
 }
 
-impl Kept {
+impl Deferred {
     pub(crate) fn new(max: usize) -> Self {
         Self {
             max,
@@ -97,13 +97,13 @@ impl Kept {
 
     /// Notes a message that is about to be parked until `until_ms`. Answers when its wait is over, which is as before if it
     /// is parked already; an ending if there is no room.
-    pub(crate) fn park(&self, message: &Identity, now_ms: u64, until_ms: u64) -> Result<u64, Ending> {
+    pub(crate) fn park(&self, message: &Identity, now_ms: u64, until_ms: u64) -> Result<u64, Outcome> {
         let mut waiting = self.to_keep();
-        let key = message.letter_key();
+        let key = message.held_key();
         let known = waiting.take(&key);
         if known.is_none() && waiting.entries.len() >= self.max {
             let error = format!("{} messages are parked or redriven already, which is the most", self.max);
-            return Err(Ending::Retry { error, after_ms: COME_AGAIN_MS });
+            return Err(Outcome::Retry { error, after_ms: COME_AGAIN_MS });
         }
         let before_ms = known.as_ref().and_then(|entry| entry.until_ms).unwrap_or(u64::MAX);
         let until_ms = before_ms.min(until_ms);
@@ -144,7 +144,7 @@ impl Kept {
 
     /// Whether the message is kept.
     pub(crate) fn holds(&self, message: &Identity) -> bool {
-        self.used.load(Relaxed) && self.waiting.lock().entries.contains_key(&message.letter_key())
+        self.used.load(Relaxed) && self.waiting.lock().entries.contains_key(&message.held_key())
     }
 
     /// How many messages are kept here.
@@ -153,13 +153,13 @@ impl Kept {
     }
 
     /// Notes messages that an operator has redriven: they run at once, and once more if they are on their way.
-    pub(crate) fn redriven<'a>(&self, letters: impl IntoIterator<Item = Found<'a>>) {
+    pub(crate) fn redriven<'a>(&self, held_messages: impl IntoIterator<Item = DeferredMessage<'a>>) {
         let mut waiting = self.to_keep();
-        for Found { key, letter, lane, .. } in letters {
-            self.last_ms.fetch_max(letter.at_ms, Relaxed);
+        for DeferredMessage { key, held_message, lane, .. } in held_messages {
+            self.last_ms.fetch_max(held_message.at_ms, Relaxed);
             match waiting.entries.get_mut(&key).filter(|entry| entry.running) {
                 Some(entry) => entry.again = true,
-                None => waiting.put(key, Entry::of(letter, Some(0), None, lane)),
+                None => waiting.put(key, Entry::of(held_message, Some(0), None, lane)),
             }
         }
         self.changed.notify_one();
@@ -167,15 +167,17 @@ impl Kept {
 
     /// Notes messages that the store keeps and that are not known here yet. One that is parked and not early any more may go at once: what it waited for ended
     /// before anybody knew of it here.
-    pub(crate) fn found<'a>(&self, found: impl IntoIterator<Item = Found<'a>>) {
+    pub(crate) fn found<'a>(&self, found: impl IntoIterator<Item = DeferredMessage<'a>>) {
         let mut waiting = self.to_keep();
-        for Found { key, letter, lane, early } in found {
-            self.last_ms.fetch_max(letter.at_ms, Relaxed);
-            let entry = match letter.standing {
-                Standing::Dead => continue,
-                Standing::Parked { .. } if fault::mutated("parked-forgotten-at-a-restart") => continue,
-                Standing::Redriven => Entry::of(letter, Some(0), None, lane),
-                Standing::Parked { until_ms, .. } => Entry::of(letter, (!early).then_some(0), Some(until_ms), None),
+        for DeferredMessage { key, held_message, lane, early } in found {
+            self.last_ms.fetch_max(held_message.at_ms, Relaxed);
+            let entry = match held_message.hold_reason {
+                HoldReason::Dead => continue,
+                HoldReason::Parked { .. } if fault::mutated("parked-forgotten-at-a-restart") => continue,
+                HoldReason::Redriven => Entry::of(held_message, Some(0), None, lane),
+                HoldReason::Parked { until_ms, .. } => {
+                    Entry::of(held_message, (!early).then_some(0), Some(until_ms), None)
+                }
             };
             if !waiting.entries.contains_key(&key) {
                 waiting.put(key, entry);
@@ -198,13 +200,13 @@ impl Kept {
     }
 
     /// A message that was on its way waits again, for another one.
-    pub(crate) fn waits(&self, key: &LetterKey) {
+    pub(crate) fn waits(&self, key: &HeldKey) {
         self.waiting.lock().change(key, |entry| entry.running = false);
         self.changed.notify_one();
     }
 
     /// A message that was on its way is kept no longer; or is to be tried again at `again_ms`.
-    pub(crate) fn ended(&self, key: &LetterKey, again_ms: Option<u64>) {
+    pub(crate) fn ended(&self, key: &HeldKey, again_ms: Option<u64>) {
         let mut waiting = self.waiting.lock();
         let again = waiting.entries.get(key).is_some_and(|entry| entry.again);
         match again_ms.or(again.then_some(0)) {
@@ -219,9 +221,10 @@ impl Kept {
 }
 
 impl Entry {
-    fn of(letter: &DeadLetter, ready_ms: Option<u64>, until_ms: Option<u64>, lane: Option<String>) -> Self {
-        let at_ms = if fault::mutated("redrive-out-of-order") { u64::MAX - letter.at_ms } else { letter.at_ms };
-        Self { position: letter.position.clone(), ready_ms, until_ms, running: false, again: false, at_ms, lane }
+    fn of(held_message: &HeldMessage, ready_ms: Option<u64>, until_ms: Option<u64>, lane: Option<String>) -> Self {
+        let at_ms =
+            if fault::mutated("redrive-out-of-order") { u64::MAX - held_message.at_ms } else { held_message.at_ms };
+        Self { position: held_message.position.clone(), ready_ms, until_ms, running: false, again: false, at_ms, lane }
     }
 
     /// When something is to be done about it.
@@ -233,14 +236,14 @@ impl Entry {
         self.ready_ms.is_some_and(|ready_ms| ready_ms <= now_ms)
     }
 
-    fn slot(&self, key: &LetterKey) -> Slot {
+    fn slot(&self, key: &HeldKey) -> Slot {
         (self.due_ms(), self.at_ms, Some(key.clone()))
     }
 }
 
 impl Waiting {
     /// Notes a message, instead of what was noted of it.
-    fn put(&mut self, key: LetterKey, entry: Entry) {
+    fn put(&mut self, key: HeldKey, entry: Entry) {
         self.take(&key);
         if let Some(lane) = &entry.lane {
             // It may be before the one that was first.
@@ -254,7 +257,7 @@ impl Waiting {
     }
 
     /// Forgets a message; the next of its lane is first then.
-    fn take(&mut self, key: &LetterKey) -> Option<Entry> {
+    fn take(&mut self, key: &HeldKey) -> Option<Entry> {
         self.unlist(key);
         let entry = self.entries.remove(key)?;
         if let Some(name) = &entry.lane
@@ -270,7 +273,7 @@ impl Waiting {
     }
 
     /// Changes what is noted of a message, but not its lane and its place in it.
-    fn change(&mut self, key: &LetterKey, change: impl FnOnce(&mut Entry)) {
+    fn change(&mut self, key: &HeldKey, change: impl FnOnce(&mut Entry)) {
         self.unlist(key);
         if let Some(entry) = self.entries.get_mut(key) {
             change(entry);
@@ -278,20 +281,20 @@ impl Waiting {
         self.list(key);
     }
 
-    fn list(&mut self, key: &LetterKey) {
+    fn list(&mut self, key: &HeldKey) {
         if let Some(entry) = self.entries.get(key).filter(|entry| !entry.running && self.is_first(key, entry)) {
             self.order.insert(entry.slot(key));
         }
     }
 
-    fn unlist(&mut self, key: &LetterKey) {
+    fn unlist(&mut self, key: &HeldKey) {
         if let Some(entry) = self.entries.get(key) {
             self.order.remove(&entry.slot(key));
         }
     }
 
     /// Whether no other goes before it: it is in no lane, or the first of its lane.
-    fn is_first(&self, key: &LetterKey, entry: &Entry) -> bool {
+    fn is_first(&self, key: &HeldKey, entry: &Entry) -> bool {
         let Some(lane) = entry.lane.as_ref().and_then(|lane| self.lanes.get(lane)) else { return true };
         lane.first().is_some_and(|(_, first)| first == key)
     }
@@ -328,8 +331,8 @@ impl Waiting {
     }
 
     /// The messages that are kept under a record.
-    fn of<'a>(&'a self, record: &'a RecordKey) -> impl Iterator<Item = (&'a LetterKey, &'a Entry)> {
-        let from = LetterKey { record: record.clone(), fingerprint: [0; 16] };
+    fn of<'a>(&'a self, record: &'a RecordKey) -> impl Iterator<Item = (&'a HeldKey, &'a Entry)> {
+        let from = HeldKey { record: record.clone(), fingerprint: [0; 16] };
         let entries = self.entries.range((Bound::Included(from), Bound::Unbounded));
         entries.take_while(move |(key, _)| key.record == *record)
     }
@@ -338,8 +341,9 @@ impl Waiting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::key::{Fingerprint, Scope};
     use crate::message::Message;
+    use crate::message::fingerprint::Fingerprint;
+    use crate::message::key::Scope;
 
     fn record(key: &str) -> RecordKey {
         RecordKey::new(Scope::of("p"), "/source".into(), key.into())
@@ -347,15 +351,20 @@ mod tests {
 
     fn at(key: &str, version: u64) -> Identity {
         let fingerprint = Fingerprint { version: 1, digest: [version as u8; 16] };
-        Identity { record: record(key), own: record(key), fingerprint, position: Some(Position::Version(version)) }
+        Identity {
+            record: record(key),
+            message_key: record(key),
+            fingerprint,
+            position: Some(Position::Version(version)),
+        }
     }
 
-    fn letter(message: &Identity, standing: Standing, at_ms: u64) -> DeadLetter {
-        DeadLetter {
+    fn held_message(message: &Identity, hold_reason: HoldReason, at_ms: u64) -> HeldMessage {
+        HeldMessage {
             message: Message::new("id", "/source", "kind"),
             fingerprint: message.fingerprint,
             position: message.position.clone(),
-            standing,
+            hold_reason,
             error: String::new(),
             attempts: 0,
             component: "native".into(),
@@ -364,108 +373,109 @@ mod tests {
     }
 
     /// Three versions of `a` are parked, each with the end of its wait.
-    fn parked(kept: &Kept, waits: &[(u64, u64)]) {
+    fn parked(kept: &Deferred, waits: &[(u64, u64)]) {
         for (version, until_ms) in waits {
             assert_eq!(kept.park(&at("a", *version), 0, *until_ms), Ok(*until_ms));
         }
     }
 
-    fn due(kept: &Kept, now_ms: u64) -> Vec<(LetterKey, bool)> {
+    fn due(kept: &Deferred, now_ms: u64) -> Vec<(HeldKey, bool)> {
         kept.due(now_ms, 9).0.into_iter().map(|due| (due.key, due.timed_out)).collect()
     }
 
     #[test]
     fn the_first_of_an_entity_goes_first_whosever_time_is_over() {
-        let kept = Kept::new(10);
+        let kept = Deferred::new(10);
         parked(&kept, &[(3, 100), (2, 200)]);
         assert_eq!(kept.due(99, 9), (vec![], Some(100)));
-        assert_eq!(due(&kept, 100), [(at("a", 2).letter_key(), true)]);
+        assert_eq!(due(&kept, 100), [(at("a", 2).held_key(), true)]);
         assert_eq!(kept.due(100, 9), (vec![], None), "the other one goes when this one has ended");
-        kept.ended(&at("a", 2).letter_key(), None);
-        assert_eq!(due(&kept, 100), [(at("a", 3).letter_key(), true)]);
+        kept.ended(&at("a", 2).held_key(), None);
+        assert_eq!(due(&kept, 100), [(at("a", 3).held_key(), true)]);
     }
 
     #[test]
     fn who_waits_behind_goes_once_the_one_before_has_ended() {
-        let kept = Kept::new(10);
+        let kept = Deferred::new(10);
         parked(&kept, &[(2, 100), (3, 100)]);
         kept.park(&at("b", 2), 0, 100).expect("there is room");
         kept.settled(&at("a", 1));
-        assert_eq!(due(&kept, 1), [(at("a", 2).letter_key(), false)]);
+        assert_eq!(due(&kept, 1), [(at("a", 2).held_key(), false)]);
         // It ends while it is still noted: the one behind it is next, not itself.
         kept.settled(&at("a", 2));
-        kept.ended(&at("a", 2).letter_key(), None);
-        assert_eq!(due(&kept, 1), [(at("a", 3).letter_key(), false)]);
+        kept.ended(&at("a", 2).held_key(), None);
+        assert_eq!(due(&kept, 1), [(at("a", 3).held_key(), false)]);
     }
 
     #[test]
     fn what_is_left_behind_may_learn_that_it_is_too_late() {
-        let kept = Kept::new(10);
+        let kept = Deferred::new(10);
         parked(&kept, &[(2, 100), (9, 100)]);
         kept.settled(&at("a", 5));
-        assert_eq!(due(&kept, 1), [(at("a", 2).letter_key(), false)]);
+        assert_eq!(due(&kept, 1), [(at("a", 2).held_key(), false)]);
         assert_eq!(due(&kept, 1), [], "one of a record at a time");
-        kept.ended(&at("a", 2).letter_key(), None);
-        assert_eq!(due(&kept, 1), [(at("a", 9).letter_key(), false)]);
+        kept.ended(&at("a", 2).held_key(), None);
+        assert_eq!(due(&kept, 1), [(at("a", 9).held_key(), false)]);
     }
 
     #[test]
     fn what_is_put_off_is_not_taken_early_and_holds_up_those_behind_it() {
-        let kept = Kept::new(10);
+        let kept = Deferred::new(10);
         parked(&kept, &[(2, 100), (3, 100)]);
-        assert_eq!(due(&kept, 100), [(at("a", 2).letter_key(), true)]);
-        kept.ended(&at("a", 2).letter_key(), Some(500));
+        assert_eq!(due(&kept, 100), [(at("a", 2).held_key(), true)]);
+        kept.ended(&at("a", 2).held_key(), Some(500));
         assert_eq!(kept.due(100, 9), (vec![], Some(500)));
-        assert_eq!(due(&kept, 500)[0], (at("a", 2).letter_key(), false));
+        assert_eq!(due(&kept, 500)[0], (at("a", 2).held_key(), false));
     }
 
     #[test]
     fn what_is_found_at_the_start_goes_unless_it_is_early() {
-        let kept = Kept::new(10);
-        let standing = Standing::Parked { awaits: 1, until_ms: 100 };
-        let letters = [(2, false), (3, true)].map(|(version, early)| (letter(&at("a", version), standing, 7), early));
-        kept.found(letters.iter().map(|(letter, early)| Found {
-            key: letter.key(&record("a")),
-            letter,
+        let kept = Deferred::new(10);
+        let hold_reason = HoldReason::Parked { awaits: 1, until_ms: 100 };
+        let held_messages =
+            [(2, false), (3, true)].map(|(version, early)| (held_message(&at("a", version), hold_reason, 7), early));
+        kept.found(held_messages.iter().map(|(held_message, early)| DeferredMessage {
+            key: held_message.key(&record("a")),
+            held_message,
             lane: None,
             early: *early,
         }));
-        assert_eq!(due(&kept, 1), [(at("a", 2).letter_key(), false)]);
+        assert_eq!(due(&kept, 1), [(at("a", 2).held_key(), false)]);
         assert_eq!(kept.park(&at("a", 2), 0, 900), Ok(100), "and waits as long as before, if it must");
         kept.settled(&at("a", 1));
         assert_eq!(kept.due(1, 9).0, [], "it is on its way still");
-        kept.waits(&at("a", 2).letter_key());
-        assert_eq!(due(&kept, 1), [(at("a", 2).letter_key(), false)]);
+        kept.waits(&at("a", 2).held_key());
+        assert_eq!(due(&kept, 1), [(at("a", 2).held_key(), false)]);
     }
 
     #[test]
     fn parking_again_does_not_prolong_the_wait_and_too_many_are_put_off() {
-        let kept = Kept::new(1);
+        let kept = Deferred::new(1);
         assert_eq!(kept.park(&at("a", 2), 0, 100), Ok(100));
         assert_eq!(kept.park(&at("a", 2), 0, 900), Ok(100));
-        assert!(matches!(kept.park(&at("a", 3), 0, 100), Err(Ending::Retry { .. })));
+        assert!(matches!(kept.park(&at("a", 3), 0, 100), Err(Outcome::Retry { .. })));
     }
 
     /// Keys and letters of redriven messages, each kept at its time.
-    fn redriven(names: &[(&str, u64)]) -> Vec<(LetterKey, DeadLetter)> {
+    fn redriven(names: &[(&str, u64)]) -> Vec<(HeldKey, HeldMessage)> {
         let redriven = |(name, at_ms): &(&str, u64)| {
             let message = Identity { position: None, ..at(name, 1) };
-            (message.letter_key(), letter(&message, Standing::Redriven, *at_ms))
+            (message.held_key(), held_message(&message, HoldReason::Redriven, *at_ms))
         };
         names.iter().map(redriven).collect()
     }
 
-    fn found(kept: &Kept, letters: &[(LetterKey, DeadLetter)], lane: Option<&str>) {
-        kept.found(letters.iter().map(|(key, letter)| in_lane(key, letter, lane)));
+    fn found(kept: &Deferred, held_messages: &[(HeldKey, HeldMessage)], lane: Option<&str>) {
+        kept.found(held_messages.iter().map(|(key, held_message)| in_lane(key, held_message, lane)));
     }
 
-    fn in_lane<'a>(key: &LetterKey, letter: &'a DeadLetter, lane: Option<&str>) -> Found<'a> {
-        Found { key: key.clone(), letter, lane: lane.map(str::to_owned), early: false }
+    fn in_lane<'a>(key: &HeldKey, held_message: &'a HeldMessage, lane: Option<&str>) -> DeferredMessage<'a> {
+        DeferredMessage { key: key.clone(), held_message, lane: lane.map(str::to_owned), early: false }
     }
 
     #[test]
     fn the_redriven_of_a_lane_go_one_by_one_in_the_order_they_were_kept() {
-        let kept = Kept::new(10);
+        let kept = Deferred::new(10);
         let lane = redriven(&[("b", 3), ("c", 1), ("a", 2)]);
         found(&kept, &lane[..2], Some("lane"));
         found(&kept, &redriven(&[("x", 9)]), None);
@@ -482,9 +492,9 @@ mod tests {
 
     #[test]
     fn what_is_redriven_while_it_is_on_its_way_runs_again() {
-        let kept = Kept::new(10);
+        let kept = Deferred::new(10);
         let one = redriven(&[("a", 1)]);
-        let redrive = || kept.redriven(one.iter().map(|(key, letter)| in_lane(key, letter, Some("lane"))));
+        let redrive = || kept.redriven(one.iter().map(|(key, held_message)| in_lane(key, held_message, Some("lane"))));
         redrive();
         assert_eq!(due(&kept, 1).len(), 1);
         redrive();
@@ -495,7 +505,7 @@ mod tests {
 
     #[test]
     fn times_of_kept_messages_tell_their_order() {
-        let kept = Kept::new(10);
+        let kept = Deferred::new(10);
         assert_eq!([kept.time(5), kept.time(5), kept.time(3), kept.time(9)], [5, 6, 7, 9]);
     }
 }

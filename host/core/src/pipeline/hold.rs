@@ -1,36 +1,39 @@
 //! What becomes of a message that does not run: answered by its record, refused, or kept for later. The straight line of those
 //! that run is `consumer.rs`.
 
+use crate::message::identity::Identity;
 use crate::pipeline::admission::{Admission, decide};
-use crate::pipeline::{Accepted, Admitted, Inner};
-use crate::pipeline::outcome::Ending;
-use crate::support::fault;
-use crate::store::feed::EventKind;
+use crate::pipeline::delivery::Accepted;
 use crate::pipeline::options::MismatchPolicy;
+use crate::pipeline::outcome::Outcome;
+use crate::pipeline::{Admitted, Inner};
 use crate::record::Record;
-use crate::store::{Commit, Expected, LetterChange, RecordChange, Standing, StoreError};
-use crate::message::strategy::Identity;
+use crate::store::commit::{Commit, Expected, HeldChange, RecordChange};
+use crate::store::feed::FeedEventKind;
+use crate::store::held_message::HoldReason;
+use crate::support::error::StoreError;
+use crate::support::fault;
 
 impl Inner {
     /// What a message gets that must not run, by the record that says so (`None`: there is none); `None` if it may.
     pub(crate) fn answer(&self, message: &Accepted, record: Option<&Record>) -> Option<Admitted> {
         let gaps = self.parts.options.strategy.gaps().filter(|_| !message.past_gap);
         let now_ms = self.parts.clock.now_ms();
-        let ending = match decide(record, &message.identity, gaps, self.owner(), now_ms) {
+        let outcome = match decide(record, &message.identity, gaps, self.owner(), now_ms) {
             Admission::Fresh => return None,
             Admission::Gap { awaits } => return Some(Admitted::Park { awaits }),
             Admission::Mismatch => return Some(Admitted::Mismatch),
             Admission::Replay(stored) => {
-                self.note(message, EventKind::Replayed, now_ms);
-                Ending::Duplicate(stored)
+                self.note(message, FeedEventKind::Replayed, now_ms);
+                Outcome::Duplicate(stored)
             }
-            Admission::InFlight { after_ms } => Ending::InFlight { after_ms },
+            Admission::InFlight { after_ms } => Outcome::InFlight { after_ms },
             Admission::Stale => {
-                self.note(message, EventKind::Stale, now_ms);
-                Ending::Stale
+                self.note(message, FeedEventKind::Stale, now_ms);
+                Outcome::Stale
             }
         };
-        Some(Admitted::Ended(ending))
+        Some(Admitted::Ended(outcome))
     }
 
     fn owner(&self) -> &str {
@@ -38,42 +41,48 @@ impl Inner {
     }
 
     /// Has the feed tell of a message that leaves nothing behind. Nobody waits for it, and no record is touched.
-    fn note(&self, message: &Accepted, kind: EventKind, now_ms: u64) {
+    fn note(&self, message: &Accepted, kind: FeedEventKind, now_ms: u64) {
         if !fault::mutated("replay-not-noted") {
             self.parts.committer.note(kind, &message.identity.record, now_ms);
         }
     }
 
     /// The key was used with another body. The record stays byte for byte as it is.
-    pub(crate) async fn mismatch(&self, message: &Accepted) -> Result<Ending, StoreError> {
+    pub(crate) async fn mismatch(&self, message: &Accepted) -> Result<Outcome, StoreError> {
         let error = "the idempotency key was used before with another body; give the message a key of its own";
-        tracing::error!(key = %message.identity.own, "mismatch: {error}");
-        if self.parts.options.mismatch == MismatchPolicy::DeadLetter || message.kept {
-            self.keep(message, Standing::Dead, error.to_owned()).await?;
+        tracing::error!(key = %message.identity.message_key, "mismatch: {error}");
+        if self.parts.options.mismatch == MismatchPolicy::HeldMessage || message.kept {
+            self.keep(message, HoldReason::Dead, error.to_owned()).await?;
         }
-        Ok(Ending::Mismatch)
+        Ok(Outcome::Mismatch)
     }
 
     /// The strategy finds nothing to know the message by: it is kept, and never runs.
-    pub(crate) async fn refuse(&self, message: &Accepted, reason: String) -> Result<Ending, StoreError> {
+    pub(crate) async fn refuse(&self, message: &Accepted, reason: String) -> Result<Outcome, StoreError> {
         let error = format!("invalid: {reason}");
-        self.keep(message, Standing::Dead, error.clone()).await?;
-        Ok(Ending::DeadLettered { error })
+        self.keep(message, HoldReason::Dead, error.clone()).await?;
+        Ok(Outcome::DeadLettered { error })
     }
 
     /// Keeps a message that does not run. Its record, if there is one, stays byte for byte as it is.
-    pub(crate) async fn keep(&self, message: &Accepted, standing: Standing, error: String) -> Result<(), StoreError> {
-        let conclusion = self.conclusion(message);
-        let letter = conclusion.keep(standing, error, 0);
+    pub(crate) async fn keep(
+        &self,
+        message: &Accepted,
+        hold_reason: HoldReason,
+        error: String,
+    ) -> Result<(), StoreError> {
+        let builder = self.builder(message);
+        let held_message = builder.keep(hold_reason, error, 0);
         let record =
             if fault::mutated("record-goes-with-what-is-kept") { RecordChange::Remove } else { RecordChange::Keep };
-        let mut commit = Commit { record, letter: Some(LetterChange::Put(Box::new(letter))), ..conclusion.commit() };
+        let mut commit =
+            Commit { record, held_message: Some(HeldChange::Put(Box::new(held_message))), ..builder.commit() };
         self.stamp(&mut commit);
         self.parts.committer.submit(commit).durable().await.map(drop)
     }
 
     /// Parks a message until the version `awaits` has ended; `None` if what it waits for may have ended meanwhile.
-    pub(crate) async fn park(&self, message: &Accepted, awaits: u64) -> Result<Option<Ending>, StoreError> {
+    pub(crate) async fn park(&self, message: &Accepted, awaits: u64) -> Result<Option<Outcome>, StoreError> {
         let Some(gaps) = self.parts.options.strategy.gaps() else { return Ok(None) };
         let identity = &message.identity;
         let now_ms = self.parts.clock.now_ms();
@@ -83,10 +92,10 @@ impl Inner {
             Err(full) => return Ok(Some(full)),
         };
         let error = format!("waits for version {awaits}");
-        self.keep(message, Standing::Parked { awaits, until_ms }, error).await?;
+        self.keep(message, HoldReason::Parked { awaits, until_ms }, error).await?;
         // What it waits for may have ended while it was written down: whoever ended it has found it then, or is found here.
         if self.is_early(identity).await? {
-            return Ok(Some(Ending::Parked { awaits, until_ms }));
+            return Ok(Some(Outcome::Parked { awaits, until_ms }));
         }
         // Another owner may have written it: what is remembered here would answer the same again.
         self.cache.remove(&identity.record);
@@ -107,8 +116,8 @@ impl Inner {
     }
 
     /// Whether the store may still keep a message that has ended without a run.
-    pub(crate) fn may_be_kept(&self, message: &Accepted, ending: &Ending) -> bool {
-        let over = matches!(ending, Ending::Duplicate(_) | Ending::Stale);
+    pub(crate) fn may_be_kept(&self, message: &Accepted, outcome: &Outcome) -> bool {
+        let over = matches!(outcome, Outcome::Duplicate(_) | Outcome::Stale);
         over && (message.kept || self.kept.holds(&message.identity))
     }
 
@@ -122,8 +131,8 @@ impl Inner {
         }
         let commit = Commit {
             expected: Expected::of(found.map(|record| record.epoch)),
-            letter: Some(LetterChange::Remove(message.identity.fingerprint)),
-            ..self.conclusion(message).commit()
+            held_message: Some(HeldChange::Remove(message.identity.fingerprint)),
+            ..self.builder(message).commit()
         };
         self.parts.committer.submit(commit).durable().await.map(drop)
     }

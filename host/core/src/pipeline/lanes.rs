@@ -19,7 +19,7 @@ type Lane = VecDeque<oneshot::Sender<Turn>>;
 
 /// A place in a lane: waiting, or with the turn.
 #[derive(Debug)]
-pub(crate) enum Place {
+pub(crate) enum LaneTicket {
     /// At the front.
     Turn(Turn),
     /// Behind somebody.
@@ -35,12 +35,12 @@ pub(crate) struct Turn {
 
 impl Lanes {
     /// Takes the next place in the lane of `key`.
-    pub(crate) fn enter(&self, key: &str) -> Place {
+    pub(crate) fn enter(&self, key: &str) -> LaneTicket {
         let mut lanes = self.lanes.lock();
         if let Some(lane) = lanes.get_mut(key) {
             let (sender, receiver) = oneshot::channel();
             lane.push_back(sender);
-            return Place::Waiting(receiver);
+            return LaneTicket::Waiting(receiver);
         }
         if fault::mutated("lane-entered-in-two-steps") {
             drop(lanes);
@@ -48,7 +48,7 @@ impl Lanes {
         }
         let key: Arc<str> = key.into();
         lanes.insert(key.clone(), Lane::new());
-        Place::Turn(Turn { held: Some((self.clone(), key)) })
+        LaneTicket::Turn(Turn { held: Some((self.clone(), key)) })
     }
 }
 
@@ -60,7 +60,7 @@ impl Lanes {
     }
 }
 
-impl Place {
+impl LaneTicket {
     /// Waits for the turn. Dropping the future, or the place, gives the place up.
     pub(crate) async fn turn(self) -> Turn {
         match self {
@@ -103,7 +103,7 @@ mod tests {
         let first = lanes.enter("a").turn().await;
         let (second, third) = (lanes.enter("a"), lanes.enter("a"));
         let other = lanes.enter("b").turn().await;
-        assert!(matches!(second, Place::Waiting(_)));
+        assert!(matches!(second, LaneTicket::Waiting(_)));
         drop(first);
         let second = second.turn().await;
         let mut third = Box::pin(third.turn());

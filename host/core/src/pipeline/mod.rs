@@ -6,40 +6,52 @@ pub(crate) mod batch;
 pub(crate) mod claim;
 pub(crate) mod commit_builder;
 pub(crate) mod deferred;
+pub(crate) mod delivery;
 pub(crate) mod hold;
+pub(crate) mod in_flight;
 pub(crate) mod lanes;
 pub(crate) mod options;
 pub(crate) mod outcome;
 pub(crate) mod permit;
+pub(crate) mod run_result;
+pub(crate) mod terminal_cache;
 
 use std::sync::Arc;
 use std::time::Instant;
-
 use tokio::sync::{Semaphore, watch};
 
-use crate::pipeline::admission::{InFlight, Leading, TerminalCache};
-use crate::support::clock::Clock;
+use crate::circuit_breaker::CircuitBreaker;
 use crate::commit::committer::{Committer, Pending, Room};
-use crate::pipeline::commit_builder::Conclusion;
-use crate::run::context::{Context, Effects, ReadSet, StateView};
-use crate::run::checkpoint::{EarlyParts, Taken};
-use crate::pipeline::outcome::Ending;
-use crate::support::fault;
-use crate::circuit_breaker::Breaker;
-use crate::pipeline::deferred::Kept;
-use crate::message::key::{RecordKey, Scope};
-use crate::pipeline::lanes::{Lanes, Place, Turn};
-use crate::pipeline::permit::Leave;
+use crate::commit::overlay;
+use crate::commit::overlay::Overlay;
 use crate::message::Message;
+use crate::message::identity::Identity;
+use crate::message::key::{RecordKey, Scope};
 use crate::observe::metrics::IdempotencyMetrics;
+use crate::pipeline::commit_builder::CommitBuilder;
+use crate::pipeline::deferred::Deferred;
+use crate::pipeline::delivery::{Accepted, Handling};
+use crate::pipeline::in_flight::{InFlight, Leader};
+use crate::pipeline::lanes::{Lanes, Turn};
 use crate::pipeline::options::Options;
-use crate::run::outbound::Outside;
-use crate::commit::overlay::{self, Overlay};
-use crate::run::processor::{Failure, Invocation, MessageProcessor, Output};
-use crate::record::{self, Event, Record};
-use crate::store::crash_tracker::{Noted, RunningNotes};
-use crate::store::{Commit, Expected, IdempotencyStorage, LetterChange, RecordChange, StoreError, Verdict};
-use crate::message::strategy::{Identity, NotIdentified};
+use crate::pipeline::outcome::Outcome;
+use crate::pipeline::permit::RunPermit;
+use crate::pipeline::run_result::RunResult;
+use crate::pipeline::terminal_cache::TerminalCache;
+use crate::record;
+use crate::record::{Output, Record, RecordEvent};
+use crate::run::checkpoint::CheckpointParts;
+use crate::run::context::Context;
+use crate::run::failure::Failure;
+use crate::run::outbound::Outbound;
+use crate::run::processor::{Invocation, MessageProcessor};
+use crate::state::{Effects, ReadSet, StateView};
+use crate::store::IdempotencyStorage;
+use crate::store::commit::{Commit, Expected, HeldChange, RecordChange, Verdict};
+use crate::store::crash_tracker::{CrashTracker, RunMark};
+use crate::support::clock::Clock;
+use crate::support::error::StoreError;
+use crate::support::fault;
 
 /// What a consumer is made of.
 pub struct Parts {
@@ -56,7 +68,7 @@ pub struct Parts {
     /// Where counts go.
     pub metrics: Arc<dyn IdempotencyMetrics>,
     /// Who makes the processor's calls to the outside; `None`: it makes none.
-    pub outside: Option<Arc<dyn Outside>>,
+    pub outbound: Option<Arc<dyn Outbound>>,
     /// Settings.
     pub options: Options,
 }
@@ -78,57 +90,26 @@ pub(crate) struct Inner {
     overlay: Arc<Overlay>,
     /// The state as runs see it: the overlay over the store.
     view: Arc<dyn StateView>,
-    effect_limits: Arc<crate::run::context::EffectLimits>,
-    notes: Arc<dyn RunningNotes>,
+    effect_limits: Arc<crate::state::EffectLimits>,
+    notes: Arc<dyn CrashTracker>,
     /// What runs make durable before they end.
-    pub(crate) early: Arc<EarlyParts>,
+    pub(crate) early: Arc<CheckpointParts>,
     /// A place for each message that may be in flight: that runs, or whose commit is on its way.
     pub(crate) runs: Semaphore,
     /// Says when nothing is run, since too much fails.
-    pub(crate) breaker: Option<Breaker>,
+    pub(crate) breaker: Option<CircuitBreaker>,
     /// Messages that the store keeps and this consumer is to run.
-    pub(crate) kept: Kept,
+    pub(crate) kept: Deferred,
     /// Held by a run of a message that the process has died over: one at a time, so that of several suspects only the
     /// guilty one is there at the next death.
     suspect: tokio::sync::Mutex<()>,
     pub(crate) stopping: watch::Sender<bool>,
 }
 
-/// How a delivery wants to be treated.
-#[derive(Debug, Clone, Copy)]
-pub struct Handling {
-    /// A duplicate of a message in flight waits for its outcome; otherwise it ends as [`Ending::InFlight`] at once.
-    pub wait_in_flight: bool,
-    /// A retryable failure is run again here, after its backoff; otherwise it ends as [`Ending::Retry`] and the
-    /// source delivers again.
-    pub retry_here: bool,
-}
-
-impl Default for Handling {
-    fn default() -> Self {
-        Self { wait_in_flight: true, retry_here: true }
-    }
-}
-
-/// A message in its place: accepted, its order fixed, nothing run yet.
-pub struct Accepted {
-    pub(crate) message: Arc<Message>,
-    pub(crate) identity: Identity,
-    /// Why it can never run: the strategy finds nothing to know it by. Its identity is then that of its id.
-    refused: Option<NotIdentified>,
-    /// The store keeps it: whatever becomes of it, it is kept no longer, or kept as something else.
-    pub(crate) kept: bool,
-    /// It has waited long enough for the one before it.
-    pub(crate) past_gap: bool,
-    place: Option<Place>,
-    pub(crate) handling: Handling,
-    since: Instant,
-}
-
 /// A message that may run: nobody else does, and its record allows it.
-pub(crate) struct Claim {
+pub(crate) struct RunRight {
     /// Held until the ending is durable and in the cache.
-    _leading: Leading,
+    _leading: Leader,
     turn: Option<Turn>,
     /// The record as it was found, if its retention is not over.
     pub(crate) found: Option<Arc<Record>>,
@@ -148,27 +129,16 @@ pub(crate) struct Claim {
     pub(crate) is_own: bool,
 }
 
-/// A run that ended, as it left its context.
-pub(crate) struct Run {
-    /// Attempts made, with this one.
-    pub(crate) attempts: u32,
-    pub(crate) result: Result<Output, Failure>,
-    pub(crate) reads: ReadSet,
-    pub(crate) effects: Effects,
-    /// What it has made durable before.
-    pub(crate) taken: Option<Box<Taken>>,
-}
-
 /// A record that no message gets at.
-pub(crate) struct Held {
-    _leading: Leading,
+pub(crate) struct RecordHold {
+    _leading: Leader,
 }
 
 pub(crate) enum Admitted {
-    Run(Claim),
+    Run(RunRight),
     Park { awaits: u64 },
     Mismatch,
-    Ended(Ending),
+    Ended(Outcome),
 }
 
 impl IdempotentConsumer {
@@ -183,10 +153,10 @@ impl IdempotentConsumer {
             overlay,
             effect_limits: Arc::new(parts.options.effects.clone()),
             early: Arc::new(parts.early()),
-            notes: parts.storage.running_notes(),
+            notes: parts.storage.crash_tracker(),
             breaker: parts.breaker(),
             runs: Semaphore::new(parts.options.runs_max.clamp(1, Semaphore::MAX_PERMITS)),
-            kept: Kept::new(parts.options.kept_max),
+            kept: Deferred::new(parts.options.held_max),
             suspect: tokio::sync::Mutex::default(),
             stopping: watch::channel(false).0,
             parts,
@@ -199,7 +169,7 @@ impl IdempotentConsumer {
         &self.inner.parts.scope
     }
 
-    /// Stops waiting for retries: messages that wait for their next attempt end as [`Ending::Retry`]. Runs under way
+    /// Stops waiting for retries: messages that wait for their next attempt end as [`Outcome::Retry`]. Runs under way
     /// go on to their end.
     pub fn stop(&self) {
         self.inner.stopping.send_replace(true);
@@ -210,7 +180,7 @@ impl IdempotentConsumer {
         &self,
         message: Message,
         handling: Handling,
-    ) -> impl Future<Output = Result<Ending, StoreError>> + Send + '_ {
+    ) -> impl Future<Output = Result<Outcome, StoreError>> + Send + '_ {
         self.process(self.accept(message, handling))
     }
 
@@ -236,7 +206,7 @@ impl IdempotentConsumer {
     }
 
     /// Keeps every message off a record, until what is answered is dropped; what the record says is read again then.
-    pub(crate) async fn hold(&self, key: &RecordKey) -> Held {
+    pub(crate) async fn hold(&self, key: &RecordKey) -> RecordHold {
         loop {
             match self.inner.in_flight.enter(key) {
                 Ok(leading) => {
@@ -245,7 +215,7 @@ impl IdempotentConsumer {
                     if !fault::mutated("cache-outlives-redrive") {
                         self.inner.cache.remove(key);
                     }
-                    return Held { _leading: leading };
+                    return RecordHold { _leading: leading };
                 }
                 Err(following) => following.ended().await,
             }
@@ -271,18 +241,18 @@ impl IdempotentConsumer {
     ///
     /// What few messages need is in a box, here and below: a future is as large as all that it may ever wait for, and is moved as a whole.
     #[expect(clippy::manual_async_fn, reason = "an `async fn` has room for each argument twice")]
-    pub fn process(&self, mut accepted: Accepted) -> impl Future<Output = Result<Ending, StoreError>> + Send + '_ {
+    pub fn process(&self, mut accepted: Accepted) -> impl Future<Output = Result<Outcome, StoreError>> + Send + '_ {
         async move {
-            let ending = self.inner.process(&mut accepted).await?;
+            let outcome = self.inner.process(&mut accepted).await?;
             let elapsed_us = accepted.since.elapsed().as_micros() as u64;
-            self.inner.parts.metrics.ended(&self.inner.parts.scope, ending.name(), elapsed_us);
-            Ok(ending)
+            self.inner.parts.metrics.ended(&self.inner.parts.scope, outcome.name(), elapsed_us);
+            Ok(outcome)
         }
     }
 }
 
 impl Inner {
-    async fn process(&self, message: &mut Accepted) -> Result<Ending, StoreError> {
+    async fn process(&self, message: &mut Accepted) -> Result<Outcome, StoreError> {
         if let Some(refused) = message.refused.take() {
             return Box::pin(self.refuse(message, refused.to_string())).await;
         }
@@ -290,44 +260,44 @@ impl Inner {
             let mut claim = match self.admit(message).await? {
                 Admitted::Run(claim) => claim,
                 Admitted::Park { awaits } => match Box::pin(self.park(message, awaits)).await? {
-                    Some(ending) => return Ok(ending),
+                    Some(outcome) => return Ok(outcome),
                     None => continue,
                 },
                 Admitted::Mismatch => return Box::pin(self.mismatch(message)).await,
-                Admitted::Ended(Ending::InFlight { after_ms })
+                Admitted::Ended(Outcome::InFlight { after_ms })
                     if Box::pin(self.waits_elsewhere(message, after_ms)).await =>
                 {
                     continue;
                 }
-                Admitted::Ended(ending) => {
-                    if self.may_be_kept(message, &ending) {
+                Admitted::Ended(outcome) => {
+                    if self.may_be_kept(message, &outcome) {
                         Box::pin(self.keep_no_longer(message)).await?;
                     }
-                    if ending == Ending::Stale && !fault::mutated("stale-left-as-it-is") {
+                    if outcome == Outcome::Stale && !fault::mutated("stale-left-as-it-is") {
                         Box::pin(self.leave_nothing_of(message)).await?;
                     }
-                    return Ok(ending);
+                    return Ok(outcome);
                 }
             };
-            if let Some(ending) = self.run_to_its_end(message, &mut claim).await? {
-                return Ok(ending);
+            if let Some(outcome) = self.run_to_its_end(message, &mut claim).await? {
+                return Ok(outcome);
             }
             // Somebody else wrote the record meanwhile: see what it says now.
         }
     }
 
     /// Invoke, sequence, commit; again after a conflict, and after the backoff of a failure that may pass.
-    async fn run_to_its_end(&self, message: &Accepted, claim: &mut Claim) -> Result<Option<Ending>, StoreError> {
+    async fn run_to_its_end(&self, message: &Accepted, claim: &mut RunRight) -> Result<Option<Outcome>, StoreError> {
         loop {
             if claim.not_before_ms > 0
-                && let Some(ending) = Box::pin(self.wait_until_due(message, claim)).await
+                && let Some(outcome) = Box::pin(self.wait_until_due(message, claim)).await
             {
-                return Ok(Some(ending));
+                return Ok(Some(outcome));
             }
             if fault::mutated("mark-before-run") {
                 Box::pin(self.mark_first(message, claim)).await?;
             }
-            let Leave { place, call } = match self.leave(message, claim).await {
+            let RunPermit { place, call } = match self.leave(message, claim).await {
                 Ok(leave) => leave,
                 Err(put_off) => return Ok(Some(put_off)),
             };
@@ -337,9 +307,9 @@ impl Inner {
             let running = self.overlay.begin();
             let Some(run) = self.run_once(message, claim).await? else { return Ok(None) };
             fault::point("invoked");
-            let conclusion = self.conclusion(message);
-            let (went, ended_ms) = (run.went(claim), conclusion.now_ms);
-            let (mut commit, ending) = conclusion.of(claim, run);
+            let builder = self.builder(message);
+            let (went, ended_ms) = (run.went(claim), builder.now_ms);
+            let (mut commit, outcome) = builder.of(claim, run);
             self.stamp(&mut commit);
             let record = commit.record.put().expect("a run always leaves a record").clone();
             let room = self.parts.committer.room(&commit).await;
@@ -353,7 +323,7 @@ impl Inner {
             if let (Some(call), Some(went)) = (call, went) {
                 call.ended(went, ended_ms, 1);
             }
-            let retry = matches!(ending, Ending::Retry { .. });
+            let retry = matches!(outcome, Outcome::Retry { .. });
             if !retry || fault::mutated("turn-passed-at-a-retry") {
                 // The next of the lane may go: it sees these effects in the overlay.
                 claim.turn = None;
@@ -366,7 +336,7 @@ impl Inner {
             }
             if claim.deaths > 0 && verdict == Verdict::Committed {
                 // The record counts them from now on.
-                self.notes.forget(&message.identity.own);
+                self.notes.forget(&message.identity.message_key);
                 claim.deaths = 0;
             }
             if retry {
@@ -378,13 +348,13 @@ impl Inner {
                 Verdict::Committed => {
                     let key = &message.identity.record;
                     self.cache.insert(key.clone(), record);
-                    if matches!(ending, Ending::Compensating { .. }) {
+                    if matches!(outcome, Outcome::Compensating { .. }) {
                         self.parts.committer.undo();
                     }
                     if !retry && self.parts.options.strategy.gaps().is_some() {
                         self.kept.settled(&message.identity);
                     }
-                    return Ok(Some(ending));
+                    return Ok(Some(outcome));
                 }
                 Verdict::Conflict => {
                     self.parts.metrics.conflict(&self.parts.scope);
@@ -398,7 +368,7 @@ impl Inner {
     /// Decides whether the message may run. Order of looking: cache of terminal records, in-flight table, store.
     async fn admit(&self, message: &mut Accepted) -> Result<Admitted, StoreError> {
         if !message.handling.wait_in_flight && self.in_flight.contains(&message.identity.record) {
-            return Ok(Admitted::Ended(Ending::InFlight { after_ms: 0 }));
+            return Ok(Admitted::Ended(Outcome::InFlight { after_ms: 0 }));
         }
         let turn = match message.place.take() {
             Some(place) => {
@@ -421,7 +391,7 @@ impl Inner {
             let leading = match self.in_flight.enter(&message.identity.record) {
                 Ok(leading) => leading,
                 Err(_) if !message.handling.wait_in_flight => {
-                    return Ok(Admitted::Ended(Ending::InFlight { after_ms: 0 }));
+                    return Ok(Admitted::Ended(Outcome::InFlight { after_ms: 0 }));
                 }
                 Err(following) => {
                     following.ended().await;
@@ -440,22 +410,22 @@ impl Inner {
     }
 
     /// The claim to a message that may run: there is no record, or one that allows it, or one whose retention is over.
-    fn claim(&self, message: &Accepted, leading: Leading, turn: Option<Turn>, found: Option<Arc<Record>>) -> Claim {
+    fn claim(&self, message: &Accepted, leading: Leader, turn: Option<Turn>, found: Option<Arc<Record>>) -> RunRight {
         let now_ms = self.parts.clock.now_ms();
         let epoch = found.as_ref().map(|record| record.epoch);
         // A record of the message before it says nothing of this one.
         let of_it = |record: &Arc<Record>| !record.has_expired(now_ms) && record.position == message.identity.position;
         let found = found.filter(of_it);
         let not_before_ms = match found.as_ref().map(|record| &record.state) {
-            Some(record::State::RetryDue { at_ms, .. }) => *at_ms,
+            Some(record::RecordState::RetryDue { at_ms, .. }) => *at_ms,
             _ => 0,
         };
-        let deaths = self.notes.deaths(&message.identity.own);
+        let deaths = self.notes.deaths(&message.identity.message_key);
         let found_attempts =
             if fault::mutated("attempts-forgotten") { 0 } else { found.as_ref().map_or(0, |record| record.attempts) };
         let attempts = found_attempts + deaths;
         let ran_before = found.is_some() || deaths > 0;
-        Claim {
+        RunRight {
             _leading: leading,
             turn,
             found,
@@ -470,7 +440,7 @@ impl Inner {
     }
 
     /// Waits out the backoff; an ending if the message is to be put off instead.
-    async fn wait_until_due(&self, message: &Accepted, claim: &Claim) -> Option<Ending> {
+    async fn wait_until_due(&self, message: &Accepted, claim: &RunRight) -> Option<Outcome> {
         let after_ms = claim.not_before_ms.saturating_sub(self.parts.clock.now_ms());
         if after_ms == 0 {
             return None;
@@ -486,13 +456,13 @@ impl Inner {
             return None;
         }
         let error = claim.found.as_ref().and_then(|record| record.state.error()).unwrap_or_default().to_owned();
-        Some(Ending::Retry { error, after_ms })
+        Some(Outcome::Retry { error, after_ms })
     }
 
     /// Runs the message, unless the process has died over it as often as it may be tried.
     ///
     /// `None` if the claim was lost meanwhile.
-    async fn run_once(&self, message: &Accepted, claim: &mut Claim) -> Result<Option<Run>, StoreError> {
+    async fn run_once(&self, message: &Accepted, claim: &mut RunRight) -> Result<Option<RunResult>, StoreError> {
         if claim.deaths > 0 && claim.attempts >= self.parts.options.attempts_max {
             return Box::pin(self.give_up(message, claim)).await.map(Some);
         }
@@ -501,26 +471,26 @@ impl Inner {
     }
 
     /// What stands for a run of a message that the process has died over too often.
-    async fn give_up(&self, message: &Accepted, claim: &Claim) -> Result<Run, StoreError> {
+    async fn give_up(&self, message: &Accepted, claim: &RunRight) -> Result<RunResult, StoreError> {
         let result = Err(Failure::retry(format!("the host died {} times while it ran this message", claim.deaths)));
         let (reads, effects) = (ReadSet::default(), Effects::default());
         let early = self.unmade_early(message, claim.claimed()).make();
         let taken = Some(Box::new(early.take(true).await?));
-        Ok(Run { attempts: claim.attempts, result, reads, effects, taken })
+        Ok(RunResult { attempts: claim.attempts, result, reads, effects, taken })
     }
 
     /// Runs the processor. No transaction is held; nothing is written but what `early.rs` writes, and the claim's renewals.
-    async fn invoke(&self, message: &Accepted, claim: &mut Claim) -> Result<Option<Run>, StoreError> {
+    async fn invoke(&self, message: &Accepted, claim: &mut RunRight) -> Result<Option<RunResult>, StoreError> {
         let invocation = Invocation {
             message: message.message.clone(),
-            idempotency_key: message.identity.own.key.clone(),
+            idempotency_key: message.identity.message_key.key.clone(),
             attempt: claim.attempts + 1,
-            seed: message.identity.own.seed(),
+            seed: message.identity.message_key.seed(),
         };
-        let noted = Noted::begin(&self.notes, &message.identity.own);
+        let noted = RunMark::begin(&self.notes, &message.identity.message_key);
         fault::point_of("running", &message.message.id);
-        let unmade = self.unmade_early(message, claim.claimed());
-        let mut context = self.context(&message.identity.own).with_unmade_early(unmade);
+        let lazy = self.unmade_early(message, claim.claimed());
+        let mut context = self.context(&message.identity.message_key).with_unmade_early(lazy);
         let result = if self.claims() {
             // In a box, as all that few messages need: what most of them carry along stays small.
             let early = context.made_early().expect("it was just given").clone();
@@ -541,17 +511,17 @@ impl Inner {
             None => None,
         };
         let (reads, effects) = context.finish();
-        Ok(Some(Run { attempts: claim.attempts + 1, result, reads, effects, taken }))
+        Ok(Some(RunResult { attempts: claim.attempts + 1, result, reads, effects, taken }))
     }
 
     /// A context with nothing read or written yet.
-    pub(crate) fn context(&self, own: &RecordKey) -> Context {
-        Context::new(self.view.clone(), self.effect_limits.clone()).of(own)
+    pub(crate) fn context(&self, message_key: &RecordKey) -> Context {
+        Context::new(self.view.clone(), self.effect_limits.clone()).of(message_key)
     }
 
     /// Checks that what the run read still stands (also when it failed: it may have failed on what is no longer so), and
     /// gives the commit its place in the order. No other commit of this processor is sequenced in between.
-    pub(crate) fn sequence(&self, commit: Box<Commit>, room: Room) -> Result<Pending, overlay::Stale> {
+    pub(crate) fn sequence(&self, commit: Box<Commit>, room: Room) -> Result<Pending, overlay::StaleReads> {
         let mut turn = self.overlay.turn(&commit.reads)?;
         Ok(self.parts.committer.submit_in_turn(commit, room, &self.overlay, &mut turn))
     }
@@ -567,36 +537,36 @@ impl Inner {
     }
 
     /// Everything that decides what becomes of a message, at this moment.
-    pub(crate) fn conclusion<'a>(&'a self, message: &'a Accepted) -> Conclusion<'a> {
+    pub(crate) fn builder<'a>(&'a self, message: &'a Accepted) -> CommitBuilder<'a> {
         let (options, component) = (&self.parts.options, self.component());
-        Conclusion { options, component, message, now_ms: self.parts.clock.now_ms() }
+        CommitBuilder { options, component, message, now_ms: self.parts.clock.now_ms() }
     }
 
     /// Gives a message that is to be kept its time.
     pub(crate) fn stamp(&self, commit: &mut Commit) {
-        if let Some(LetterChange::Put(letter)) = &mut commit.letter {
-            letter.at_ms = self.kept.time(letter.at_ms);
+        if let Some(HeldChange::Put(held_message)) = &mut commit.held_message {
+            held_message.at_ms = self.kept.time(held_message.at_ms);
         }
     }
 
     /// The mutation "the record is marked before the guest runs".
-    async fn mark_first(&self, message: &Accepted, claim: &Claim) -> Result<(), StoreError> {
-        let conclusion = self.conclusion(message);
-        let record = conclusion.record(claim, 1, None, Event::Completed(Output::default()));
+    async fn mark_first(&self, message: &Accepted, claim: &RunRight) -> Result<(), StoreError> {
+        let builder = self.builder(message);
+        let record = builder.record(claim, 1, None, RecordEvent::Completed(Output::default()));
         let commit =
-            Commit { expected: Expected::Absent, record: RecordChange::Put(record.into()), ..conclusion.commit() };
+            Commit { expected: Expected::Absent, record: RecordChange::Put(record.into()), ..builder.commit() };
         let pending = self.parts.committer.submit(commit);
         pending.durable().await.map(drop)
     }
 }
 
-impl Claim {
+impl RunRight {
     /// The claim to the attempt after the one that `record` tells of.
     fn next_attempt(&mut self, record: Arc<Record>) {
         self.attempts = record.attempts;
         self.epoch = Some(record.epoch);
         self.not_before_ms = match &record.state {
-            record::State::RetryDue { at_ms, .. } => *at_ms,
+            record::RecordState::RetryDue { at_ms, .. } => *at_ms,
             _ => 0,
         };
         self.found = Some(record);

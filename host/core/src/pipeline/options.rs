@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use crate::circuit_breaker::state_machine::BreakerPolicy;
-use crate::run::context::EffectLimits;
-use crate::message::key::RecordKey;
 use crate::message::Message;
+use crate::message::key::RecordKey;
 use crate::message::strategy::Strategy;
+use crate::state::EffectLimits;
 
 /// Attempts that may be asked for, at most: each stands in the record's history.
 pub const ATTEMPTS_MAX: u32 = 1_000;
@@ -36,7 +36,7 @@ pub struct Options {
     /// is not among them.
     pub runs_max: usize,
     /// Messages that are parked or redriven at one time, at most; what comes then is put off.
-    pub kept_max: usize,
+    pub held_max: usize,
     /// What happens to a message whose key was used with another body.
     pub mismatch: MismatchPolicy,
     /// Which messages must run one after the other.
@@ -51,7 +51,7 @@ pub struct Options {
     /// How long a claim holds, in milliseconds; renewed while the run is under way.
     pub lease_ms: u64,
     /// Attempts to undo one step before an operator is asked; at least 1, at most [`ATTEMPTS_MAX`].
-    pub undo_attempts_max: u32,
+    pub compensation_attempts_max: u32,
 }
 
 impl Default for Options {
@@ -66,14 +66,14 @@ impl Default for Options {
             retention_ms: 7 * 24 * 60 * 60 * 1_000,
             redelivery_horizon_ms: 24 * 60 * 60 * 1_000,
             runs_max: 1_024,
-            kept_max: 10_000,
-            mismatch: MismatchPolicy::DeadLetter,
+            held_max: 10_000,
+            mismatch: MismatchPolicy::HeldMessage,
             ordering: Ordering::PartitionKey,
             effects: EffectLimits::default(),
             cache_bytes: 32 << 20,
             owner: "host".into(),
             lease_ms: 30_000,
-            undo_attempts_max: 20,
+            compensation_attempts_max: 20,
         }
     }
 }
@@ -82,7 +82,7 @@ impl Default for Options {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MismatchPolicy {
     /// Kept as a dead letter beside the record, and an error in the log.
-    DeadLetter,
+    HeldMessage,
     /// Refused; not kept.
     Reject,
 }

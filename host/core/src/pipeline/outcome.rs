@@ -1,18 +1,17 @@
 //! How a message ended, as its pipeline says it. What a transport or a person is told is theirs to say.
 
-use crate::pipeline::admission::Stored;
-use crate::run::processor::Output;
+use crate::record::Output;
 
 /// How a delivery of a message ended. Everything but `Retry`, `InFlight` and `Paused` is durable and may be acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ending {
+pub enum Outcome {
     /// It ran, and its effects are durable.
     Completed {
         /// Its result.
         output: Output,
     },
     /// It had ended before: nothing ran.
-    Duplicate(Stored),
+    Duplicate(StoredOutcome),
     /// Its key was used with another body: nothing ran.
     Mismatch,
     /// A later message of its entity was seen before: nothing ran.
@@ -63,7 +62,7 @@ pub enum Ending {
     },
 }
 
-impl Ending {
+impl Outcome {
     /// Whether the delivery is done with: if not, it is to come again.
     pub fn is_settled(&self) -> bool {
         match self {
@@ -90,5 +89,51 @@ impl Ending {
             Self::InFlight { .. } => "in-flight",
             Self::Paused { .. } => "paused",
         }
+    }
+}
+
+/// The stored outcome of a message whose life has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoredOutcome {
+    /// It completed with this result.
+    Completed(Output),
+    /// It failed for good with this error.
+    Failed(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::key::Scope;
+    use crate::observe::metrics::{Counters, IdempotencyMetrics as _};
+
+    /// The outcome after this one, so that none is left out here: a new one does not compile.
+    fn next(outcome: &Outcome) -> Option<Outcome> {
+        let error = String::new;
+        Some(match outcome {
+            Outcome::Completed { .. } => Outcome::Duplicate(StoredOutcome::Failed(error())),
+            Outcome::Duplicate(_) => Outcome::Mismatch,
+            Outcome::Mismatch => Outcome::Stale,
+            Outcome::Stale => Outcome::Parked { awaits: 1, until_ms: 1 },
+            Outcome::Parked { .. } => Outcome::DeadLettered { error: error() },
+            Outcome::DeadLettered { .. } => Outcome::Compensating { error: error() },
+            Outcome::Compensating { .. } => Outcome::Compensated { error: error() },
+            Outcome::Compensated { .. } => Outcome::CompensationFailed { error: error() },
+            Outcome::CompensationFailed { .. } => Outcome::Retry { error: error(), after_ms: 1 },
+            Outcome::Retry { .. } => Outcome::InFlight { after_ms: 1 },
+            Outcome::InFlight { .. } => Outcome::Paused { after_ms: 1 },
+            Outcome::Paused { .. } => return None,
+        })
+    }
+
+    #[test]
+    fn every_outcome_is_counted_under_its_name() {
+        let counters = Counters::default();
+        let first = Outcome::Completed { output: Output::default() };
+        let outcomes: Vec<Outcome> = std::iter::successors(Some(first), next).collect();
+        for outcome in &outcomes {
+            counters.ended(&Scope::of("p"), outcome.name(), 0);
+        }
+        assert_eq!(counters.read().outcomes, outcomes.iter().map(|outcome| (outcome.name(), 1)).collect::<Vec<_>>());
     }
 }

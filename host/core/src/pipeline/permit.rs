@@ -1,35 +1,21 @@
 //! Leave to run: a place among the runs, and the circuit breaker's. A message that waits for either holds neither, and loses no
 //! attempt. What a run does is the pipeline's.
 
-use serde::Serialize;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::circuit_breaker::state_machine::Went;
-use crate::pipeline::{Accepted, Claim, IdempotentConsumer, Inner, Parts, Run};
-use crate::pipeline::outcome::Ending;
-use crate::support::fault;
-use crate::circuit_breaker::{Breaker, BreakerParts, BreakerStatus, Call};
+use crate::circuit_breaker::{BreakerPermit, CircuitBreaker, CircuitBreakerParts};
 use crate::message::key::Scope;
-use crate::run::processor::Failure;
-use crate::store::StoreError;
+use crate::observe::status::ConsumerStatus;
+use crate::pipeline::delivery::Accepted;
+use crate::pipeline::outcome::Outcome;
+use crate::pipeline::{IdempotentConsumer, Inner, Parts, RunRight};
+use crate::support::error::StoreError;
+use crate::support::fault;
 
 /// What a run holds while it is under way.
-pub(crate) struct Leave<'a> {
+pub(crate) struct RunPermit<'a> {
     pub(crate) place: SemaphorePermit<'a>,
-    pub(crate) call: Option<Call<'a>>,
-}
-
-/// A consumer as people see it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct ConsumerStatus {
-    /// Messages that run, or whose commit is on its way.
-    pub runs_under_way: usize,
-    /// At most.
-    pub runs_max: usize,
-    /// Messages that are parked or redriven.
-    pub waiting: usize,
-    /// The circuit breaker, where there is one.
-    pub breaker: Option<BreakerStatus>,
+    pub(crate) call: Option<BreakerPermit<'a>>,
 }
 
 impl IdempotentConsumer {
@@ -63,15 +49,15 @@ impl IdempotentConsumer {
             runs_under_way: runs_max.saturating_sub(inner.runs.available_permits()),
             runs_max,
             waiting: inner.kept.len(),
-            breaker: inner.breaker.as_ref().map(Breaker::status),
+            breaker: inner.breaker.as_ref().map(CircuitBreaker::status),
         }
     }
 }
 
 impl Parts {
-    pub(crate) fn breaker(&self) -> Option<Breaker> {
+    pub(crate) fn breaker(&self) -> Option<CircuitBreaker> {
         let Scope { tenant, processor } = &self.scope;
-        Some(Breaker::new(BreakerParts {
+        Some(CircuitBreaker::new(CircuitBreakerParts {
             name: format!("processor/{tenant}/{processor}"),
             policy: self.options.breaker.clone()?,
             committer: self.committer.clone(),
@@ -84,13 +70,13 @@ impl Parts {
 impl Inner {
     /// Waits for leave to run: a place, and the circuit breaker's. An ending if the message is put off instead; it has lost no
     /// attempt then.
-    pub(crate) async fn leave(&self, message: &Accepted, claim: &mut Claim) -> Result<Leave<'_>, Ending> {
+    pub(crate) async fn leave(&self, message: &Accepted, claim: &mut RunRight) -> Result<RunPermit<'_>, Outcome> {
         let mut in_line = None;
         loop {
             let place = self.runs.acquire().await.expect("the semaphore is never closed");
-            let Some(breaker) = &self.breaker else { return Ok(Leave { place, call: None }) };
+            let Some(breaker) = &self.breaker else { return Ok(RunPermit { place, call: None }) };
             let refused = match breaker.enter() {
-                Ok(call) => return Ok(Leave { place, call: Some(call) }),
+                Ok(call) => return Ok(RunPermit { place, call: Some(call) }),
                 Err(refused) => refused,
             };
             // Others may need it: what waits holds no place.
@@ -100,13 +86,13 @@ impl Inner {
             }
             in_line.get_or_insert_with(|| breaker.stand_in_line());
             if !message.handling.retry_here || Box::pin(self.passable_or_stop(breaker)).await {
-                return Err(Ending::Paused { after_ms: refused.come_again_ms() });
+                return Err(Outcome::Paused { after_ms: refused.come_again_ms() });
             }
         }
     }
 
     /// Waits until the circuit breaker might let a run through; whether it was told to stop meanwhile.
-    async fn passable_or_stop(&self, breaker: &Breaker) -> bool {
+    async fn passable_or_stop(&self, breaker: &CircuitBreaker) -> bool {
         let mut stopping = self.stopping.subscribe();
         tokio::select! {
             () = breaker.passable() => false,
@@ -116,17 +102,5 @@ impl Inner {
 
     fn runs_max(&self) -> usize {
         self.parts.options.runs_max.clamp(1, Semaphore::MAX_PERMITS)
-    }
-}
-
-impl Run {
-    /// How it went, for the circuit breaker. What a processor refuses is an answer; `None`: it was not called at all.
-    pub(crate) fn went(&self, claim: &Claim) -> Option<Went> {
-        let failed = match &self.result {
-            Ok(_) => false,
-            Err(Failure::Retry { .. }) => true,
-            Err(Failure::Reject(_) | Failure::Invalid(_)) => fault::mutated("breaker-counts-what-is-refused"),
-        };
-        (self.attempts > claim.attempts).then_some(if failed { Went::Badly } else { Went::Well })
     }
 }

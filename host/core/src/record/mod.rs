@@ -6,16 +6,25 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::message::fingerprint::Fingerprint;
+use crate::message::identity::Position;
 use crate::support::fault;
-use crate::message::key::Fingerprint;
-use crate::run::processor::Output;
-use crate::message::strategy::Position;
+use bytes::Bytes;
+
+/// What a completed message answers; stored, and replayed byte for byte to duplicates.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Output {
+    /// Media type of `data`.
+    pub content_type: Option<String>,
+    /// The answer's bytes.
+    pub data: Bytes,
+}
 
 /// What is known of one idempotency key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// Where its life stands.
-    pub state: State,
+    pub state: RecordState,
     /// Grows with every claim and every attempt; only the owner of the current epoch may change the record.
     pub epoch: u64,
     /// Attempts made since it was received, or redriven.
@@ -36,14 +45,14 @@ pub struct Record {
     pub expires_ms: Option<u64>,
     /// What happened to its message so far, oldest first; but for its completion, which the state tells. See
     /// [`crate::record::history`].
-    pub history: Vec<Moment>,
+    pub history: Vec<HistoryEntry>,
 }
 
 /// One thing that happened to a record, with what it left behind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Moment {
+pub struct HistoryEntry {
     /// What happened.
-    pub event: Event,
+    pub event: RecordEvent,
     /// When, in milliseconds since the Unix epoch.
     pub at_ms: u64,
     /// The record's epoch from then on.
@@ -58,7 +67,7 @@ pub struct Moment {
 
 /// States of a record; each says what a duplicate gets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum State {
+pub enum RecordState {
     /// Claimed; a duplicate waits. After the lease's end another owner may take it over.
     InProgress {
         /// Who claimed it.
@@ -102,7 +111,7 @@ pub enum State {
 
 /// What can happen to a record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Event {
+pub enum RecordEvent {
     /// An owner takes or extends its claim.
     Claimed {
         /// Who.
@@ -146,7 +155,7 @@ pub enum Event {
     CompensationResolved,
 }
 
-impl Event {
+impl RecordEvent {
     /// The event's name, as the command line and the API print it.
     pub fn name(&self) -> &'static str {
         match self {
@@ -167,9 +176,9 @@ impl Event {
 /// The event cannot happen in this state.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a record that is {state} cannot take {event:?}")]
-pub struct Illegal {
+pub struct IllegalRecordEvent {
     state: &'static str,
-    event: Event,
+    event: RecordEvent,
 }
 
 impl Record {
@@ -180,7 +189,7 @@ impl Record {
     }
 }
 
-impl State {
+impl RecordState {
     /// The state's name, as the command line and the API print it.
     pub fn name(&self) -> &'static str {
         match self {
@@ -216,29 +225,32 @@ impl State {
 /// The state after `event`; `state` is `None` where there is no record yet.
 ///
 /// The table is DESIGN's; what is not in it is illegal.
-pub fn next(state: Option<&State>, event: Event) -> Result<State, Illegal> {
-    use State::{Compensated, Compensating, CompensationFailed, Completed, DeadLettered, InProgress, RetryDue};
+pub fn next_state(state: Option<&RecordState>, event: RecordEvent) -> Result<RecordState, IllegalRecordEvent> {
+    use RecordState::{Compensated, Compensating, CompensationFailed, Completed, DeadLettered, InProgress, RetryDue};
     // An attempt may end where none is claimed durably: a purely transactional processor needs one commit only.
     let running = matches!(state, None | Some(InProgress { .. } | RetryDue { .. }));
     let next = match (state, &event) {
-        (None | Some(RetryDue { .. }), Event::Claimed { owner, lease_end_ms, .. }) => {
+        (None | Some(RetryDue { .. }), RecordEvent::Claimed { owner, lease_end_ms, .. }) => {
             InProgress { owner: owner.clone(), lease_end_ms: *lease_end_ms }
         }
-        (Some(InProgress { owner: current, lease_end_ms: end }), Event::Claimed { owner, now_ms, lease_end_ms })
-            if current == owner || end <= now_ms =>
-        {
-            InProgress { owner: owner.clone(), lease_end_ms: *lease_end_ms }
+        (
+            Some(InProgress { owner: current, lease_end_ms: end }),
+            RecordEvent::Claimed { owner, now_ms, lease_end_ms },
+        ) if current == owner || end <= now_ms => InProgress { owner: owner.clone(), lease_end_ms: *lease_end_ms },
+        (_, RecordEvent::Completed(output)) if running => Completed { output: output.clone() },
+        (_, RecordEvent::Failed { error, retry_at_ms }) if running => {
+            RetryDue { error: error.clone(), at_ms: *retry_at_ms }
         }
-        (_, Event::Completed(output)) if running => Completed { output: output.clone() },
-        (_, Event::Failed { error, retry_at_ms }) if running => RetryDue { error: error.clone(), at_ms: *retry_at_ms },
-        (_, Event::GivenUp { error }) if running => DeadLettered { error: error.clone() },
-        (_, Event::CompensationStarted { error }) if running => Compensating { error: error.clone() },
-        (Some(Compensating { error }), Event::CompensationDone) => Compensated { error: error.clone() },
-        (Some(Compensating { error }), Event::CompensationGivenUp) => CompensationFailed { error: error.clone() },
-        (Some(DeadLettered { error }), Event::Redriven { at_ms }) => RetryDue { error: error.clone(), at_ms: *at_ms },
-        (Some(CompensationFailed { error }), Event::CompensationRetried) => Compensating { error: error.clone() },
-        (Some(CompensationFailed { error }), Event::CompensationResolved) => Compensated { error: error.clone() },
-        _ => return Err(Illegal { state: state.map_or("absent", State::name), event }),
+        (_, RecordEvent::GivenUp { error }) if running => DeadLettered { error: error.clone() },
+        (_, RecordEvent::CompensationStarted { error }) if running => Compensating { error: error.clone() },
+        (Some(Compensating { error }), RecordEvent::CompensationDone) => Compensated { error: error.clone() },
+        (Some(Compensating { error }), RecordEvent::CompensationGivenUp) => CompensationFailed { error: error.clone() },
+        (Some(DeadLettered { error }), RecordEvent::Redriven { at_ms }) => {
+            RetryDue { error: error.clone(), at_ms: *at_ms }
+        }
+        (Some(CompensationFailed { error }), RecordEvent::CompensationRetried) => Compensating { error: error.clone() },
+        (Some(CompensationFailed { error }), RecordEvent::CompensationResolved) => Compensated { error: error.clone() },
+        _ => return Err(IllegalRecordEvent { state: state.map_or("absent", RecordState::name), event }),
     };
     Ok(next)
 }

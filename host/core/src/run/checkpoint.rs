@@ -6,19 +6,23 @@ use std::sync::atomic::AtomicU32;
 
 use bytes::Bytes;
 
-use crate::run::outbound_call::{Caller, Journal};
-use crate::support::clock::Clock;
 use crate::commit::committer::{Committer, Pending};
-use crate::run::context::{Context, ContextError};
-use crate::support::fault;
-use crate::message::key::{RecordKey, Scope};
-use crate::run::lock::{Acquired, Ask, DistributedLock, LOCK_NAME_BYTES, Lock};
 use crate::message::Message;
-use crate::run::outbound::Outside;
-use crate::run::processor::{Failure, Output};
-use crate::saga::{Member, SagaEvent, SagaId, SagaMoment, SagaState};
+use crate::message::key::{RecordKey, Scope};
+use crate::record::Output;
+use crate::run::answer_journal::Journal;
+use crate::run::context::Context;
+use crate::run::failure::{ContextError, Failure};
+use crate::run::lock::{Acquired, DistributedLock, LOCK_NAME_BYTES, Lock, LockRequest};
+use crate::run::outbound::Outbound;
+use crate::run::outbound_call::OutboundCaller;
 use crate::saga::log::{ReadSaga, SagaLog};
-use crate::store::{Commit, Expected, IdempotencyStorage, SharedChange, StoreError, Verdict};
+use crate::saga::{Member, SagaEvent, SagaId, SagaLogEntry, SagaState};
+use crate::store::IdempotencyStorage;
+use crate::store::commit::{Commit, Expected, SharedChange, Verdict};
+use crate::support::clock::Clock;
+use crate::support::error::StoreError;
+use crate::support::fault;
 use crate::support::sync::Mutex;
 
 /// Steps that one saga may have, at most.
@@ -27,13 +31,13 @@ const STEPS_MAX: usize = 1_000;
 const APPENDS_MAX: usize = 100;
 
 /// What all runs of a consumer share.
-pub(crate) struct EarlyParts {
+pub(crate) struct CheckpointParts {
     pub(crate) scope: Scope,
     pub(crate) committer: Arc<Committer>,
     pub(crate) storage: Arc<dyn IdempotencyStorage>,
     pub(crate) clock: Arc<dyn Clock>,
     /// Who calls outside; `None`: nobody may.
-    pub(crate) outside: Option<Arc<dyn Outside>>,
+    pub(crate) outbound: Option<Arc<dyn Outbound>>,
     pub(crate) locks: Arc<dyn DistributedLock>,
     pub(crate) log: SagaLog,
     /// Digest of the component.
@@ -45,35 +49,35 @@ pub(crate) struct EarlyParts {
 /// What the small commits of a run rest on.
 pub(crate) enum Fence {
     /// The record has this epoch, as the claim has left it.
-    Claim(ClaimNow),
+    Claim(LiveLease),
     /// The saga that is being undone is as it was read.
     Saga(Box<ReadSaga>),
 }
 
 /// The claim of a run, which its heartbeat renews.
 #[derive(Debug)]
-pub(crate) struct ClaimNow(Mutex<Claimed>);
+pub(crate) struct LiveLease(Mutex<Lease>);
 
-/// See [`ClaimNow`].
+/// See [`LiveLease`].
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Claimed {
+pub(crate) struct Lease {
     /// Epoch of the record; `None`: there is none.
     pub(crate) epoch: Option<u64>,
     /// Until when nobody else may take it over, in milliseconds since the Unix epoch; `None`: it is not written down.
     pub(crate) lease_end_ms: Option<u64>,
 }
 
-impl ClaimNow {
-    pub(crate) fn new(claimed: Claimed) -> Self {
+impl LiveLease {
+    pub(crate) fn new(claimed: Lease) -> Self {
         Self(Mutex::new(claimed))
     }
 
-    pub(crate) fn get(&self) -> Claimed {
+    pub(crate) fn get(&self) -> Lease {
         *self.0.lock()
     }
 
     /// Sequences `commit` on top of the claim; what comes later rests on what it makes of it.
-    pub(crate) fn renew(&self, committer: &Committer, mut commit: Commit, claimed: Claimed) -> Pending {
+    pub(crate) fn renew(&self, committer: &Committer, mut commit: Commit, claimed: Lease) -> Pending {
         let mut now = self.0.lock();
         commit.expected = Expected::of(now.epoch);
         *now = claimed;
@@ -92,31 +96,31 @@ impl ClaimNow {
 
 /// Whose run it is.
 #[derive(Clone)]
-pub(crate) struct Whose {
+pub(crate) struct RunIdentity {
     pub(crate) record: RecordKey,
-    pub(crate) own: RecordKey,
+    pub(crate) message_key: RecordKey,
     pub(crate) message: Arc<Message>,
     /// The trace of its calls, unless the message has one.
     pub(crate) trace: u128,
 }
 
-/// What makes a run's [`Early`]. Most runs never need one.
-pub(crate) struct Unmade {
-    pub(crate) parts: Arc<EarlyParts>,
-    pub(crate) whose: Whose,
-    pub(crate) claimed: Claimed,
+/// What makes a run's [`Checkpoints`]. Most runs never need one.
+pub(crate) struct LazyCheckpoints {
+    pub(crate) parts: Arc<CheckpointParts>,
+    pub(crate) identity: RunIdentity,
+    pub(crate) claimed: Lease,
 }
 
-impl Unmade {
-    pub(crate) fn make(&self) -> Early {
-        Early::new(self.parts.clone(), self.whose.clone(), Fence::Claim(ClaimNow::new(self.claimed)))
+impl LazyCheckpoints {
+    pub(crate) fn make(&self) -> Checkpoints {
+        Checkpoints::new(self.parts.clone(), self.identity.clone(), Fence::Claim(LiveLease::new(self.claimed)))
     }
 }
 
 /// One run's.
-pub(crate) struct Early {
-    pub(crate) parts: Arc<EarlyParts>,
-    pub(crate) whose: Whose,
+pub(crate) struct Checkpoints {
+    pub(crate) parts: Arc<CheckpointParts>,
+    pub(crate) identity: RunIdentity,
     fence: Fence,
     saga: tokio::sync::Mutex<SagaSoFar>,
     pub(crate) journal: tokio::sync::Mutex<Option<Journal>>,
@@ -139,7 +143,7 @@ struct SagaSoFar {
 }
 
 /// What the end of a run takes along.
-pub(crate) struct Taken {
+pub(crate) struct PriorEffects {
     /// The saga, if the message has joined one by name or there are steps.
     pub(crate) saga: Option<ReadSaga>,
     pub(crate) completes_saga: bool,
@@ -151,7 +155,7 @@ pub(crate) struct Taken {
     over: Option<Failure>,
 }
 
-impl Taken {
+impl PriorEffects {
     /// How the run has ended, by what the processor says and what there is besides.
     pub(crate) fn judged(&self, result: Result<Output, Failure>) -> Result<Output, Failure> {
         if let Some(failure) = &self.over {
@@ -177,13 +181,13 @@ impl Taken {
     }
 }
 
-impl Early {
-    pub(crate) fn new(parts: Arc<EarlyParts>, whose: Whose, fence: Fence) -> Self {
+impl Checkpoints {
+    pub(crate) fn new(parts: Arc<CheckpointParts>, identity: RunIdentity, fence: Fence) -> Self {
         // What the attribute says is looked at when it is needed: a name that is none fails the run then.
-        let named = whose.message.extensions.get("saga").and_then(|name| SagaId::named(name).ok());
+        let named = identity.message.extensions.get("saga").and_then(|name| SagaId::named(name).ok());
         Self {
             parts,
-            whose,
+            identity,
             fence,
             saga: SagaSoFar { named, read: None, cursor: 0, completes: false }.into(),
             journal: None.into(),
@@ -194,7 +198,7 @@ impl Early {
     }
 
     /// Renews the run's claim; `None` where it rests on none.
-    pub(crate) fn renew(&self, commit: Commit, claimed: Claimed) -> Option<Pending> {
+    pub(crate) fn renew(&self, commit: Commit, claimed: Lease) -> Option<Pending> {
         match &self.fence {
             Fence::Claim(claim) => Some(claim.renew(&self.parts.committer, commit, claimed)),
             Fence::Saga(_) => None,
@@ -236,11 +240,15 @@ impl Early {
     }
 
     pub(crate) fn commit(&self) -> Commit {
-        Commit { own: self.whose.own.clone(), at_ms: self.parts.clock.now_ms(), ..Commit::of(&self.whose.record) }
+        Commit {
+            message_key: self.identity.message_key.clone(),
+            at_ms: self.parts.clock.now_ms(),
+            ..Commit::of(&self.identity.record)
+        }
     }
 
-    fn moment(&self, event: SagaEvent) -> SagaMoment {
-        SagaMoment { event, at_ms: self.parts.clock.now_ms() }
+    fn entry(&self, event: SagaEvent) -> SagaLogEntry {
+        SagaLogEntry { event, at_ms: self.parts.clock.now_ms() }
     }
 
     /// The run's saga, read at its first use; refuses one that does not go forward.
@@ -261,15 +269,15 @@ impl Early {
     async fn append(
         &self,
         so_far: &mut SagaSoFar,
-        events: impl Fn(&Early, &ReadSaga) -> Result<Vec<SagaEvent>, ContextError>,
+        events: impl Fn(&Checkpoints, &ReadSaga) -> Result<Vec<SagaEvent>, ContextError>,
     ) -> Result<(), ContextError> {
         for _ in 0..APPENDS_MAX {
             let read = self.forward(so_far).await?;
-            let moments: Vec<SagaMoment> = events(self, read)?.into_iter().map(|event| self.moment(event)).collect();
-            if moments.is_empty() {
+            let entries: Vec<SagaLogEntry> = events(self, read)?.into_iter().map(|event| self.entry(event)).collect();
+            if entries.is_empty() {
                 return Ok(());
             }
-            let appended = read.append(&moments, u64::MAX).map_err(|error| ContextError::Saga(error.to_string()))?;
+            let appended = read.append(&entries, u64::MAX).map_err(|error| ContextError::Saga(error.to_string()))?;
             self.check_claim()?;
             let commit = Commit { shared: Some(Box::new(appended.0)), ..self.commit() };
             let verdict = self.write(commit).await?;
@@ -284,20 +292,20 @@ impl Early {
 
     /// The event by which this message joins, unless it has.
     fn joining(&self, read: &ReadSaga) -> (u32, Option<SagaEvent>) {
-        match read.saga.member(&self.whose.own) {
+        match read.saga.member(&self.identity.message_key) {
             Some(member) => (member, None),
             None => (read.saga.members.len() as u32, Some(SagaEvent::Joined(Box::new(self.member())))),
         }
     }
 
     fn member(&self) -> Member {
-        let Whose { record, own, message, .. } = &self.whose;
-        Member::of(record, own, message, &self.parts.component)
+        let RunIdentity { record, message_key, message, .. } = &self.identity;
+        Member::of(record, message_key, message, &self.parts.component)
     }
 
     /// The run's saga.
     fn id(&self, so_far: &SagaSoFar) -> SagaId {
-        so_far.named.clone().unwrap_or_else(|| SagaId::of_message(&self.whose.own))
+        so_far.named.clone().unwrap_or_else(|| SagaId::of_message(&self.identity.message_key))
     }
 
     async fn step(&self, name: &str, payload: Bytes) -> Result<(), ContextError> {
@@ -315,7 +323,7 @@ impl Early {
             return Err(ContextError::Limit { what: "steps of a saga", limit: STEPS_MAX });
         }
         // A re-run registers what it registered before: that stands.
-        let member = read.saga.member(&self.whose.own);
+        let member = read.saga.member(&self.identity.message_key);
         let cursor = so_far.cursor;
         let again = so_far
             .read
@@ -384,8 +392,8 @@ impl Early {
             )));
         }
         self.check_claim()?;
-        let owner = self.whose.own.to_string();
-        let acquired = self.parts.locks.acquire(Ask { name, owner: &owner, ttl_ms }).await?;
+        let owner = self.identity.message_key.to_string();
+        let acquired = self.parts.locks.acquire(LockRequest { name, owner: &owner, ttl_ms }).await?;
         if let Acquired::Held(lock) = &acquired {
             let mut held = self.held.lock().await;
             held.retain(|held| held.name != lock.name);
@@ -416,13 +424,13 @@ impl Early {
     }
 
     /// What the end of the run takes along. `reads_journal`: earlier runs may have left answers that this one did not ask for.
-    pub(crate) async fn take(&self, reads_journal: bool) -> Result<Taken, StoreError> {
+    pub(crate) async fn take(&self, reads_journal: bool) -> Result<PriorEffects, StoreError> {
         let mut so_far = self.saga.lock().await;
         if so_far.read.is_none() && (so_far.named.is_some() || (reads_journal && !self.parts.steps.is_empty())) {
             so_far.read = Some(self.parts.log.read(&self.id(&so_far)).await?);
         }
         let mut journal = self.journal.lock().await;
-        if journal.is_none() && reads_journal && self.parts.outside.is_some() {
+        if journal.is_none() && reads_journal && self.parts.outbound.is_some() {
             *journal = Some(self.read_journal().await?);
         }
         let mut journal: Vec<(u32, u16)> =
@@ -430,7 +438,7 @@ impl Early {
         journal.sort_unstable();
         let refused = journal.iter().skip_while(|(_, status)| *status < 400);
         let key = |(place, _): &(u32, u16)| self.journal_key(*place);
-        Ok(Taken {
+        Ok(PriorEffects {
             refused: refused.map(key).collect(),
             saga: so_far.read.take().filter(|read| read.id.is_named() || read.saga.events > 0),
             completes_saga: so_far.completes,
@@ -482,11 +490,11 @@ impl Context {
     }
 
     /// Who makes the run's calls to the outside. `None` where a context is no message's.
-    pub fn caller(&self) -> Option<Caller> {
-        self.early().ok().cloned().map(Caller)
+    pub fn caller(&self) -> Option<OutboundCaller> {
+        self.early().ok().cloned().map(OutboundCaller)
     }
 
-    fn early(&self) -> Result<&Arc<Early>, ContextError> {
+    fn early(&self) -> Result<&Arc<Checkpoints>, ContextError> {
         self.made_early().ok_or_else(|| ContextError::Saga("this context is no message's".into()))
     }
 }

@@ -3,9 +3,11 @@
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
-use crate::run::context::{Context, ContextError, RESERVED, StateView};
+use crate::run::context::Context;
+use crate::run::failure::ContextError;
+use crate::state::{RESERVED, StateView};
+use crate::support::error::StoreError;
 use crate::support::fault;
-use crate::store::StoreError;
 
 /// Begins the keys of all streams.
 const PREFIX: &str = "events/";
@@ -23,7 +25,7 @@ pub struct NewEvent {
 
 /// An event as it stands in its stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
+pub struct StreamEvent {
     /// Stable id: derived from the key of the message that appended it and from its position there. 32 hex digits.
     pub id: String,
     /// Its place in the stream: 1 for the first.
@@ -36,7 +38,7 @@ pub struct Event {
 
 /// The stream is at another version than the append expected; nothing was appended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Conflict {
+pub struct AppendConflict {
     /// The version it is at.
     pub actual_version: u64,
 }
@@ -49,11 +51,11 @@ impl Context {
         stream: &str,
         expected: Option<u64>,
         events: Vec<NewEvent>,
-    ) -> Result<Result<u64, Conflict>, ContextError> {
+    ) -> Result<Result<u64, AppendConflict>, ContextError> {
         self.check("events of an append", events.len(), self.limits().append_events)?;
         let actual_version = self.stream_version(stream).await?;
         if expected.is_some_and(|expected| expected != actual_version) {
-            return Ok(Err(Conflict { actual_version }));
+            return Ok(Err(AppendConflict { actual_version }));
         }
         let mut version = actual_version;
         let keys = Keys::of(stream);
@@ -72,7 +74,7 @@ impl Context {
     }
 
     /// Up to `limit` events of `stream` after version `after`, oldest first, as this run left them.
-    pub async fn events(&mut self, stream: &str, after: u64, limit: usize) -> Result<Vec<Event>, ContextError> {
+    pub async fn events(&mut self, stream: &str, after: u64, limit: usize) -> Result<Vec<StreamEvent>, ContextError> {
         self.check_stream(stream)?;
         let (start, end) = Keys::of(stream).after(after);
         let entries = self.scan_any(&start, &end, limit).await?;
@@ -102,19 +104,24 @@ impl Context {
         let position = self.appended;
         self.appended += 1;
         // Only in tests is a context no message's.
-        self.own().map_or([0; 16], |own| own.event_id(position))
+        self.message_key().map_or([0; 16], |message_key| message_key.event_id(position))
     }
 }
 
 /// Up to `limit` events of `stream` after version `after`, oldest first: for people.
-pub async fn read(view: &dyn StateView, stream: &str, after: u64, limit: usize) -> Result<Vec<Event>, StoreError> {
+pub async fn read_stream(
+    view: &dyn StateView,
+    stream: &str,
+    after: u64,
+    limit: usize,
+) -> Result<Vec<StreamEvent>, StoreError> {
     let (start, end) = Keys::of(stream).after(after);
     let entries = view.scan(&start, Some(&end), limit).await?;
     entries.iter().map(|(key, _, value)| decode(key, value)).collect()
 }
 
 /// Up to `limit` streams in the order of their keys, after the one named `after`, each with its version: for people.
-pub async fn streams(
+pub async fn list_streams(
     view: &dyn StateView,
     after: Option<&str>,
     limit: usize,
@@ -187,7 +194,7 @@ fn encode(id: [u8; 16], event: &NewEvent) -> Bytes {
     value.freeze()
 }
 
-fn decode(key: &str, value: &Bytes) -> Result<Event, StoreError> {
+fn decode(key: &str, value: &Bytes) -> Result<StreamEvent, StoreError> {
     let read = || {
         let version = u64::from_str_radix(key.rsplit_once('/')?.1, 16).ok()?;
         let (id, rest) = value.split_first_chunk::<16>()?;
@@ -195,7 +202,7 @@ fn decode(key: &str, value: &Bytes) -> Result<Event, StoreError> {
         let length = u32::from_le_bytes(*length) as usize;
         let kind = std::str::from_utf8(rest.get(..length)?).ok()?.to_owned();
         let id = format!("{:032x}", u128::from_be_bytes(*id));
-        Some(Event { id, version, kind, data: value.slice(HEADER_BYTES + length..) })
+        Some(StreamEvent { id, version, kind, data: value.slice(HEADER_BYTES + length..) })
     };
     read().ok_or_else(|| damaged(key))
 }
@@ -217,8 +224,8 @@ mod tests {
     use futures_util::future::BoxFuture;
 
     use super::*;
-    use crate::run::context::{EffectLimits, Entry, Version};
     use crate::message::key::{RecordKey, Scope};
+    use crate::state::{EffectLimits, Entry, Version};
 
     #[derive(Clone, Default)]
     struct Kept(BTreeMap<String, Bytes>);
@@ -242,15 +249,15 @@ mod tests {
     }
 
     fn context(kept: &Kept) -> Context {
-        let own = RecordKey::new(Scope::of("p"), "/s".into(), "m".into());
-        Context::new(Arc::new(kept.clone()), Arc::new(EffectLimits::default())).of(&own)
+        let message_key = RecordKey::new(Scope::of("p"), "/s".into(), "m".into());
+        Context::new(Arc::new(kept.clone()), Arc::new(EffectLimits::default())).of(&message_key)
     }
 
     fn new(kind: &str) -> NewEvent {
         NewEvent { kind: kind.into(), data: Bytes::from(format!("data of {kind}")) }
     }
 
-    fn kinds(events: &[Event]) -> Vec<(u64, &str)> {
+    fn kinds(events: &[StreamEvent]) -> Vec<(u64, &str)> {
         events.iter().map(|event| (event.version, event.kind.as_str())).collect()
     }
 
@@ -286,7 +293,7 @@ mod tests {
         let mut context = context(&kept);
         for expected in [0, 2] {
             let refused = context.append("a", Some(expected), vec![new("x")]).await.expect("an answer");
-            assert_eq!(refused, Err(Conflict { actual_version: 1 }));
+            assert_eq!(refused, Err(AppendConflict { actual_version: 1 }));
         }
         assert_eq!(context.append("a", Some(1), vec![]).await.expect("nothing to append"), Ok(1));
         let (reads, effects) = context.finish();
@@ -317,11 +324,11 @@ mod tests {
             appended(&mut kept, name, &[name, "second"]).await;
         }
         for name in names {
-            assert_eq!(kinds(&read(&kept, name, 0, 99).await.expect("events")), [(1, name), (2, "second")]);
+            assert_eq!(kinds(&read_stream(&kept, name, 0, 99).await.expect("events")), [(1, name), (2, "second")]);
         }
-        let listed = streams(&kept, None, 99).await.expect("streams");
+        let listed = list_streams(&kept, None, 99).await.expect("streams");
         let mut sorted: Vec<_> = listed.iter().map(|(name, version)| (name.as_str(), *version)).collect();
-        let after = streams(&kept, Some(&listed[2].0), 2).await.expect("streams");
+        let after = list_streams(&kept, Some(&listed[2].0), 2).await.expect("streams");
         assert_eq!(after, listed[3..5]);
         sorted.sort_unstable();
         let mut expected = names.map(|name| (name, 2));

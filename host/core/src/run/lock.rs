@@ -7,19 +7,21 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-use crate::support::clock::Clock;
 use crate::commit::committer::Committer;
-use crate::run::context::{StateView, Version};
-use crate::support::fault;
 use crate::message::key::{RecordKey, Scope};
-use crate::store::{Commit, IdempotencyStorage, SharedChange, StoreError, Verdict};
+use crate::state::{StateView, Version};
+use crate::store::IdempotencyStorage;
+use crate::store::commit::{Commit, SharedChange, Verdict};
+use crate::support::clock::Clock;
+use crate::support::error::StoreError;
+use crate::support::fault;
 
 /// Longest name of a lock, in bytes.
 pub const LOCK_NAME_BYTES: usize = 256;
 
 /// A lock that somebody asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ask<'a> {
+pub struct LockRequest<'a> {
     /// The lock's name.
     pub name: &'a str,
     /// Who asks. Who holds it already gets it anew, under a new fence.
@@ -59,7 +61,7 @@ pub enum Acquired {
 /// restarts. A lock alone protects nothing against a holder that is late: the fence does, where it is checked.
 pub trait DistributedLock: Send + Sync + 'static {
     /// Acquires a lock if nobody else holds it. Durable when it returns.
-    fn acquire<'a>(&'a self, ask: Ask<'a>) -> BoxFuture<'a, Result<Acquired, StoreError>>;
+    fn acquire<'a>(&'a self, ask: LockRequest<'a>) -> BoxFuture<'a, Result<Acquired, StoreError>>;
     /// Holds it for `ttl_ms` from now; `None` if it is somebody else's by now, or nobody's.
     fn extend<'a>(&'a self, lock: &'a Lock, ttl_ms: u64) -> BoxFuture<'a, Result<Option<Lock>, StoreError>>;
     /// Gives it back; one that is somebody else's by now is left alone.
@@ -121,7 +123,7 @@ impl StoreLocks {
 }
 
 impl DistributedLock for StoreLocks {
-    fn acquire<'a>(&'a self, ask: Ask<'a>) -> BoxFuture<'a, Result<Acquired, StoreError>> {
+    fn acquire<'a>(&'a self, ask: LockRequest<'a>) -> BoxFuture<'a, Result<Acquired, StoreError>> {
         Box::pin(async move {
             loop {
                 let (version, entry) = self.read(ask.name).await?;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// A call to the outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request {
+pub struct OutboundRequest {
     /// `GET`, `POST`, ...
     pub method: String,
     /// Absolute: scheme, authority, path and query.
@@ -22,7 +22,7 @@ pub struct Request {
 
 /// What the outside answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Response {
+pub struct OutboundResponse {
     /// HTTP status.
     pub status: u16,
     /// Names in lower case.
@@ -33,7 +33,7 @@ pub struct Response {
 
 /// Why a call has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum CallError {
+pub enum OutboundError {
     /// The processor may not: nothing was sent.
     #[error("the call is not granted: {0}")]
     Denied(String),
@@ -65,7 +65,7 @@ pub enum CallError {
 /// Contract: grants are checked before anything is sent, against the address that is connected to; redirects are not
 /// followed; the call ends within its timeout, and its answer is within its limit, whatever the other side does. Cancelling
 /// drops the connection.
-pub trait Outside: Send + Sync + 'static {
+pub trait Outbound: Send + Sync + 'static {
     /// Makes one call.
-    fn call<'a>(&'a self, request: &'a Request) -> BoxFuture<'a, Result<Response, CallError>>;
+    fn call<'a>(&'a self, request: &'a OutboundRequest) -> BoxFuture<'a, Result<OutboundResponse, OutboundError>>;
 }

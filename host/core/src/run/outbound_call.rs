@@ -1,72 +1,57 @@
 //! A run's calls to the outside: each under a key of its own, answered once and then from the journal. Who sends them is
 //! `outside.rs`' implementation.
 
-use std::collections::BTreeMap;
+use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
-use serde::{Deserialize, Serialize};
-
-use crate::run::context::{ContextError, RESERVED};
-use crate::run::checkpoint::Early;
+use crate::run::answer_journal::Answered;
+use crate::run::checkpoint::Checkpoints;
+use crate::run::failure::{ContextError, Failure};
+use crate::run::outbound::{OutboundError, OutboundRequest, OutboundResponse};
+use crate::store::commit::Verdict;
 use crate::support::fault;
-use crate::run::outbound::{CallError, Request, Response};
-use crate::run::processor::Failure;
-use crate::store::{StoreError, Verdict};
 
 /// Calls that one run may make, at most.
-const CALLS_MAX: u32 = 1_000;
-
-/// Answers by the place of their call.
-pub(crate) type Journal = BTreeMap<u32, Answered>;
-
-/// A call with its answer, as it is kept until its message has ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Answered {
-    method: String,
-    url: String,
-    body: [u8; 16],
-    pub(crate) response: Response,
-}
+pub(super) const CALLS_MAX: u32 = 1_000;
 
 /// Makes a run's calls to the outside. Independent of the context, so that calls may be under way at the same time.
 #[derive(Clone)]
-pub struct Caller(pub(crate) Arc<Early>);
+pub struct OutboundCaller(pub(crate) Arc<Checkpoints>);
 
 /// One call's place among those of its run: the same on every re-run.
-pub struct Call {
-    early: Arc<Early>,
+pub struct OutboundCall {
+    early: Arc<Checkpoints>,
     place: u32,
 }
 
-impl Caller {
+impl OutboundCaller {
     /// Gives the next call its place. Asked in the order in which the processor calls.
-    pub fn next(&self) -> Call {
-        Call { early: self.0.clone(), place: self.0.calls.fetch_add(1, Ordering::Relaxed) }
+    pub fn next(&self) -> OutboundCall {
+        OutboundCall { early: self.0.clone(), place: self.0.calls.fetch_add(1, Ordering::Relaxed) }
     }
 }
 
-impl Call {
+impl OutboundCall {
     /// The step key: the same on every re-run of the message, and no other call's. 32 hex digits.
     pub fn key(&self) -> String {
-        self.early.whose.own.call_id(self.place)
+        self.early.identity.message_key.call_id(self.place)
     }
 
     /// Makes the call, or answers what an earlier run of the message was answered. Adds `idempotency-key` and `traceparent`
     /// where the processor has set none.
     ///
     /// Answers are kept but for those that ask for another try (408, 425, 429 and 5xx): a retry calls these again, under the same key.
-    pub async fn send(&self, mut request: Request) -> Result<Response, CallError> {
+    pub async fn send(&self, mut request: OutboundRequest) -> Result<OutboundResponse, OutboundError> {
         let early = &*self.early;
-        let Some(outside) = &early.parts.outside else {
-            return Err(CallError::Denied(
+        let Some(outbound) = &early.parts.outbound else {
+            return Err(OutboundError::Denied(
                 "the processor was granted no outside calls (`http` in its settings)".into(),
             ));
         };
         if self.place >= CALLS_MAX {
             early.end(Failure::Reject(format!("calls of one message are over their limit of {CALLS_MAX}")));
-            return Err(CallError::Ended("too many calls".into()));
+            return Err(OutboundError::Ended("too many calls".into()));
         }
         let asked = Asked::of(&request);
         if let Some(response) = self.answered_before(&asked).await? {
@@ -75,7 +60,7 @@ impl Call {
         early.check_claim().map_err(ended)?;
         self.complete_headers(&mut request);
         fault::point("call-out");
-        let response = outside.call(&request).await?;
+        let response = outbound.call(&request).await?;
         fault::point("call-answered");
         if is_final(response.status) && !fault::mutated("answer-not-journalled") {
             self.keep(asked, response.clone()).await?;
@@ -84,7 +69,7 @@ impl Call {
         Ok(response)
     }
 
-    async fn answered_before(&self, asked: &Asked) -> Result<Option<Response>, CallError> {
+    async fn answered_before(&self, asked: &Asked) -> Result<Option<OutboundResponse>, OutboundError> {
         let early = &*self.early;
         let mut journal = early.journal.lock().await;
         if journal.is_none() {
@@ -106,10 +91,10 @@ impl Call {
             asked.url,
         );
         early.end(Failure::Reject(text.clone()));
-        Err(CallError::Diverged(text))
+        Err(OutboundError::Diverged(text))
     }
 
-    fn complete_headers(&self, request: &mut Request) {
+    fn complete_headers(&self, request: &mut OutboundRequest) {
         let has = |name: &str| request.headers.iter().any(|(is, _)| is.eq_ignore_ascii_case(name));
         let (keyed, traced) = (has("idempotency-key"), has("traceparent"));
         if !keyed {
@@ -118,7 +103,7 @@ impl Call {
         }
         if !traced {
             request.headers.push(("traceparent".into(), self.traceparent().into()));
-            let state = self.early.whose.message.extensions.get("tracestate");
+            let state = self.early.identity.message.extensions.get("tracestate");
             request.headers.extend(state.map(|state| ("tracestate".into(), Bytes::copy_from_slice(state.as_bytes()))));
         }
     }
@@ -127,15 +112,15 @@ impl Call {
     /// re-run.
     fn traceparent(&self) -> String {
         let key = self.key();
-        let given = self.early.whose.message.extensions.get("traceparent").map(String::as_str);
+        let given = self.early.identity.message.extensions.get("traceparent").map(String::as_str);
         let (trace, flags) = given.and_then(trace_of).unwrap_or_else(|| {
-            let trace = self.early.whose.trace.max(1);
+            let trace = self.early.identity.trace.max(1);
             (format!("{trace:032x}"), "01".to_owned())
         });
         format!("00-{trace}-{}-{flags}", &key[..16])
     }
 
-    async fn keep(&self, asked: Asked, response: Response) -> Result<(), CallError> {
+    async fn keep(&self, asked: Asked, response: OutboundResponse) -> Result<(), OutboundError> {
         let early = &*self.early;
         let Asked { method, url, body } = asked;
         let answered = Answered { method, url, body, response };
@@ -160,7 +145,7 @@ struct Asked {
 }
 
 impl Asked {
-    fn of(request: &Request) -> Self {
+    fn of(request: &OutboundRequest) -> Self {
         let hash = blake3::hash(&request.body);
         let body = *hash.as_bytes().first_chunk().expect("a hash has 32 bytes");
         Self { method: request.method.clone(), url: request.url.clone(), body }
@@ -182,25 +167,6 @@ fn trace_of(text: &str) -> Option<(String, String)> {
     fits.then(|| (trace.to_ascii_lowercase(), flags.to_owned()))
 }
 
-fn ended(error: ContextError) -> CallError {
-    CallError::Ended(error.to_string())
-}
-
-impl Early {
-    pub(crate) fn journal_key(&self, place: u32) -> String {
-        format!("{RESERVED}call/{:032x}/{place:06}", self.whose.own.digest())
-    }
-
-    pub(crate) async fn read_journal(&self) -> Result<Journal, StoreError> {
-        let view = self.parts.storage.view(&self.parts.scope);
-        let (start, end) = (self.journal_key(0), self.journal_key(CALLS_MAX));
-        let entries = view.scan(&start, Some(&end), CALLS_MAX as usize).await?;
-        let damaged = |key: &str| StoreError::Damaged(format!("an answer from outside, `{key}`").into());
-        let read = |(key, _, value): (String, u64, Bytes)| {
-            let place = key.rsplit_once('/').and_then(|(_, place)| place.parse().ok());
-            let answered = postcard::from_bytes(&value).ok();
-            Ok((place.ok_or_else(|| damaged(&key))?, answered.ok_or_else(|| damaged(&key))?))
-        };
-        entries.into_iter().map(read).collect()
-    }
+fn ended(error: ContextError) -> OutboundError {
+    OutboundError::Ended(error.to_string())
 }

@@ -1,48 +1,13 @@
 //! The seam to what processes a message: a WASM component or a native closure. Neither writes anything itself.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
-use crate::run::context::Context;
 use crate::message::Message;
-
-/// What a completed message answers; stored, and replayed byte for byte to duplicates.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Output {
-    /// Media type of `data`.
-    pub content_type: Option<String>,
-    /// The answer's bytes.
-    pub data: Bytes,
-}
-
-/// Why a message was not processed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-pub enum Failure {
-    /// May pass: run again, not before `after_ms` if given.
-    #[error("{reason}")]
-    Retry {
-        /// What went wrong, for people.
-        reason: String,
-        /// Least delay in milliseconds; absent: the host's backoff.
-        after_ms: Option<u64>,
-    },
-    /// For good: the processor refuses the message.
-    #[error("rejected: {0}")]
-    Reject(String),
-    /// For good: the message is not what this processor reads.
-    #[error("invalid: {0}")]
-    Invalid(String),
-}
-
-impl Failure {
-    /// A failure that may pass, tried again after the host's backoff.
-    pub fn retry(reason: impl Into<String>) -> Self {
-        Self::Retry { reason: reason.into(), after_ms: None }
-    }
-}
+use crate::record::Output;
+use crate::run::context::Context;
+use crate::run::failure::Failure;
 
 /// One run of one message.
 #[derive(Debug, Clone)]
@@ -81,7 +46,7 @@ pub trait MessageProcessor: Send + Sync + 'static {
 
 /// A step that is to be undone.
 #[derive(Debug, Clone)]
-pub struct StepToUndo {
+pub struct StepToCompensate {
     /// The message that registered it; seed and attempt are the compensation's own.
     pub invocation: Invocation,
     /// The step's name.
@@ -99,7 +64,11 @@ pub trait Compensation: Send + Sync {
     fn steps(&self) -> &[String];
 
     /// Undoes one.
-    fn compensate<'a>(&'a self, step: &'a StepToUndo, context: &'a mut Context) -> BoxFuture<'a, Result<(), Failure>>;
+    fn compensate<'a>(
+        &'a self,
+        step: &'a StepToCompensate,
+        context: &'a mut Context,
+    ) -> BoxFuture<'a, Result<(), Failure>>;
 }
 
 /// A processor compiled into the host.

@@ -9,10 +9,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::run::context::{StateView, Version};
 use crate::message::key::Scope;
-use crate::saga::{IllegalSagaEvent, Saga, SagaId, SagaMoment, SagaState};
-use crate::store::{IdempotencyStorage, SharedChange, StoreError};
+use crate::saga::{IllegalSagaEvent, Saga, SagaId, SagaLogEntry, SagaState};
+use crate::state::{StateView, Version};
+use crate::store::IdempotencyStorage;
+use crate::store::commit::SharedChange;
+use crate::support::error::StoreError;
 
 const HEADS: &str = "saga/head/";
 const UNDOS: &str = "saga/undo/";
@@ -39,7 +41,7 @@ pub struct ReadSaga {
 
 /// A saga among others.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed {
+pub struct SagaListing {
     /// Its name.
     pub id: SagaId,
     /// Where it stands.
@@ -58,40 +60,40 @@ impl SagaLog {
     pub async fn read(&self, id: &SagaId) -> Result<ReadSaga, StoreError> {
         // The head first: if somebody appends meanwhile, it is older than the events, and the append fails.
         let (version, _) = self.view.get(&head(id)).await?;
-        let moments = if version == 0 { Vec::new() } else { self.events(id).await? };
-        let saga = Saga::replay(&moments).map_err(|error| damaged(id, &error))?;
+        let entries = if version == 0 { Vec::new() } else { self.events(id).await? };
+        let saga = Saga::replay(&entries).map_err(|error| damaged(id, &error))?;
         Ok(ReadSaga { id: id.clone(), saga, version })
     }
 
     /// A saga's whole log, oldest first.
-    pub async fn events(&self, id: &SagaId) -> Result<Vec<SagaMoment>, StoreError> {
-        let (mut moments, end) = (Vec::new(), event(id, u32::MAX));
+    pub async fn events(&self, id: &SagaId) -> Result<Vec<SagaLogEntry>, StoreError> {
+        let (mut entries, end) = (Vec::new(), event(id, u32::MAX));
         loop {
-            let start = event(id, moments.len() as u32);
+            let start = event(id, entries.len() as u32);
             let page = self.view.scan(&start, Some(&end), PAGE).await?;
             let full = page.len() == PAGE;
             for (_, _, value) in page {
-                moments.push(postcard::from_bytes(&value).map_err(|error| damaged(id, &error))?);
+                entries.push(postcard::from_bytes(&value).map_err(|error| damaged(id, &error))?);
             }
             if !full {
-                return Ok(moments);
+                return Ok(entries);
             }
         }
     }
 
     /// Up to `limit` sagas after `after`, in the order of their names.
-    pub async fn list(&self, after: Option<&SagaId>, limit: usize) -> Result<Vec<Listed>, StoreError> {
+    pub async fn list(&self, after: Option<&SagaId>, limit: usize) -> Result<Vec<SagaListing>, StoreError> {
         let start = after.map_or_else(|| HEADS.to_owned(), |after| format!("{}\0", head(after)));
         let page = self.view.scan(&start, Some(&past(HEADS)), limit).await?;
-        page.iter().map(|(key, _, value)| Listed::of(id_in(key, HEADS)?, value)).collect()
+        page.iter().map(|(key, _, value)| SagaListing::of(id_in(key, HEADS)?, value)).collect()
     }
 
     /// Up to `limit` sagas that are being undone or are halted, in the order of their names; however many others there are.
-    pub async fn unsettled(&self, after: Option<&SagaId>, limit: usize) -> Result<Vec<Listed>, StoreError> {
+    pub async fn unsettled(&self, after: Option<&SagaId>, limit: usize) -> Result<Vec<SagaListing>, StoreError> {
         let mut listed = Vec::new();
         for id in self.undone_now(after, limit).await? {
             if let (_, Some(value)) = self.view.get(&head(&id)).await? {
-                listed.push(Listed::of(id, &value)?);
+                listed.push(SagaListing::of(id, &value)?);
             }
         }
         Ok(listed)
@@ -117,7 +119,7 @@ impl SagaLog {
     }
 }
 
-impl Listed {
+impl SagaListing {
     fn of(id: SagaId, head: &[u8]) -> Result<Self, StoreError> {
         let (state, changed_ms) = postcard::from_bytes(head).map_err(|error| damaged(&id, &error))?;
         Ok(Self { id, state, changed_ms })
@@ -127,13 +129,13 @@ impl Listed {
 impl ReadSaga {
     /// The change that appends `moments`, if nobody else has appended since. One that has ended then is remembered until
     /// `expires_ms` (since the Unix epoch); the log of one that has ended before is not longer than it was.
-    pub fn append(&self, moments: &[SagaMoment], expires_ms: u64) -> Result<(SharedChange, Saga), IllegalSagaEvent> {
+    pub fn append(&self, entries: &[SagaLogEntry], expires_ms: u64) -> Result<(SharedChange, Saga), IllegalSagaEvent> {
         let mut saga = self.saga.clone();
         let mut writes = BTreeMap::new();
-        for moment in moments {
-            let value = postcard::to_stdvec(moment).expect("an event of a saga can be encoded");
+        for entry in entries {
+            let value = postcard::to_stdvec(entry).expect("an event of a saga can be encoded");
             writes.insert(event(&self.id, saga.events), Some(value.into()));
-            saga.apply(moment)?;
+            saga.apply(entry)?;
         }
         let value = postcard::to_stdvec(&(saga.state, saga.changed_ms)).expect("two numbers can be encoded");
         writes.insert(head(&self.id), Some(value.into()));
@@ -168,7 +170,7 @@ impl ReadSaga {
 }
 
 fn is_undone_now(state: SagaState) -> bool {
-    matches!(state, SagaState::Undoing | SagaState::Halted)
+    matches!(state, SagaState::Compensating | SagaState::Stuck)
 }
 
 fn head(id: &SagaId) -> String {

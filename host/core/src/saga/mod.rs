@@ -10,9 +10,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::support::fault;
-use crate::message::key::{RecordKey, escaped};
 use crate::message::Message;
+use crate::message::key::{RecordKey, escaped};
+use crate::support::fault;
 
 /// Longest name of a saga that a message joins, in bytes.
 pub const SAGA_NAME_BYTES: usize = 256;
@@ -24,19 +24,19 @@ pub struct SagaId(Arc<str>);
 /// A text that cannot name a saga.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a saga's name has 1 to {SAGA_NAME_BYTES} bytes, not {0}")]
-pub struct NotASagaName(usize);
+pub struct InvalidSagaName(usize);
 
 impl SagaId {
     /// The saga of one message alone.
-    pub fn of_message(own: &RecordKey) -> Self {
-        Self(own.to_string().into())
+    pub fn of_message(message_key: &RecordKey) -> Self {
+        Self(message_key.to_string().into())
     }
 
     /// The saga that messages join under `name`. In its text `%` and `/` are percent-encoded, which no message's own saga
     /// looks like.
-    pub fn named(name: &str) -> Result<Self, NotASagaName> {
+    pub fn named(name: &str) -> Result<Self, InvalidSagaName> {
         if name.is_empty() || name.len() > SAGA_NAME_BYTES {
-            return Err(NotASagaName(name.len()));
+            return Err(InvalidSagaName(name.len()));
         }
         Ok(Self(escaped(name).into()))
     }
@@ -59,11 +59,11 @@ impl fmt::Display for SagaId {
 }
 
 impl FromStr for SagaId {
-    type Err = NotASagaName;
+    type Err = InvalidSagaName;
 
     /// Takes the text that a saga is listed under.
-    fn from_str(text: &str) -> Result<Self, NotASagaName> {
-        if text.is_empty() { Err(NotASagaName(0)) } else { Ok(Self(text.into())) }
+    fn from_str(text: &str) -> Result<Self, InvalidSagaName> {
+        if text.is_empty() { Err(InvalidSagaName(0)) } else { Ok(Self(text.into())) }
     }
 }
 
@@ -73,7 +73,7 @@ pub struct Member {
     /// Its record.
     pub record: RecordKey,
     /// Its own key: ids and seeds of its compensations are derived from it.
-    pub own: RecordKey,
+    pub message_key: RecordKey,
     /// The message, as received: compensations are given it.
     pub message: Message,
     /// Digest of the component that registered its steps, and that undoes them.
@@ -82,15 +82,16 @@ pub struct Member {
 
 impl Member {
     /// The message whose record and own key these are, with the component at work.
-    pub(crate) fn of(record: &RecordKey, own: &RecordKey, message: &Message, component: &Arc<str>) -> Self {
-        let (record, own, message, component) = (record.clone(), own.clone(), message.clone(), component.clone());
-        Self { record, own, message, component }
+    pub(crate) fn of(record: &RecordKey, message_key: &RecordKey, message: &Message, component: &Arc<str>) -> Self {
+        let (record, message_key, message, component) =
+            (record.clone(), message_key.clone(), message.clone(), component.clone());
+        Self { record, message_key, message, component }
     }
 }
 
 /// One thing that happened to a saga.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SagaMoment {
+pub struct SagaLogEntry {
     /// What.
     pub event: SagaEvent,
     /// When, in milliseconds since the Unix epoch.
@@ -119,19 +120,19 @@ pub enum SagaEvent {
     /// It ended well: nothing of it is undone.
     Completed,
     /// A message of it failed for good.
-    UndoStarted {
+    CompensationStarted {
         /// Which.
         member: u32,
         /// What went wrong.
         error: String,
     },
     /// A step is undone.
-    Undone {
+    Compensated {
         /// Which.
         step: u32,
     },
     /// A compensation failed and is due again.
-    UndoFailed {
+    AttemptFailed {
         /// Of which step.
         step: u32,
         /// What went wrong.
@@ -140,7 +141,7 @@ pub enum SagaEvent {
         retry_at_ms: u64,
     },
     /// A compensation failed for good: an operator decides.
-    Halted {
+    Stuck {
         /// Of which step.
         step: u32,
         /// What went wrong.
@@ -175,10 +176,10 @@ impl SagaEvent {
             Self::Registered { .. } => "registered",
             Self::PivotPassed { .. } => "pivot-passed",
             Self::Completed => "completed",
-            Self::UndoStarted { .. } => "undo-started",
-            Self::Undone { .. } => "undone",
-            Self::UndoFailed { .. } => "undo-failed",
-            Self::Halted { .. } => "halted",
+            Self::CompensationStarted { .. } => "undo-started",
+            Self::Compensated { .. } => "undone",
+            Self::AttemptFailed { .. } => "undo-failed",
+            Self::Stuck { .. } => "halted",
             Self::Retried { .. } => "retried",
             Self::Skipped { .. } => "skipped",
             Self::Resolved { .. } => "resolved",
@@ -198,11 +199,11 @@ pub enum SagaState {
     /// It ended well.
     Completed,
     /// Its steps are being undone, the last one first.
-    Undoing,
+    Compensating,
     /// A step could not be undone: an operator decides.
-    Halted,
+    Stuck,
     /// Every step is undone.
-    Undone,
+    Compensated,
     /// An operator has seen to what could not be undone.
     Resolved,
 }
@@ -214,16 +215,16 @@ impl SagaState {
             Self::Open => "open",
             Self::Pivoted => "pivoted",
             Self::Completed => "completed",
-            Self::Undoing => "undoing",
-            Self::Halted => "halted",
-            Self::Undone => "undone",
+            Self::Compensating => "undoing",
+            Self::Stuck => "halted",
+            Self::Compensated => "undone",
             Self::Resolved => "resolved",
         }
     }
 
     /// Whether nothing happens to it any more: it may be forgotten after a while.
     pub fn has_ended(self) -> bool {
-        matches!(self, Self::Completed | Self::Undone | Self::Resolved)
+        matches!(self, Self::Completed | Self::Compensated | Self::Resolved)
     }
 
     /// Whether messages may still go forward in it.
@@ -242,7 +243,7 @@ pub struct Step {
     /// What its compensation is given.
     pub payload: Bytes,
     /// How it stands.
-    pub standing: StepStanding,
+    pub hold_reason: StepState,
     /// Attempts to undo it that failed since it was last asked for.
     pub attempts: u32,
     /// When it is to be undone at the earliest, in milliseconds since the Unix epoch.
@@ -253,21 +254,21 @@ pub struct Step {
 
 /// How a step stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StepStanding {
+pub enum StepState {
     /// It may have been taken.
     Registered,
     /// It is undone.
-    Undone,
+    Compensated,
     /// An operator has seen to it.
     Skipped,
 }
 
-impl StepStanding {
+impl StepState {
     /// Its name, as the command line and the API print it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Registered => "registered",
-            Self::Undone => "undone",
+            Self::Compensated => "undone",
             Self::Skipped => "skipped",
         }
     }
@@ -300,20 +301,20 @@ pub struct IllegalSagaEvent {
 
 impl Saga {
     /// What a log comes to.
-    pub fn replay<'a>(moments: impl IntoIterator<Item = &'a SagaMoment>) -> Result<Self, IllegalSagaEvent> {
+    pub fn replay<'a>(entries: impl IntoIterator<Item = &'a SagaLogEntry>) -> Result<Self, IllegalSagaEvent> {
         let mut saga = Self::default();
-        for moment in moments {
-            saga.apply(moment)?;
+        for entry in entries {
+            saga.apply(entry)?;
         }
         Ok(saga)
     }
 
     /// Takes one more event; unchanged if it is illegal.
-    pub fn apply(&mut self, moment: &SagaMoment) -> Result<(), IllegalSagaEvent> {
-        use SagaState::{Completed, Halted, Open, Pivoted, Resolved, Undoing, Undone};
-        let next = self.next_to_undo().map(|(index, _)| index);
+    pub fn apply(&mut self, entry: &SagaLogEntry) -> Result<(), IllegalSagaEvent> {
+        use SagaState::{Compensated, Compensating, Completed, Open, Pivoted, Resolved, Stuck};
+        let next = self.next_step().map(|(index, _)| index);
         let known = |member: &u32| (*member as usize) < self.members.len();
-        let state = match (&moment.event, self.state) {
+        let state = match (&entry.event, self.state) {
             (SagaEvent::Joined(member), Open | Pivoted) => {
                 self.members.push((**member).clone());
                 self.state
@@ -323,7 +324,7 @@ impl Saga {
                     member: *member,
                     name: step.clone(),
                     payload: payload.clone(),
-                    standing: StepStanding::Registered,
+                    hold_reason: StepState::Registered,
                     attempts: 0,
                     due_ms: 0,
                     error: None,
@@ -332,53 +333,53 @@ impl Saga {
             }
             (SagaEvent::PivotPassed { member }, Open | Pivoted) if known(member) => Pivoted,
             (SagaEvent::Completed, Open | Pivoted) => Completed,
-            (SagaEvent::UndoStarted { member, error }, Open) if known(member) => {
+            (SagaEvent::CompensationStarted { member, error }, Open) if known(member) => {
                 self.failure = Some((*member, error.clone()));
-                Undoing
+                Compensating
             }
-            (SagaEvent::Undone { step }, Undoing) if Some(*step) == next => {
-                self.steps[*step as usize].standing = StepStanding::Undone;
-                Undoing
+            (SagaEvent::Compensated { step }, Compensating) if Some(*step) == next => {
+                self.steps[*step as usize].hold_reason = StepState::Compensated;
+                Compensating
             }
-            (SagaEvent::UndoFailed { step, error, retry_at_ms }, Undoing) if Some(*step) == next => {
+            (SagaEvent::AttemptFailed { step, error, retry_at_ms }, Compensating) if Some(*step) == next => {
                 let step = &mut self.steps[*step as usize];
                 (step.attempts, step.due_ms, step.error) = (step.attempts + 1, *retry_at_ms, Some(error.clone()));
-                Undoing
+                Compensating
             }
-            (SagaEvent::Halted { step, error }, Undoing) if Some(*step) == next => {
+            (SagaEvent::Stuck { step, error }, Compensating) if Some(*step) == next => {
                 let step = &mut self.steps[*step as usize];
                 (step.attempts, step.error) = (step.attempts + 1, Some(error.clone()));
-                Halted
+                Stuck
             }
-            (SagaEvent::Retried { .. }, Halted) => {
+            (SagaEvent::Retried { .. }, Stuck) => {
                 if let Some(step) = next.and_then(|step| self.steps.get_mut(step as usize)) {
                     (step.attempts, step.due_ms) = (0, 0);
                 }
-                Undoing
+                Compensating
             }
-            (SagaEvent::Skipped { step, .. }, Halted) if Some(*step) == next => {
-                self.steps[*step as usize].standing = StepStanding::Skipped;
-                Undoing
+            (SagaEvent::Skipped { step, .. }, Stuck) if Some(*step) == next => {
+                self.steps[*step as usize].hold_reason = StepState::Skipped;
+                Compensating
             }
-            (SagaEvent::Resolved { .. }, Halted) => Resolved,
-            (SagaEvent::Ended, Undoing) if next.is_none() => Undone,
+            (SagaEvent::Resolved { .. }, Stuck) => Resolved,
+            (SagaEvent::Ended, Compensating) if next.is_none() => Compensated,
             (event, state) => return Err(IllegalSagaEvent { state: state.name(), event: event.name() }),
         };
         self.state = state;
         self.events += 1;
-        self.changed_ms = moment.at_ms;
+        self.changed_ms = entry.at_ms;
         Ok(())
     }
 
     /// The step that is to be undone next: the last one that was registered and is not seen to.
-    pub fn next_to_undo(&self) -> Option<(u32, &Step)> {
-        let mut open = (0..).zip(&self.steps).filter(|(_, step)| step.standing == StepStanding::Registered);
+    pub fn next_step(&self) -> Option<(u32, &Step)> {
+        let mut open = (0..).zip(&self.steps).filter(|(_, step)| step.hold_reason == StepState::Registered);
         if fault::mutated("undo-in-forward-order") { open.next() } else { open.last() }
     }
 
     /// The place of the message `own` among the members.
-    pub fn member(&self, own: &RecordKey) -> Option<u32> {
-        self.members.iter().position(|member| member.own == *own).map(|index| index as u32)
+    pub fn member(&self, message_key: &RecordKey) -> Option<u32> {
+        self.members.iter().position(|member| member.message_key == *message_key).map(|index| index as u32)
     }
 
     /// The member that failed for good.
@@ -387,8 +388,8 @@ impl Saga {
     }
 
     /// Whether a failure of one of its messages undoes something.
-    pub fn can_be_undone(&self) -> bool {
-        self.state == SagaState::Open && self.next_to_undo().is_some()
+    pub fn can_compensate(&self) -> bool {
+        self.state == SagaState::Open && self.next_step().is_some()
     }
 }
 
@@ -403,7 +404,12 @@ mod tests {
 
     fn joined(number: u32) -> SagaEvent {
         let message = Message::new(number.to_string(), "/s", "t");
-        SagaEvent::Joined(Box::new(Member { record: key(number), own: key(number), message, component: "c".into() }))
+        SagaEvent::Joined(Box::new(Member {
+            record: key(number),
+            message_key: key(number),
+            message,
+            component: "c".into(),
+        }))
     }
 
     fn registered(member: u32, step: &str) -> SagaEvent {
@@ -411,36 +417,42 @@ mod tests {
     }
 
     fn replayed(events: impl IntoIterator<Item = SagaEvent>) -> Result<Saga, IllegalSagaEvent> {
-        let moments: Vec<_> = events.into_iter().map(|event| SagaMoment { event, at_ms: 1 }).collect();
-        Saga::replay(&moments)
+        let entries: Vec<_> = events.into_iter().map(|event| SagaLogEntry { event, at_ms: 1 }).collect();
+        Saga::replay(&entries)
     }
 
     #[test]
     fn steps_of_all_members_are_undone_the_last_one_first() {
         let begun = [joined(0), registered(0, "a"), joined(1), registered(1, "b"), registered(0, "c")];
         let mut log = begun.to_vec();
-        log.push(SagaEvent::UndoStarted { member: 1, error: "no".into() });
+        log.push(SagaEvent::CompensationStarted { member: 1, error: "no".into() });
         let mut order = Vec::new();
         while let Some((step, name)) =
-            replayed(log.clone()).expect("legal").next_to_undo().map(|(index, step)| (index, step.name.clone()))
+            replayed(log.clone()).expect("legal").next_step().map(|(index, step)| (index, step.name.clone()))
         {
             order.push(name);
-            log.push(SagaEvent::Undone { step });
+            log.push(SagaEvent::Compensated { step });
         }
         assert_eq!(order, ["c", "b", "a"]);
         log.push(SagaEvent::Ended);
         let saga = replayed(log).expect("legal");
-        assert_eq!((saga.state, saga.failed().map(|member| &member.own)), (SagaState::Undone, Some(&key(1))));
+        assert_eq!(
+            (saga.state, saga.failed().map(|member| &member.message_key)),
+            (SagaState::Compensated, Some(&key(1)))
+        );
     }
 
     #[test]
     fn what_would_undo_twice_out_of_order_or_behind_the_pivot_is_illegal() {
         let begun = || vec![joined(0), registered(0, "a"), registered(0, "b")];
         let with = |more: Vec<SagaEvent>| replayed(begun().into_iter().chain(more));
-        let failed = || SagaEvent::UndoStarted { member: 0, error: "no".into() };
-        assert!(with(vec![failed(), SagaEvent::Undone { step: 0 }]).is_err(), "out of order");
-        assert!(with(vec![failed(), SagaEvent::Undone { step: 1 }, SagaEvent::Undone { step: 1 }]).is_err(), "twice");
-        assert!(with(vec![SagaEvent::Undone { step: 1 }]).is_err(), "nothing has failed");
+        let failed = || SagaEvent::CompensationStarted { member: 0, error: "no".into() };
+        assert!(with(vec![failed(), SagaEvent::Compensated { step: 0 }]).is_err(), "out of order");
+        assert!(
+            with(vec![failed(), SagaEvent::Compensated { step: 1 }, SagaEvent::Compensated { step: 1 }]).is_err(),
+            "twice"
+        );
+        assert!(with(vec![SagaEvent::Compensated { step: 1 }]).is_err(), "nothing has failed");
         assert!(with(vec![SagaEvent::PivotPassed { member: 0 }, failed()]).is_err(), "behind the pivot");
         assert!(with(vec![SagaEvent::PivotPassed { member: 0 }, registered(0, "c")]).is_err(), "never to be undone");
         assert!(with(vec![failed(), registered(0, "c")]).is_err(), "forward while it is undone");
@@ -458,19 +470,22 @@ mod tests {
                 joined(0),
                 registered(0, "a"),
                 registered(0, "b"),
-                SagaEvent::UndoStarted { member: 0, error: error() },
-                SagaEvent::UndoFailed { step: 1, error: error(), retry_at_ms: 9 },
-                SagaEvent::Halted { step: 1, error: error() },
+                SagaEvent::CompensationStarted { member: 0, error: error() },
+                SagaEvent::AttemptFailed { step: 1, error: error(), retry_at_ms: 9 },
+                SagaEvent::Stuck { step: 1, error: error() },
             ]
         };
         let with = |event| replayed(halted().into_iter().chain([event])).expect("legal");
         let reason = || "seen to".to_owned();
         assert_eq!(replayed(halted()).expect("legal").steps[1].attempts, 2);
-        assert!(replayed(halted().into_iter().chain([SagaEvent::Undone { step: 1 }])).is_err());
+        assert!(replayed(halted().into_iter().chain([SagaEvent::Compensated { step: 1 }])).is_err());
         let retried = with(SagaEvent::Retried { reason: reason() });
-        assert_eq!((retried.state, retried.steps[1].attempts, retried.steps[1].due_ms), (SagaState::Undoing, 0, 0));
+        assert_eq!(
+            (retried.state, retried.steps[1].attempts, retried.steps[1].due_ms),
+            (SagaState::Compensating, 0, 0)
+        );
         let skipped = with(SagaEvent::Skipped { step: 1, reason: reason() });
-        assert_eq!(skipped.next_to_undo().map(|(index, _)| index), Some(0));
+        assert_eq!(skipped.next_step().map(|(index, _)| index), Some(0));
         assert_eq!(with(SagaEvent::Resolved { reason: reason() }).state, SagaState::Resolved);
     }
 

@@ -9,7 +9,7 @@ use crate::message::key::RecordKey;
 ///
 /// Contract: a note must survive the death of the process, by whatever signal; it need not survive the machine's. Called on
 /// every run; must not block.
-pub trait RunningNotes: Send + Sync + 'static {
+pub trait CrashTracker: Send + Sync + 'static {
     /// The message is about to be run. Answers where that is noted; `None` where it is not.
     fn begin(&self, key: &RecordKey) -> Option<usize>;
     /// The run that is noted at `place` has ended, in whatever way but the death of the process.
@@ -22,9 +22,9 @@ pub trait RunningNotes: Send + Sync + 'static {
 
 /// Notes nothing: for stores that do not outlive the process, and for tests.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct NoNotes;
+pub struct NoCrashTracker;
 
-impl RunningNotes for NoNotes {
+impl CrashTracker for NoCrashTracker {
     fn begin(&self, _: &RecordKey) -> Option<usize> {
         None
     }
@@ -39,18 +39,18 @@ impl RunningNotes for NoNotes {
 }
 
 /// One run under way; dropping it ends the note, also when the run is abandoned.
-pub(crate) struct Noted {
-    notes: Arc<dyn RunningNotes>,
+pub(crate) struct RunMark {
+    notes: Arc<dyn CrashTracker>,
     place: Option<usize>,
 }
 
-impl Noted {
-    pub(crate) fn begin(notes: &Arc<dyn RunningNotes>, key: &RecordKey) -> Self {
+impl RunMark {
+    pub(crate) fn begin(notes: &Arc<dyn CrashTracker>, key: &RecordKey) -> Self {
         Self { place: notes.begin(key), notes: notes.clone() }
     }
 }
 
-impl Drop for Noted {
+impl Drop for RunMark {
     fn drop(&mut self) {
         if let Some(place) = self.place {
             self.notes.end(place);

@@ -7,13 +7,15 @@ use std::str::FromStr;
 use futures_util::future::BoxFuture;
 
 use crate::message::key::RecordKey;
-use crate::record::{Event, Record, State};
-use crate::store::{Commit, Expected, LetterChange, RecordChange, Standing, StoreError};
+use crate::record::{Record, RecordEvent, RecordState};
+use crate::store::commit::{Commit, Expected, HeldChange, RecordChange};
+use crate::store::held_message::HoldReason;
+use crate::support::error::StoreError;
 
 /// What happened. The numbers are stored: they never change, and new kinds get new ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
-pub enum EventKind {
+pub enum FeedEventKind {
     /// A message completed.
     Completed = 1,
     /// An attempt failed, and another is due.
@@ -52,7 +54,7 @@ pub enum EventKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FeedEntry {
     /// What happened.
-    pub kind: EventKind,
+    pub kind: FeedEventKind,
     /// Digest of the record's key; 0 where it is about many records.
     pub digest: u128,
     /// When, in milliseconds since the Unix epoch; the last time, where it happened several times.
@@ -107,7 +109,7 @@ pub trait Feed: Send + Sync + 'static {
     ) -> BoxFuture<'_, Result<FeedPage, StoreError>>;
 }
 
-impl EventKind {
+impl FeedEventKind {
     const ALL: [Self; 16] = [
         Self::Completed,
         Self::Failed,
@@ -156,39 +158,39 @@ impl EventKind {
 
     /// The last thing that happened to a record. Its history tells, but for a completion, which stands in the state.
     fn last_of(record: &Record) -> Self {
-        if let State::Completed { .. } = record.state {
+        if let RecordState::Completed { .. } = record.state {
             return Self::Completed;
         }
-        match record.history.last().map(|moment| &moment.event) {
+        match record.history.last().map(|entry| &entry.event) {
             Some(event) => Self::of_event(event),
             None => Self::of_state(&record.state),
         }
     }
 
-    fn of_event(event: &Event) -> Self {
+    fn of_event(event: &RecordEvent) -> Self {
         match event {
-            Event::Claimed { .. } => Self::Claimed,
-            Event::Completed(_) => Self::Completed,
-            Event::Failed { .. } => Self::Failed,
-            Event::GivenUp { .. } => Self::DeadLettered,
-            Event::CompensationStarted { .. } => Self::CompensationStarted,
-            Event::CompensationDone => Self::Compensated,
-            Event::CompensationGivenUp => Self::CompensationFailed,
-            Event::Redriven { .. } => Self::Redriven,
-            Event::CompensationRetried => Self::CompensationRetried,
-            Event::CompensationResolved => Self::CompensationResolved,
+            RecordEvent::Claimed { .. } => Self::Claimed,
+            RecordEvent::Completed(_) => Self::Completed,
+            RecordEvent::Failed { .. } => Self::Failed,
+            RecordEvent::GivenUp { .. } => Self::DeadLettered,
+            RecordEvent::CompensationStarted { .. } => Self::CompensationStarted,
+            RecordEvent::CompensationDone => Self::Compensated,
+            RecordEvent::CompensationGivenUp => Self::CompensationFailed,
+            RecordEvent::Redriven { .. } => Self::Redriven,
+            RecordEvent::CompensationRetried => Self::CompensationRetried,
+            RecordEvent::CompensationResolved => Self::CompensationResolved,
         }
     }
 
-    fn of_state(state: &State) -> Self {
+    fn of_state(state: &RecordState) -> Self {
         match state {
-            State::InProgress { .. } => Self::Claimed,
-            State::Completed { .. } => Self::Completed,
-            State::RetryDue { .. } => Self::Failed,
-            State::DeadLettered { .. } => Self::DeadLettered,
-            State::Compensating { .. } => Self::CompensationStarted,
-            State::Compensated { .. } => Self::Compensated,
-            State::CompensationFailed { .. } => Self::CompensationFailed,
+            RecordState::InProgress { .. } => Self::Claimed,
+            RecordState::Completed { .. } => Self::Completed,
+            RecordState::RetryDue { .. } => Self::Failed,
+            RecordState::DeadLettered { .. } => Self::DeadLettered,
+            RecordState::Compensating { .. } => Self::CompensationStarted,
+            RecordState::Compensated { .. } => Self::Compensated,
+            RecordState::CompensationFailed { .. } => Self::CompensationFailed,
         }
     }
 }
@@ -204,20 +206,22 @@ impl Commit {
         let entry = |kind, at_ms, attempts, epoch| {
             Some(FeedEntry { kind, digest: self.key.digest(), at_ms, attempts, epoch, times: 1 })
         };
-        match (&self.record, &self.letter) {
+        match (&self.record, &self.held_message) {
             (RecordChange::Put(record), _) => {
-                entry(EventKind::last_of(record), record.changed_ms, record.attempts, record.epoch)
+                entry(FeedEventKind::last_of(record), record.changed_ms, record.attempts, record.epoch)
             }
-            (RecordChange::Remove, _) => entry(EventKind::Evicted, self.at_ms, 0, expected),
-            (RecordChange::Keep, Some(LetterChange::Put(letter))) => {
-                let kind = match letter.standing {
-                    Standing::Dead => EventKind::DeadLettered,
-                    Standing::Redriven => EventKind::Redriven,
-                    Standing::Parked { .. } => EventKind::Parked,
+            (RecordChange::Remove, _) => entry(FeedEventKind::Evicted, self.at_ms, 0, expected),
+            (RecordChange::Keep, Some(HeldChange::Put(held_message))) => {
+                let kind = match held_message.hold_reason {
+                    HoldReason::Dead => FeedEventKind::DeadLettered,
+                    HoldReason::Redriven => FeedEventKind::Redriven,
+                    HoldReason::Parked { .. } => FeedEventKind::Parked,
                 };
-                entry(kind, self.at_ms, letter.attempts, expected)
+                entry(kind, self.at_ms, held_message.attempts, expected)
             }
-            (RecordChange::Keep, Some(LetterChange::Remove(_))) => entry(EventKind::Discarded, self.at_ms, 0, expected),
+            (RecordChange::Keep, Some(HeldChange::Remove(_))) => {
+                entry(FeedEventKind::Discarded, self.at_ms, 0, expected)
+            }
             (RecordChange::Keep, None) => None,
         }
     }
@@ -225,7 +229,7 @@ impl Commit {
 
 impl FeedEntry {
     /// Something that is about `records` records at once.
-    pub fn of_many(kind: EventKind, records: u64, at_ms: u64) -> Self {
+    pub fn of_many(kind: FeedEventKind, records: u64, at_ms: u64) -> Self {
         Self { kind, digest: 0, at_ms, attempts: 0, epoch: 0, times: records }
     }
 }
@@ -248,19 +252,19 @@ impl fmt::Display for Cursor {
 #[error(
     "`{0}` is not a cursor of the feed: take the one that came with the last events, such as 12-3, or none to begin"
 )]
-pub struct NotACursor(String);
+pub struct ParseCursorError(String);
 
 impl FromStr for Cursor {
-    type Err = NotACursor;
+    type Err = ParseCursorError;
 
-    fn from_str(text: &str) -> Result<Self, NotACursor> {
+    fn from_str(text: &str) -> Result<Self, ParseCursorError> {
         // `parse` would take a sign.
         let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
         let parse = || {
             let (sequence, index) = text.split_once('-').filter(|(one, other)| digits(one) && digits(other))?;
             Some(Self { sequence: sequence.parse().ok()?, index: index.parse().ok()? })
         };
-        parse().ok_or_else(|| NotACursor(text.to_owned()))
+        parse().ok_or_else(|| ParseCursorError(text.to_owned()))
     }
 }
 
@@ -276,15 +280,15 @@ mod tests {
             assert_eq!(cursor.to_string().parse(), Ok(cursor));
         }
         for text in ["", "12", "12-", "-3", "+12-3", "12-3-4", "12-4294967296", "a-b", "12 - 3"] {
-            assert_eq!(text.parse::<Cursor>(), Err(NotACursor(text.to_owned())), "{text}");
+            assert_eq!(text.parse::<Cursor>(), Err(ParseCursorError(text.to_owned())), "{text}");
         }
     }
 
     #[test]
     fn kinds_come_back_from_their_numbers() {
-        for (number, kind) in (1..).zip(EventKind::ALL) {
-            assert_eq!((kind as u8, EventKind::of_number(number)), (number, Some(kind)));
+        for (number, kind) in (1..).zip(FeedEventKind::ALL) {
+            assert_eq!((kind as u8, FeedEventKind::of_number(number)), (number, Some(kind)));
         }
-        assert_eq!((EventKind::of_number(0), EventKind::of_number(17)), (None, None));
+        assert_eq!((FeedEventKind::of_number(0), FeedEventKind::of_number(17)), (None, None));
     }
 }

@@ -1,5 +1,6 @@
 //! What everything rests on: time, injected faults, and the locks and threads that shuttle can replace.
 
 pub(crate) mod clock;
-pub(crate) mod fault;
+pub(crate) mod error;
+pub mod fault;
 pub(crate) mod sync;

@@ -10,20 +10,23 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::support::clock::Clock;
 use crate::commit::committer::Committer;
-use crate::pipeline::{IdempotentConsumer, Inner};
-use crate::run::checkpoint::{Early, Fence, Whose};
-use crate::pipeline::outcome::Ending;
-use crate::support::fault;
-use crate::record::history;
 use crate::message::key::{RecordKey, Scope};
-use crate::run::processor::{Failure, Invocation, MessageProcessor, StepToUndo};
-use crate::record::{self, Event, Moment, Record};
-use crate::workers::source::{Observer, Report};
-use crate::saga::{Member, SagaEvent, SagaId, SagaMoment, SagaState, Step};
+use crate::pipeline::options::Options;
+use crate::pipeline::outcome::Outcome;
+use crate::pipeline::{IdempotentConsumer, Inner};
+use crate::record::{Record, RecordEvent};
+use crate::run::checkpoint::{Checkpoints, Fence, RunIdentity};
+use crate::run::failure::Failure;
+use crate::run::processor::{Invocation, MessageProcessor, StepToCompensate};
 use crate::saga::log::{ReadSaga, SagaLog};
-use crate::store::{Commit, Expected, IdempotencyStorage, SharedChange, StoreError, Verdict};
+use crate::saga::{Member, SagaEvent, SagaId, SagaLogEntry, SagaState, Step};
+use crate::store::IdempotencyStorage;
+use crate::store::commit::{Commit, Expected, SharedChange, Verdict};
+use crate::support::clock::Clock;
+use crate::support::error::StoreError;
+use crate::support::fault;
+use crate::workers::source::{Observer, Report};
 
 /// Sagas read from the store at one time.
 const PAGE: usize = 256;
@@ -31,7 +34,7 @@ const PAGE: usize = 256;
 const LOOK_AGAIN_MS: u64 = 60_000;
 
 /// Finds the components that registered steps, when they are no longer the ones that run.
-pub trait Versions: Send + Sync + 'static {
+pub trait ComponentVersions: Send + Sync + 'static {
     /// The processor's component of that digest; an error for people where it cannot be had.
     fn load<'a>(
         &'a self,
@@ -42,9 +45,9 @@ pub trait Versions: Send + Sync + 'static {
 
 /// There are none but those that run.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct RunningVersions;
+pub struct CurrentVersionsOnly;
 
-impl Versions for RunningVersions {
+impl ComponentVersions for CurrentVersionsOnly {
     fn load<'a>(
         &'a self,
         processor: &'a str,
@@ -56,7 +59,7 @@ impl Versions for RunningVersions {
 }
 
 /// What undoing needs.
-pub struct UndoParts {
+pub struct CompensatorParts {
     /// The tenant whose sagas these are, by any scope of it.
     pub scope: Scope,
     /// The store of record.
@@ -68,21 +71,21 @@ pub struct UndoParts {
     /// The processors that are at work here.
     pub consumers: Vec<IdempotentConsumer>,
     /// Their earlier components.
-    pub versions: Arc<dyn Versions>,
+    pub versions: Arc<dyn ComponentVersions>,
     /// Is told of the message that failed, when its saga has ended or halted.
     pub observer: Arc<dyn Observer>,
 }
 
-struct Undo {
-    parts: UndoParts,
+struct Compensator {
+    parts: CompensatorParts,
     log: SagaLog,
     consumers: BTreeMap<Arc<str>, IdempotentConsumer>,
     stop: watch::Receiver<bool>,
 }
 
 /// Undoes what there is to undo until `stop` turns true; then brings to its end what need not wait.
-pub async fn run(parts: UndoParts, mut stop: watch::Receiver<bool>) -> Result<(), StoreError> {
-    let undo = Undo::new(parts, stop.clone());
+pub async fn run_compensator(parts: CompensatorParts, mut stop: watch::Receiver<bool>) -> Result<(), StoreError> {
+    let undo = Compensator::new(parts, stop.clone());
     let mut under_way: JoinSet<(SagaId, Result<(), StoreError>)> = JoinSet::new();
     // Each with how often something new had come when it was taken.
     let (mut taken, mut news): (BTreeMap<SagaId, u64>, u64) = (BTreeMap::new(), 0);
@@ -107,7 +110,7 @@ pub async fn run(parts: UndoParts, mut stop: watch::Receiver<bool>) -> Result<()
             }
             tokio::select! {
                 biased;
-                () = undo.parts.committer.undo_asked() => {
+                () = undo.parts.committer.compensation_requested() => {
                     news += 1;
                     break;
                 }
@@ -130,8 +133,8 @@ pub async fn run(parts: UndoParts, mut stop: watch::Receiver<bool>) -> Result<()
 }
 
 /// Undoes what there is to undo now, and waits for compensations that are due again later; until `stop` turns true.
-pub async fn settle(parts: UndoParts, stop: watch::Receiver<bool>) -> Result<(), StoreError> {
-    let undo = Undo::new(parts, stop);
+pub async fn settle_compensations(parts: CompensatorParts, stop: watch::Receiver<bool>) -> Result<(), StoreError> {
+    let undo = Compensator::new(parts, stop);
     let mut under_way = JoinSet::new();
     for id in undo.left().await? {
         let undo = undo.clone();
@@ -155,15 +158,15 @@ fn ended_one(ended: Result<(SagaId, Result<(), StoreError>), tokio::task::JoinEr
 }
 
 /// What became of an attempt to undo a step.
-enum Went {
+enum Progress {
     /// The saga has gone on, here or elsewhere: read it again.
     On,
     /// It waits for something that is not here.
     Waits,
 }
 
-impl Undo {
-    fn new(parts: UndoParts, stop: watch::Receiver<bool>) -> Arc<Self> {
+impl Compensator {
+    fn new(parts: CompensatorParts, stop: watch::Receiver<bool>) -> Arc<Self> {
         let by_name = |consumer: &IdempotentConsumer| (consumer.scope().processor.clone(), consumer.clone());
         let log = SagaLog::new(&*parts.storage, &parts.scope);
         Arc::new(Self { log, consumers: parts.consumers.iter().map(by_name).collect(), stop, parts })
@@ -203,18 +206,18 @@ impl Undo {
     async fn bring_to_its_end(&self, id: &SagaId) -> Result<(), StoreError> {
         loop {
             let read = self.log.read(id).await?;
-            let went = match (read.saga.state, read.saga.next_to_undo()) {
-                (SagaState::Undoing, Some((index, step))) => {
+            let went = match (read.saga.state, read.saga.next_step()) {
+                (SagaState::Compensating, Some((index, step))) => {
                     if !self.wait_until(step.due_ms).await {
                         return Ok(());
                     }
                     self.undo(&read, index, step).await?
                 }
-                (SagaState::Undoing, None) => self.tell(&read, Event::CompensationDone).await?,
-                (SagaState::Halted, _) => self.tell(&read, Event::CompensationGivenUp).await?,
+                (SagaState::Compensating, None) => self.tell(&read, RecordEvent::CompensationDone).await?,
+                (SagaState::Stuck, _) => self.tell(&read, RecordEvent::CompensationGivenUp).await?,
                 _ => return Ok(()),
             };
-            if let Went::Waits = went {
+            if let Progress::Waits = went {
                 return Ok(());
             }
         }
@@ -234,12 +237,12 @@ impl Undo {
     }
 
     /// Undoes one step; its effects commit with the note that it is undone.
-    async fn undo(&self, read: &ReadSaga, index: u32, step: &Step) -> Result<Went, StoreError> {
+    async fn undo(&self, read: &ReadSaga, index: u32, step: &Step) -> Result<Progress, StoreError> {
         let member = &read.saga.members[step.member as usize];
-        let Some(consumer) = self.consumers.get(&member.own.scope.processor) else {
-            let processor = &member.own.scope.processor;
+        let Some(consumer) = self.consumers.get(&member.message_key.scope.processor) else {
+            let processor = &member.message_key.scope.processor;
             tracing::error!(saga = %read.id, step = step.name, "the step is not undone: this host has no processor `{processor}`");
-            return Ok(Went::Waits);
+            return Ok(Progress::Waits);
         };
         let inner = &*consumer.inner;
         let _place = inner.runs.acquire().await.expect("the semaphore is never closed");
@@ -248,15 +251,15 @@ impl Undo {
         let (result, commit) = inner.undo_once(read, index, step, member, &*self.parts.versions).await?;
         fault::point("step-undone");
         let event = match result {
-            Ok(()) => SagaEvent::Undone { step: index },
-            Err(failure) => inner.undo_failed(index, step, &commit.own, failure, self.parts.clock.now_ms()),
+            Ok(()) => SagaEvent::Compensated { step: index },
+            Err(failure) => inner.undo_failed(index, step, &commit.message_key, failure, self.parts.clock.now_ms()),
         };
-        let undone = matches!(event, SagaEvent::Undone { .. });
-        if let SagaEvent::UndoFailed { error, .. } | SagaEvent::Halted { error, .. } = &event {
+        let undone = matches!(event, SagaEvent::Compensated { .. });
+        if let SagaEvent::AttemptFailed { error, .. } | SagaEvent::Stuck { error, .. } = &event {
             tracing::warn!(saga = %read.id, step = step.name, "the step is not undone: {error}");
         }
-        let moment = SagaMoment { event, at_ms: self.parts.clock.now_ms() };
-        let (appended, _) = read.append(&[moment], u64::MAX).expect("this is the step that is to be undone");
+        let entry = SagaLogEntry { event, at_ms: self.parts.clock.now_ms() };
+        let (appended, _) = read.append(&[entry], u64::MAX).expect("this is the step that is to be undone");
         let mut shared = commit.shared.map_or_else(SharedChange::default, |shared| *shared);
         shared.reads.extend(appended.reads);
         if !(undone && fault::mutated("undone-not-noted")) {
@@ -264,28 +267,28 @@ impl Undo {
         }
         let commit = Commit { shared: Some(Box::new(shared)), ..commit };
         let room = inner.parts.committer.room(&commit).await;
-        let Ok(pending) = inner.sequence(Box::new(commit), room) else { return Ok(Went::On) };
+        let Ok(pending) = inner.sequence(Box::new(commit), room) else { return Ok(Progress::On) };
         drop(running);
         pending.durable().await?;
         fault::point("undo-noted");
-        Ok(Went::On)
+        Ok(Progress::On)
     }
 
     /// Has the record of the message that failed say what became of the saga.
-    async fn tell(&self, read: &ReadSaga, event: Event) -> Result<Went, StoreError> {
-        let Some(member) = read.saga.failed() else { return Ok(Went::Waits) };
+    async fn tell(&self, read: &ReadSaga, event: RecordEvent) -> Result<Progress, StoreError> {
+        let Some(member) = read.saga.failed() else { return Ok(Progress::Waits) };
         let found = self.parts.storage.admit(&member.record).await?;
         let now_ms = self.parts.clock.now_ms();
         let life_ms = self.life_ms(member);
-        let told = found.as_ref().and_then(|record| after(record, event.clone(), now_ms, life_ms));
-        let ended = event == Event::CompensationDone;
+        let told = found.as_ref().and_then(|record| record.after_event(event.clone(), now_ms, life_ms).ok());
+        let ended = event == RecordEvent::CompensationDone;
         let shared = if ended {
-            let moment = SagaMoment { event: SagaEvent::Ended, at_ms: now_ms };
-            read.append(&[moment], now_ms.saturating_add(life_ms)).expect("every step is undone").0
+            let entry = SagaLogEntry { event: SagaEvent::Ended, at_ms: now_ms };
+            read.append(&[entry], now_ms.saturating_add(life_ms)).expect("every step is undone").0
         } else if told.is_some() {
             read.unchanged()
         } else {
-            return Ok(Went::Waits);
+            return Ok(Progress::Waits);
         };
         let commit = Commit {
             expected: Expected::of(found.map(|record| record.epoch)),
@@ -299,12 +302,12 @@ impl Undo {
             fault::point("saga-ended");
             self.report(member, told.as_ref(), ended);
         }
-        Ok(Went::On)
+        Ok(Progress::On)
     }
 
     fn life_ms(&self, member: &Member) -> u64 {
-        let consumer = self.consumers.get(&member.own.scope.processor);
-        consumer.map_or(crate::Options::default().retention_ms, |consumer| consumer.options().record_life_ms())
+        let consumer = self.consumers.get(&member.message_key.scope.processor);
+        consumer.map_or(Options::default().retention_ms, |consumer| consumer.options().record_life_ms())
     }
 
     fn report(&self, member: &Member, record: Option<&Record>, ended: bool) {
@@ -312,11 +315,11 @@ impl Undo {
         if !ended {
             tracing::error!(key = %member.record, "a saga is halted, and waits for `hapax saga retry`, `skip` or `resolve`: {error}");
         }
-        let ending = if ended { Ending::Compensated { error } } else { Ending::CompensationFailed { error } };
-        if let Some(consumer) = self.consumers.get(&member.own.scope.processor) {
-            consumer.inner.parts.metrics.ended(consumer.scope(), ending.name(), 0);
+        let outcome = if ended { Outcome::Compensated { error } } else { Outcome::CompensationFailed { error } };
+        if let Some(consumer) = self.consumers.get(&member.message_key.scope.processor) {
+            consumer.inner.parts.metrics.ended(consumer.scope(), outcome.name(), 0);
         }
-        self.parts.observer.ended(Report::Ended { message: &member.message, ending: &ending });
+        self.parts.observer.ended(Report::Ended { message: &member.message, outcome: &outcome });
     }
 }
 
@@ -328,24 +331,24 @@ impl Inner {
         index: u32,
         step: &Step,
         member: &Member,
-        versions: &dyn Versions,
+        versions: &dyn ComponentVersions,
     ) -> Result<(Result<(), Failure>, Commit), StoreError> {
-        let own = member.own.compensation(read.id.as_str(), index);
+        let message_key = member.message_key.compensation(read.id.as_str(), index);
         let invocation = Invocation {
             message: Arc::new(member.message.clone()),
-            idempotency_key: member.own.key.clone(),
+            idempotency_key: member.message_key.key.clone(),
             attempt: step.attempts + 1,
-            seed: own.seed(),
+            seed: message_key.seed(),
         };
-        let to_undo = StepToUndo { invocation, name: step.name.clone(), payload: step.payload.clone() };
-        let whose = Whose {
-            record: own.clone(),
-            own: own.clone(),
+        let to_undo = StepToCompensate { invocation, name: step.name.clone(), payload: step.payload.clone() };
+        let identity = RunIdentity {
+            record: message_key.clone(),
+            message_key: message_key.clone(),
             message: to_undo.invocation.message.clone(),
-            trace: member.own.digest(),
+            trace: member.message_key.digest(),
         };
-        let early = Arc::new(Early::new(self.early.clone(), whose, Fence::Saga(Box::new(read.clone()))));
-        let mut context = self.context(&own).with_early(early.clone());
+        let early = Arc::new(Checkpoints::new(self.early.clone(), identity, Fence::Saga(Box::new(read.clone()))));
+        let mut context = self.context(&message_key).with_early(early.clone());
         let result = match self.version(member, versions).await {
             Ok(version) => match version.compensation() {
                 Some(compensation) => compensation.compensate(&to_undo, &mut context).await,
@@ -365,7 +368,7 @@ impl Inner {
             effects: if result.is_ok() { effects } else { Default::default() },
             shared: Some(Box::new(shared)),
             at_ms: self.parts.clock.now_ms(),
-            ..Commit::of(&own)
+            ..Commit::of(&message_key)
         };
         let forgotten = if result.is_ok() { taken.journal } else { taken.refused };
         commit.effects.writes.extend(forgotten.into_iter().map(|key| (key, None)));
@@ -373,42 +376,38 @@ impl Inner {
     }
 
     /// The version that registered the member's steps.
-    async fn version(&self, member: &Member, versions: &dyn Versions) -> Result<Arc<dyn MessageProcessor>, String> {
+    async fn version(
+        &self,
+        member: &Member,
+        versions: &dyn ComponentVersions,
+    ) -> Result<Arc<dyn MessageProcessor>, String> {
         if member.component == *self.component() {
             return Ok(self.parts.processor.clone());
         }
-        versions.load(&member.own.scope.processor, &member.component).await
+        versions.load(&member.message_key.scope.processor, &member.component).await
     }
 
     /// What a failed attempt to undo a step makes of the saga.
-    fn undo_failed(&self, index: u32, step: &Step, own: &RecordKey, failure: Failure, now_ms: u64) -> SagaEvent {
+    fn undo_failed(
+        &self,
+        index: u32,
+        step: &Step,
+        message_key: &RecordKey,
+        failure: Failure,
+        now_ms: u64,
+    ) -> SagaEvent {
         let options = &self.parts.options;
         let attempts = step.attempts + 1;
         match failure {
-            Failure::Retry { reason, after_ms } if attempts < options.undo_attempts_max => {
+            Failure::Retry { reason, after_ms } if attempts < options.compensation_attempts_max => {
                 let asked_ms = after_ms.map(|after_ms| after_ms.min(options.retry_after_max_ms));
-                let after_ms = asked_ms.unwrap_or_else(|| options.backoff_ms(own, attempts));
-                SagaEvent::UndoFailed { step: index, error: reason, retry_at_ms: now_ms.saturating_add(after_ms) }
+                let after_ms = asked_ms.unwrap_or_else(|| options.backoff_ms(message_key, attempts));
+                SagaEvent::AttemptFailed { step: index, error: reason, retry_at_ms: now_ms.saturating_add(after_ms) }
             }
             Failure::Retry { reason, .. } => {
-                SagaEvent::Halted { step: index, error: format!("failed {attempts} times, the last time: {reason}") }
+                SagaEvent::Stuck { step: index, error: format!("failed {attempts} times, the last time: {reason}") }
             }
-            for_good => SagaEvent::Halted { step: index, error: for_good.to_string() },
+            for_good => SagaEvent::Stuck { step: index, error: for_good.to_string() },
         }
     }
-}
-
-/// The record of a message whose saga has ended or halted; `None` if it says something else already.
-pub(crate) fn after(found: &Record, event: Event, now_ms: u64, life_ms: u64) -> Option<Record> {
-    let state = record::next(Some(&found.state), event.clone()).ok()?;
-    let moment = Moment {
-        event,
-        at_ms: now_ms,
-        epoch: found.epoch + 1,
-        attempts: found.attempts,
-        component: found.component.clone(),
-        expires_ms: state.is_terminal().then(|| now_ms.saturating_add(life_ms)),
-    };
-    let (received, history) = history::of(found);
-    Some(history::after(&received, history, state, &moment))
 }

@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::circuit_breaker::state_machine::Went;
-use crate::support::clock::Clock;
+use crate::circuit_breaker::CircuitBreaker;
+use crate::circuit_breaker::state_machine::CallResult;
 use crate::commit::committer::Committer;
-use crate::support::fault;
-use crate::circuit_breaker::Breaker;
 use crate::message::Message;
-use crate::store::{Outbox, OutboxPosition, OutboxRow, StoreError};
+use crate::store::Outbox;
+use crate::store::commit::{OutboxPosition, OutboxRow};
+use crate::support::clock::Clock;
+use crate::support::error::StoreError;
+use crate::support::fault;
 use crate::transport::{Publisher, TransportError};
 
 /// Messages in one batch, at most. Publishers count on it: only one batch can be sent and not yet marked.
@@ -31,16 +33,16 @@ pub enum RelayError {
 }
 
 /// Moves one store's outbox to one publisher.
-pub struct Relay {
+pub struct OutboxRelay {
     outbox: Arc<dyn Outbox>,
     committer: Arc<Committer>,
     publisher: Box<dyn Publisher>,
     clock: Arc<dyn Clock>,
-    breaker: Option<Arc<Breaker>>,
+    breaker: Option<Arc<CircuitBreaker>>,
     sent: u64,
 }
 
-impl Relay {
+impl OutboxRelay {
     /// A relay from `outbox` to `publisher`.
     pub fn new(
         outbox: Arc<dyn Outbox>,
@@ -52,7 +54,7 @@ impl Relay {
     }
 
     /// Sends nothing while the destination's circuit breaker is open.
-    pub fn guarded_by(self, breaker: Option<Arc<Breaker>>) -> Self {
+    pub fn guarded_by(self, breaker: Option<Arc<CircuitBreaker>>) -> Self {
         Self { breaker, ..self }
     }
 
@@ -105,12 +107,12 @@ impl Relay {
     /// Publishes a batch; if that may work later, why not now.
     async fn publish(&mut self, batch: &[Message]) -> Result<Option<Arc<str>>, RelayError> {
         let breaker = self.breaker.as_deref().filter(|_| !fault::mutated("relay-ignores-breaker"));
-        let Ok(call) = breaker.map(Breaker::enter).transpose() else {
+        let Ok(call) = breaker.map(CircuitBreaker::enter).transpose() else {
             return Ok(Some("the destination failed too often".into()));
         };
         let published = self.publisher.publish(batch).await;
         if let Some(call) = call {
-            let went = if published.is_ok() { Went::Well } else { Went::Badly };
+            let went = if published.is_ok() { CallResult::Well } else { CallResult::Badly };
             call.ended(went, self.clock.now_ms(), batch.len() as u64);
         }
         match published {

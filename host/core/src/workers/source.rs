@@ -5,16 +5,17 @@ use std::sync::Arc;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::pipeline::{Accepted, Handling, IdempotentConsumer};
-use crate::pipeline::outcome::Ending;
-use crate::support::fault;
 use crate::message::Message;
-use crate::store::StoreError;
+use crate::pipeline::IdempotentConsumer;
+use crate::pipeline::delivery::{Accepted, Handling};
+use crate::pipeline::outcome::Outcome;
+use crate::support::error::StoreError;
+use crate::support::fault;
 use crate::transport::{Delivery, Received, Source, TransportError};
 
 /// Why a run stopped before the end of its input.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum RunError {
+pub enum SourceError {
     /// The store failed; nothing that was acknowledged is lost.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -31,7 +32,7 @@ pub enum Report<'a> {
         /// The message.
         message: &'a Message,
         /// How.
-        ending: &'a Ending,
+        outcome: &'a Outcome,
     },
     /// It was no message.
     Invalid {
@@ -53,15 +54,15 @@ pub trait Observer: Send + Sync + 'static {
 /// At most `taken_max` messages are taken and not yet settled; how many of them run at once is the consumer's to say. Those that
 /// wait behind another or for their next attempt are among them, so it should be a good deal more. Must be called inside a tokio runtime. After a store failure nothing more
 /// is pulled, and what was not durable is left unsettled.
-pub async fn run(
+pub async fn run_source(
     consumer: &IdempotentConsumer,
     source: &mut dyn Source,
     observer: Arc<dyn Observer>,
     taken_max: usize,
     mut stop: watch::Receiver<bool>,
-) -> Result<(), RunError> {
+) -> Result<(), SourceError> {
     let slots = Arc::new(Semaphore::new(taken_max.max(1)));
-    let mut tasks: JoinSet<Result<(), RunError>> = JoinSet::new();
+    let mut tasks: JoinSet<Result<(), SourceError>> = JoinSet::new();
     let pulled = loop {
         let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
         if let Some(failed) = first_failure(&mut tasks) {
@@ -104,9 +105,9 @@ async fn pull(consumer: &IdempotentConsumer, source: &mut dyn Source) -> Result<
 /// Waits for what is in flight. Retries that wait for their time are cut short when `stop` turns true.
 async fn drain(
     consumer: &IdempotentConsumer,
-    mut tasks: JoinSet<Result<(), RunError>>,
+    mut tasks: JoinSet<Result<(), SourceError>>,
     mut stop: watch::Receiver<bool>,
-) -> Result<(), RunError> {
+) -> Result<(), SourceError> {
     let mut result = Ok(());
     let mut stopped = false;
     loop {
@@ -128,20 +129,20 @@ async fn settle(
     accepted: Accepted,
     delivery: Box<dyn Delivery>,
     observer: &dyn Observer,
-) -> Result<(), RunError> {
-    let ending = consumer.process(accepted).await?;
-    observer.ended(Report::Ended { message: delivery.message(), ending: &ending });
+) -> Result<(), SourceError> {
+    let outcome = consumer.process(accepted).await?;
+    observer.ended(Report::Ended { message: delivery.message(), outcome: &outcome });
     fault::point("before-ack");
-    match &ending {
-        Ending::Completed { .. } | Ending::Duplicate(_) | Ending::Stale | Ending::Parked { .. } => {
+    match &outcome {
+        Outcome::Completed { .. } | Outcome::Duplicate(_) | Outcome::Stale | Outcome::Parked { .. } => {
             delivery.ack().await?
         }
-        Ending::DeadLettered { error }
-        | Ending::Compensating { error }
-        | Ending::Compensated { error }
-        | Ending::CompensationFailed { error } => delivery.dead_letter(error).await?,
-        Ending::Mismatch => delivery.dead_letter("the idempotency key was used before with another body").await?,
-        Ending::Retry { after_ms, .. } | Ending::InFlight { after_ms } | Ending::Paused { after_ms } => {
+        Outcome::DeadLettered { error }
+        | Outcome::Compensating { error }
+        | Outcome::Compensated { error }
+        | Outcome::CompensationFailed { error } => delivery.dead_letter(error).await?,
+        Outcome::Mismatch => delivery.dead_letter("the idempotency key was used before with another body").await?,
+        Outcome::Retry { after_ms, .. } | Outcome::InFlight { after_ms } | Outcome::Paused { after_ms } => {
             delivery.nack(*after_ms).await?
         }
     }
@@ -149,7 +150,7 @@ async fn settle(
     Ok(())
 }
 
-fn first_failure(tasks: &mut JoinSet<Result<(), RunError>>) -> Option<RunError> {
+fn first_failure(tasks: &mut JoinSet<Result<(), SourceError>>) -> Option<SourceError> {
     while let Some(ended) = tasks.try_join_next() {
         if let Err(error) = joined(ended) {
             return Some(error);
@@ -158,7 +159,7 @@ fn first_failure(tasks: &mut JoinSet<Result<(), RunError>>) -> Option<RunError> 
     None
 }
 
-fn joined(ended: Result<Result<(), RunError>, tokio::task::JoinError>) -> Result<(), RunError> {
+fn joined(ended: Result<Result<(), SourceError>, tokio::task::JoinError>) -> Result<(), SourceError> {
     match ended {
         Ok(result) => result,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),

@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use crate::store::IdempotencyStorage;
 use crate::support::clock::Clock;
-use crate::store::{IdempotencyStorage, StoreError};
+use crate::support::error::StoreError;
 
 /// How often to look for what has expired, in milliseconds; the shortest window of a store is a minute.
 pub const SWEEP_EVERY_MS: u64 = 60_000;
 
 /// Sweeps every `every_ms` until `stop` turns true; the first time at once. Must run inside a tokio runtime with a pool of
 /// blocking threads: a sweep may block for as long as a transaction.
-pub async fn run(
+pub async fn run_sweeper(
     storage: Arc<dyn IdempotencyStorage>,
     clock: Arc<dyn Clock>,
     every_ms: u64,

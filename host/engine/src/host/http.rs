@@ -4,8 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use hapax_core::outside::{CallError, Request, Response};
-use hapax_core::{Call, Caller};
+use hapax_core::{OutboundCall, OutboundCaller, OutboundError, OutboundRequest, OutboundResponse};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use wasmtime::component::Linker;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
@@ -19,13 +18,13 @@ const REQUEST_BYTES_MAX: usize = 16 << 20;
 #[derive(Default)]
 pub(crate) struct Http {
     ctx: WasiHttpCtx,
-    door: Door,
+    door: HttpIngress,
 }
 
 /// Where requests go: to the caller of the message that the guest works on.
 #[derive(Default)]
-struct Door {
-    caller: Option<Caller>,
+struct HttpIngress {
+    caller: Option<OutboundCaller>,
 }
 
 pub(crate) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
@@ -48,7 +47,7 @@ type Sending = Box<
         + Send,
 >;
 
-impl WasiHttpHooks for Door {
+impl WasiHttpHooks for HttpIngress {
     fn send_request(
         &mut self,
         request: http::Request<WasiBody>,
@@ -56,7 +55,7 @@ impl WasiHttpHooks for Door {
         _: Box<dyn Future<Output = Result<(), Error>> + Send>,
     ) -> Sending {
         // Its place is that in which the guest has called, whatever is answered first.
-        let call = self.caller.as_ref().map(Caller::next);
+        let call = self.caller.as_ref().map(OutboundCaller::next);
         Box::new(async move {
             let response = made(call, request, options).await?;
             let done: Box<dyn Future<Output = Result<(), Error>> + Send> = Box::new(std::future::ready(Ok(())));
@@ -66,7 +65,7 @@ impl WasiHttpHooks for Door {
 }
 
 async fn made(
-    call: Option<Call>,
+    call: Option<OutboundCall>,
     request: http::Request<WasiBody>,
     options: Option<RequestOptions>,
 ) -> Result<http::Response<WasiBody>, Error> {
@@ -83,7 +82,7 @@ async fn made(
 }
 
 /// The request with its whole body: what is journalled and compared.
-async fn whole(request: http::Request<WasiBody>, options: Option<RequestOptions>) -> Result<Request, Error> {
+async fn whole(request: http::Request<WasiBody>, options: Option<RequestOptions>) -> Result<OutboundRequest, Error> {
     let (head, body) = request.into_parts();
     let body = Limited::new(body, REQUEST_BYTES_MAX).collect().await.map_err(|error| {
         if error.is::<LengthLimitError>() {
@@ -95,7 +94,7 @@ async fn whole(request: http::Request<WasiBody>, options: Option<RequestOptions>
     let header = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
         (name.as_str().to_owned(), Bytes::copy_from_slice(value.as_bytes()))
     };
-    Ok(Request {
+    Ok(OutboundRequest {
         method: head.method.as_str().to_owned(),
         url: head.uri.to_string(),
         headers: head.headers.iter().filter(|(name, _)| **name != http::header::HOST).map(header).collect(),
@@ -111,7 +110,7 @@ fn timeout_ms(options: RequestOptions) -> Option<u64> {
     Some(u64::try_from(sum.as_millis()).unwrap_or(u64::MAX).max(1))
 }
 
-fn answer(response: Response) -> Result<http::Response<WasiBody>, Error> {
+fn answer(response: OutboundResponse) -> Result<http::Response<WasiBody>, Error> {
     let body = Full::new(response.body).map_err(|never| match never {}).boxed_unsync();
     let mut answer = http::Response::new(body);
     *answer.status_mut() = http::StatusCode::from_u16(response.status).map_err(|_| Error::HttpProtocolError)?;
@@ -124,14 +123,14 @@ fn answer(response: Response) -> Result<http::Response<WasiBody>, Error> {
 }
 
 /// What the guest is told of a call without an answer.
-fn code(error: CallError) -> Error {
+fn code(error: OutboundError) -> Error {
     match error {
-        CallError::Denied(_) => Error::HttpRequestDenied,
-        CallError::Invalid(_) => Error::HttpRequestUriInvalid,
-        CallError::Connect(_) => Error::ConnectionRefused,
-        CallError::Timeout(_) => Error::HttpResponseTimeout,
-        CallError::TooLarge(limit) => Error::HttpResponseBodySize(Some(limit as u64)),
-        CallError::Broken(_) => Error::HttpResponseIncomplete,
-        CallError::Diverged(text) | CallError::Ended(text) => Error::InternalError(Some(text)),
+        OutboundError::Denied(_) => Error::HttpRequestDenied,
+        OutboundError::Invalid(_) => Error::HttpRequestUriInvalid,
+        OutboundError::Connect(_) => Error::ConnectionRefused,
+        OutboundError::Timeout(_) => Error::HttpResponseTimeout,
+        OutboundError::TooLarge(limit) => Error::HttpResponseBodySize(Some(limit as u64)),
+        OutboundError::Broken(_) => Error::HttpResponseIncomplete,
+        OutboundError::Diverged(text) | OutboundError::Ended(text) => Error::InternalError(Some(text)),
     }
 }

@@ -1,6 +1,6 @@
 //! The `lock` import: locks of the host, through the message's `Context`. An error there ends the run.
 
-use hapax_core::lock::Acquired;
+use hapax_core::Acquired;
 use wasmtime::component::{ComponentType, Lift, Linker, Lower};
 use wasmtime::{Error, StoreContextMut};
 

@@ -17,9 +17,7 @@ use std::sync::{Arc, LazyLock};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use hapax_core::context::{EffectLimits, Entry, StateView, Version};
-use hapax_core::storage::StoreError;
-use hapax_core::{Context, Invocation, Message};
+use hapax_core::{Context, EffectLimits, Entry, Invocation, Message, StateView, StoreError, Version};
 
 use crate::bindings::hapax::processor::config;
 use crate::limits::{MemoryGuard, ProcessorLimits};

@@ -1,6 +1,6 @@
 //! The `outbox` import: messages to send once this one has committed. Refuses what would be no CloudEvent.
 
-use hapax_core::context::Outgoing;
+use hapax_core::Outgoing;
 use wasmtime::Error;
 
 use super::HostState;

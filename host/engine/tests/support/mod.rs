@@ -10,9 +10,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use hapax_core::context::{EffectLimits, Effects, Entry, ReadSet, StateView, Version};
-use hapax_core::storage::StoreError;
-use hapax_core::{Context, Failure, Invocation, Message, MessageProcessor, Output};
+use hapax_core::{
+    Context, EffectLimits, Effects, Entry, Failure, Invocation, Message, MessageProcessor, Output, ReadSet, StateView,
+    StoreError, Version,
+};
 use hapax_engine::{Engine, EngineConfig, LoadError, LoadOptions, ProcessorLimits, WasmProcessor};
 
 /// State in memory; one version for all, as nothing here conflicts.

@@ -5,10 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use bytes::Bytes;
-use hapax_core::context::Version;
-use hapax_core::feed::FeedEntry;
-use hapax_core::key::Scope;
-use hapax_core::storage::{Commit, Expected, LetterChange, OutboxPosition, RecordChange};
+use hapax_core::{Commit, Expected, FeedEntry, HeldChange, OutboxPosition, RecordChange, Scope, Version};
 
 use crate::format::layout;
 
@@ -33,7 +30,7 @@ pub(crate) enum Entry {
     /// A message was sent.
     Sent(OutboxPosition),
     /// A kept message by its encoded key, or `None` where it is kept no longer.
-    DeadLetter { key: Bytes, letter: Option<Bytes> },
+    HeldMessage { key: Bytes, held_message: Option<Bytes> },
     /// An event of the feed, as it stands in the frame; its place is that among the frame's events.
     Event(Range<usize>),
     /// A bucket whose records have all expired is to be dropped.
@@ -132,14 +129,14 @@ impl Builder {
             self.push_bytes(&[&layout::encode(&row.message)]);
         }
         let key = |fingerprint| layout::dead_letter_key(&layout::record_key(&commit.key), fingerprint);
-        match &commit.letter {
+        match &commit.held_message {
             None => {}
-            Some(LetterChange::Put(letter)) => {
+            Some(HeldChange::Put(held_message)) => {
                 self.bytes.push(DEAD_LETTER);
-                self.push_bytes(&[&key(&letter.fingerprint)]);
-                self.push_bytes(&[&layout::encode(&**letter)]);
+                self.push_bytes(&[&key(&held_message.fingerprint)]);
+                self.push_bytes(&[&layout::encode(&**held_message)]);
             }
-            Some(LetterChange::Remove(fingerprint)) => {
+            Some(HeldChange::Remove(fingerprint)) => {
                 self.bytes.push(DEAD_LETTER_GONE);
                 self.push_bytes(&[&key(fingerprint)]);
             }
@@ -300,9 +297,9 @@ impl Entries {
             STATE_DELETED => Entry::State { key: self.bytes()?, value: None },
             OUTGOING => Entry::Outgoing { position: self.position()?, message: self.bytes()? },
             SENT => Entry::Sent(self.position()?),
-            DEAD_LETTER => Entry::DeadLetter { key: self.bytes()?, letter: Some(self.bytes()?) },
+            DEAD_LETTER => Entry::HeldMessage { key: self.bytes()?, held_message: Some(self.bytes()?) },
             RECORD_GONE => Entry::RecordGone { hash: u128::from_le_bytes(self.number()?) },
-            DEAD_LETTER_GONE => Entry::DeadLetter { key: self.bytes()?, letter: None },
+            DEAD_LETTER_GONE => Entry::HeldMessage { key: self.bytes()?, held_message: None },
             EVENT => Entry::Event(self.event()?),
             BUCKET_GONE => Entry::BucketGone { id: u64::from_le_bytes(self.number()?) },
             _ => return None,

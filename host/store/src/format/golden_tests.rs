@@ -5,12 +5,11 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use hapax_core::context::{Effects, Outgoing};
-use hapax_core::feed::{Cursor, EventKind, FeedEntry};
-use hapax_core::record::{Event, Moment, Record, State};
-use hapax_core::storage::{Commit, DeadLetter, Expected, LetterChange, OutboxPosition, RecordChange, Standing};
-use hapax_core::strategy::Position;
-use hapax_core::{Fingerprint, Message, Output, RecordKey, Scope};
+use hapax_core::{
+    Commit, Cursor, Effects, Expected, FeedEntry, FeedEventKind, Fingerprint, HeldChange, HeldMessage, HistoryEntry,
+    HoldReason, Message, OutboxPosition, Outgoing, Output, Position, Record, RecordChange, RecordEvent, RecordKey,
+    RecordState, Scope,
+};
 
 use crate::format::frame::{Builder, ChecksumKey, Entry, Frame, HEADER_BYTES, Header};
 use crate::format::layout::{self, Applied, FeedFacts};
@@ -22,7 +21,7 @@ fn key() -> RecordKey {
     RecordKey::new(Scope { tenant: "t\0t".into(), processor: "orders".into() }, "/shop".into(), "o-1".into())
 }
 
-fn record(state: State, expires_ms: Option<u64>) -> Record {
+fn record(state: RecordState, expires_ms: Option<u64>) -> Record {
     Record {
         state,
         epoch: 3,
@@ -34,8 +33,8 @@ fn record(state: State, expires_ms: Option<u64>) -> Record {
         received_ms: 1_700_000_000_000,
         changed_ms: 1_700_000_001_000,
         expires_ms,
-        history: vec![Moment {
-            event: Event::Failed { error: "e".into(), retry_at_ms: 1_700_000_000_500 },
+        history: vec![HistoryEntry {
+            event: RecordEvent::Failed { error: "e".into(), retry_at_ms: 1_700_000_000_500 },
             at_ms: 1_700_000_000_100,
             epoch: 2,
             attempts: 1,
@@ -53,32 +52,32 @@ fn message() -> Message {
 
 fn completed() -> Record {
     let output = Output { content_type: Some("text/plain".into()), data: "done".into() };
-    record(State::Completed { output }, Some(1_700_604_801_000))
+    record(RecordState::Completed { output }, Some(1_700_604_801_000))
 }
 
 /// Every state, in the order of their numbers.
-fn states() -> Vec<State> {
+fn states() -> Vec<RecordState> {
     let error = || "e".to_owned();
     vec![
-        State::InProgress { owner: "o".into(), lease_end_ms: 9 },
+        RecordState::InProgress { owner: "o".into(), lease_end_ms: 9 },
         completed().state,
-        State::RetryDue { error: error(), at_ms: 9 },
-        State::DeadLettered { error: error() },
-        State::Compensating { error: error() },
-        State::Compensated { error: error() },
-        State::CompensationFailed { error: error() },
+        RecordState::RetryDue { error: error(), at_ms: 9 },
+        RecordState::DeadLettered { error: error() },
+        RecordState::Compensating { error: error() },
+        RecordState::Compensated { error: error() },
+        RecordState::CompensationFailed { error: error() },
     ]
 }
 
 /// A duplicate was answered 300 times.
 fn replayed() -> FeedEntry {
-    let many = FeedEntry::of_many(EventKind::Replayed, 300, 1_700_000_004_000);
+    let many = FeedEntry::of_many(FeedEventKind::Replayed, 300, 1_700_000_004_000);
     FeedEntry { digest: key().digest(), ..many }
 }
 
 /// Two events of the group 9, and one of the group 11.
 fn block() -> Vec<(Cursor, FeedEntry)> {
-    let swept = FeedEntry::of_many(EventKind::Swept, 1_048_576, 1_700_604_900_000);
+    let swept = FeedEntry::of_many(FeedEventKind::Swept, 1_048_576, 1_700_604_900_000);
     let completed = Commit { record: RecordChange::Put(completed().into()), ..Commit::of(&key()) }.told().unwrap();
     let at = |sequence, index| Cursor { sequence, index };
     vec![(at(9, 0), completed), (at(9, 1), replayed()), (at(11, 0), swept)]
@@ -86,34 +85,34 @@ fn block() -> Vec<(Cursor, FeedEntry)> {
 
 /// One frame with an entry of every kind.
 fn frame() -> Frame {
-    let commit = |expected, record, effects, letter| Commit {
+    let commit = |expected, record, effects, held_message| Commit {
         expected,
         record: RecordChange::Put(Arc::new(record)),
         version: 7,
         effects,
-        letter,
+        held_message,
         ..Commit::of(&key())
     };
     let outgoing = Outgoing { kind: "order.accepted".into(), data: "{}".into(), ..Outgoing::default() };
     let writes = [("kept".to_owned(), Some("v".into())), ("went".to_owned(), None)].into();
     let fingerprint = Fingerprint { version: 1, digest: [0xf2; 16] };
-    let letter = DeadLetter {
+    let held_message = HeldMessage {
         message: message(),
         fingerprint,
         position: Some(Position::Version(4)),
-        standing: Standing::Parked { awaits: 3, until_ms: 1_700_000_009_000 },
+        hold_reason: HoldReason::Parked { awaits: 3, until_ms: 1_700_000_009_000 },
         error: "e".into(),
         attempts: 5,
         component: "c0ffee".into(),
         at_ms: 1_700_000_002_000,
     };
-    let due = record(State::RetryDue { error: "e".into(), at_ms: 9 }, None);
+    let due = record(RecordState::RetryDue { error: "e".into(), at_ms: 9 }, None);
     let mut builder = Builder::new(3);
     builder.push(&commit(Expected::Absent, completed(), Effects { writes, outgoing: vec![outgoing] }, None));
-    builder.push(&commit(Expected::Epoch(3), due, Effects::default(), Some(LetterChange::Put(Box::new(letter)))));
-    let letter = Some(LetterChange::Remove(fingerprint));
+    builder.push(&commit(Expected::Epoch(3), due, Effects::default(), Some(HeldChange::Put(Box::new(held_message)))));
+    let held_message = Some(HeldChange::Remove(fingerprint));
     let at_ms = 1_700_000_003_000;
-    builder.push(&Commit { record: RecordChange::Remove, letter, at_ms, ..Commit::of(&key()) });
+    builder.push(&Commit { record: RecordChange::Remove, held_message, at_ms, ..Commit::of(&key()) });
     builder.push_sent(OutboxPosition { version: 5, index: 1 });
     builder.push_event(&replayed());
     builder.push_bucket_gone(3);
@@ -210,7 +209,7 @@ fn the_golden_frame_is_read_entry_by_entry() {
         sending,
         Entry::Event(first),
         again,
-        letter,
+        held_message,
         Entry::Event(second),
         gone,
         letter_gone,
@@ -233,14 +232,17 @@ fn the_golden_frame_is_read_entry_by_entry() {
     assert!(matches!(sending, Entry::Outgoing { position: OutboxPosition { version: 7, index: 0 }, .. }));
     assert!(matches!(again, Entry::Record { end_ms: None, replaces: true, .. }));
     assert!(
-        matches!(letter, Entry::DeadLetter { letter: Some(letter), .. } if layout::decode::<DeadLetter>(letter).is_some())
+        matches!(held_message, Entry::HeldMessage { held_message: Some(held_message), .. } if layout::decode::<HeldMessage>(held_message).is_some())
     );
     assert_eq!(*gone, Entry::RecordGone { hash: key().digest() });
-    assert!(matches!(letter_gone, Entry::DeadLetter { letter: None, .. }));
+    assert!(matches!(letter_gone, Entry::HeldMessage { held_message: None, .. }));
     assert_eq!(*sent, Entry::Sent(OutboxPosition { version: 5, index: 1 }));
     let [first, second, third, noted] =
         [first, second, third, noted].map(|at| layout::take_feed_entry(&frame.bytes[at.clone()]).unwrap().0);
-    assert_eq!([first.kind, second.kind, third.kind], [EventKind::Completed, EventKind::Failed, EventKind::Evicted]);
+    assert_eq!(
+        [first.kind, second.kind, third.kind],
+        [FeedEventKind::Completed, FeedEventKind::Failed, FeedEventKind::Evicted]
+    );
     assert_eq!((first.digest, first.at_ms, first.attempts, first.epoch), (key().digest(), 1_700_000_001_000, 2, 3));
     assert_eq!((noted, bucket.clone()), (replayed(), Entry::BucketGone { id: 3 }));
 }

@@ -1,16 +1,12 @@
 //! The stored format, version 3: tables, keys, values. `docs/STORAGE.md` says the same in words; change both together.
 
-use hapax_core::context::Version;
-use hapax_core::feed::{Cursor, EventKind, FeedEntry};
-use hapax_core::key::{Fingerprint, RecordKey, Scope};
-use hapax_core::record::Record;
-use hapax_core::storage::LetterKey;
+use hapax_core::{Cursor, FeedEntry, FeedEventKind, Fingerprint, HeldKey, Record, RecordKey, Scope, Version};
 use redb::TableDefinition;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// The version of the format that this build reads and writes.
-pub const FORMAT: u32 = 3;
+pub(crate) const FORMAT: u32 = 3;
 
 /// Facts about the store: see the `META_` names.
 pub(crate) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
@@ -251,16 +247,16 @@ pub(crate) fn state_key(prefix: &[u8], key: &str) -> Vec<u8> {
 }
 
 pub(crate) fn dead_letter_key(record_key: &[u8], fingerprint: &Fingerprint) -> Vec<u8> {
-    letter_key(record_key, &fingerprint.digest)
+    held_key(record_key, &fingerprint.digest)
 }
 
-pub(crate) fn letter_key(record_key: &[u8], fingerprint: &[u8; 16]) -> Vec<u8> {
+pub(crate) fn held_key(record_key: &[u8], fingerprint: &[u8; 16]) -> Vec<u8> {
     [record_key, &fingerprint[..]].concat()
 }
 
-pub(crate) fn parse_letter_key(bytes: &[u8]) -> Option<LetterKey> {
+pub(crate) fn parse_letter_key(bytes: &[u8]) -> Option<HeldKey> {
     let (record, fingerprint) = bytes.split_last_chunk::<16>()?;
-    Some(LetterKey { record: parse_record_key(record)?, fingerprint: *fingerprint })
+    Some(HeldKey { record: parse_record_key(record)?, fingerprint: *fingerprint })
 }
 
 pub(crate) fn parse_state_value(bytes: &[u8]) -> Option<(Version, &[u8])> {
@@ -298,7 +294,7 @@ fn push_varint(out: &mut Vec<u8>, mut number: u64) {
 /// Bytes of the event that `bytes` begin with, which [`take_feed_entry`] reads.
 pub(crate) fn feed_entry_len(bytes: &[u8]) -> Option<usize> {
     let mut at = 1 + size_of::<u128>();
-    EventKind::of_number(*bytes.first()?)?;
+    FeedEventKind::of_number(*bytes.first()?)?;
     for _ in 0..4 {
         at += bytes.get(at..)?.iter().position(|byte| byte & 0x80 == 0)? + 1;
     }
@@ -310,7 +306,7 @@ pub(crate) fn take_feed_entry(bytes: &[u8]) -> Option<(FeedEntry, &[u8])> {
     let (kind, rest) = bytes.split_first()?;
     let (digest, rest) = rest.split_first_chunk()?;
     let ((at_ms, attempts, epoch, times), rest) = postcard::take_from_bytes(rest).ok()?;
-    let (kind, digest) = (EventKind::of_number(*kind)?, u128::from_le_bytes(*digest));
+    let (kind, digest) = (FeedEventKind::of_number(*kind)?, u128::from_le_bytes(*digest));
     Some((FeedEntry { kind, digest, at_ms, attempts, epoch, times }, rest))
 }
 

@@ -6,16 +6,14 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
-use hapax_core::context::Effects;
-use hapax_core::storage::Commit;
-use hapax_core::{Message, RecordKey, Scope};
+use hapax_core::{Commit, Effects, Message, RecordKey, Scope};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use redb::StorageBackend;
 
 use crate::format::frame::{ALIGNMENT, Builder, HEADER_BYTES};
-use crate::journal::{Journal, JournalError, Recovered, START};
 use crate::format::layout::Applied;
+use crate::journal::{Journal, JournalError, Recovered, START};
 
 const STORE: &str = "00112233445566778899aabbccddeeff";
 

@@ -7,22 +7,19 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hapax_core::fault;
-use hapax_core::feed::{EventKind, FeedEntry};
-use hapax_core::record::Record;
-use hapax_core::storage::StoreError;
+use hapax_core::{FeedEntry, FeedEventKind, Record, StoreError, fault};
 use parking_lot::Mutex;
 use redb::{Durability, Table, WriteTransaction};
 
+use crate::format::frame::Builder;
+use crate::format::layout::{self, Applied, BLOCK_BYTES};
+use crate::journal::Journal;
 use crate::redb::buckets::{Bucket, Catalogue};
 use crate::redb::core::{Core, Published};
-use crate::format::frame::Builder;
-use crate::journal::Journal;
-use crate::format::layout::{self, Applied, BLOCK_BYTES};
 use crate::redb::memtable::Memtable;
 use crate::redb::open::running_error;
 use crate::redb::view::{BucketTables, Snapshot};
-use crate::{commit, feed};
+use crate::redb::{commit, feed};
 
 /// What is journalled is applied after this long without having filled a memtable.
 const IDLE: Duration = Duration::from_millis(100);
@@ -295,12 +292,14 @@ impl Writer<'_> {
                 outbox.insert((position.version, position.index), &message[..]).map_err(running_error)?;
             }
         }
-        if !memtable.dead_letters.is_empty() {
-            let mut letters = self.txn.open_table(layout::DEAD_LETTERS).map_err(running_error)?;
-            for (key, letter) in &memtable.dead_letters {
-                match letter {
-                    Some(letter) => drop(letters.insert(&key[..], &letter[..]).map_err(running_error)?),
-                    None => drop(letters.remove(&key[..]).map_err(running_error)?),
+        if !memtable.held_under.is_empty() {
+            let mut held_messages = self.txn.open_table(layout::DEAD_LETTERS).map_err(running_error)?;
+            for (key, held_message) in &memtable.held_under {
+                match held_message {
+                    Some(held_message) => {
+                        drop(held_messages.insert(&key[..], &held_message[..]).map_err(running_error)?)
+                    }
+                    None => drop(held_messages.remove(&key[..]).map_err(running_error)?),
                 }
             }
         }
@@ -317,7 +316,7 @@ pub(crate) fn sweep(core: &Core, journal: &Mutex<Journal>, now_ms: u64) -> Resul
         let records = bucket.rows.load(std::sync::atomic::Ordering::Relaxed);
         let mut frame = Builder::new(1);
         frame.push_bucket_gone(bucket.id);
-        let event = FeedEntry::of_many(EventKind::Swept, records, now_ms);
+        let event = FeedEntry::of_many(FeedEventKind::Swept, records, now_ms);
         if fault::mutated("sweep-told-later") {
             write(core, journal, std::mem::replace(&mut frame, Builder::new(1)))?;
             core.flush()?;

@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use fastbloom::AtomicBloomFilter;
-use hapax_core::fault;
-use hapax_core::storage::StoreError;
+use hapax_core::{StoreError, fault};
 use redb::{ReadOnlyTable, ReadableTable as _};
 
 use crate::redb::open::running_error;

@@ -4,23 +4,22 @@
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasherDefault;
 
-use hapax_core::context::{RangeRead, Version};
-use hapax_core::fault;
-use hapax_core::key::{Hashed, Scope};
-use hapax_core::record::Record;
-use hapax_core::storage::{Commit, Group, RecordChange, StoreError, Verdict};
+use hapax_core::{
+    Commit, DigestHasher, Group, RangeRead, Record, RecordChange, Scope, StoreError, Verdict, Version, fault,
+};
 
-use crate::redb::core::Core;
 use crate::format::frame::Builder;
+use crate::format::layout;
 use crate::journal::Journal;
+use crate::redb::core::Core;
 use crate::redb::open::io_store_error;
-use crate::{layout, read};
+use crate::redb::read;
 
 /// Writes a group and makes it visible. Called by one thread at a time.
 pub(crate) fn commit(core: &Core, journal: &mut Journal, group: &Group) -> Result<Vec<Verdict>, StoreError> {
     core.failure()?;
     let mut frame = Builder::new(group.commits.len());
-    let mut judge = Judge::new(core, group);
+    let mut judge = Validator::new(core, group);
     let mut verdicts = Vec::with_capacity(group.commits.len());
     for commit in &group.commits {
         let verdict = judge.verdict(commit)?;
@@ -93,7 +92,7 @@ fn in_two(
 ) -> Result<Vec<Verdict>, StoreError> {
     let (mut records, mut effects) = (Builder::new(group.commits.len()), Builder::new(group.commits.len()));
     for (commit, _) in group.commits.iter().zip(&verdicts).filter(|(_, verdict)| **verdict == Verdict::Committed) {
-        records.push(&Commit { effects: Default::default(), letter: None, shared: None, ..commit.clone() });
+        records.push(&Commit { effects: Default::default(), held_message: None, shared: None, ..commit.clone() });
         effects.push(&Commit { record: RecordChange::Keep, ..commit.clone() });
     }
     group.sent.iter().for_each(|sent| effects.push_sent(*sent));
@@ -104,17 +103,17 @@ fn in_two(
 }
 
 /// What is so when a commit's turn comes: the store, and what earlier commits of the group have made of it.
-struct Judge<'a> {
+struct Validator<'a> {
     core: &'a Core,
     /// `None` where it was forgotten.
-    records: HashMap<u128, Option<&'a Record>, BuildHasherDefault<Hashed>>,
+    records: HashMap<u128, Option<&'a Record>, BuildHasherDefault<DigestHasher>>,
     /// Versions that the group's commits wrote, 0 where they deleted; kept only if anybody of the group has read.
     written: Option<BTreeMap<(&'a Scope, &'a str), Version>>,
     /// The same for what is no processor's, by tenant.
     shared: BTreeMap<(&'a str, &'a str), Version>,
 }
 
-impl<'a> Judge<'a> {
+impl<'a> Validator<'a> {
     fn new(core: &'a Core, group: &Group) -> Self {
         let has_read = |commit: &Commit| {
             let reads = &commit.reads;
@@ -201,16 +200,16 @@ impl<'a> Judge<'a> {
             return Ok(range.seen.is_empty());
         }
         let inside = |key: &str| range.end.as_deref().is_none_or(|end| key < end);
-        let own: Vec<(&str, Version)> = written
+        let message_key: Vec<(&str, Version)> = written
             .range((scope, range.start.as_str())..)
             .take_while(|((of, key), _)| *of == scope && inside(key))
             .map(|((_, key), version)| (*key, *version))
             .collect();
         // Deletes of the group hide entries of the store: read that many more.
-        let limit = range.limit.saturating_add(own.len());
+        let limit = range.limit.saturating_add(message_key.len());
         let below = read::scan(self.core, prefix, &range.start, range.end.as_deref(), limit)?;
         let mut now: BTreeMap<&str, Version> = below.iter().map(|(key, version, _)| (key.as_str(), *version)).collect();
-        now.extend(own);
+        now.extend(message_key);
         let present = now.into_iter().filter(|(_, version)| *version != 0).take(range.limit);
         Ok(present.eq(range.seen.iter().map(|(key, version)| (key.as_str(), *version))))
     }

@@ -1,6 +1,6 @@
 //! What the parts of an open store share: the database, the view that readers see, and how far the applier has come.
 
-use hapax_core::storage::StoreError;
+use hapax_core::StoreError;
 use parking_lot::{Condvar, Mutex, RwLock};
 use redb::Database;
 

@@ -7,8 +7,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use hapax_core::key::RecordKey;
-use hapax_core::running::RunningNotes;
+use hapax_core::{CrashTracker, RecordKey};
 use memmap2::MmapMut;
 use parking_lot::Mutex;
 
@@ -76,7 +75,7 @@ impl Inner {
     }
 }
 
-impl RunningNotes for RunningFile {
+impl CrashTracker for RunningFile {
     fn begin(&self, key: &RecordKey) -> Option<usize> {
         let mut inner = self.inner.lock();
         let place = match inner.suspects.get(&key.digest()) {

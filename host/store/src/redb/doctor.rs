@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use redb::{Database, ReadableDatabase as _};
 
 use crate::StoreOptions;
-use crate::journal::{self, JournalError, Survey};
 use crate::format::layout::{self, Applied};
+use crate::journal::{self, JournalError, Survey};
 use crate::redb::open::{self, JOURNAL, OpenError};
 
 /// What was found in a store.

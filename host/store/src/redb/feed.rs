@@ -4,14 +4,11 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-use hapax_core::fault;
-use hapax_core::feed::{Cursor, FeedEntry, FeedEvent, FeedPage};
-use hapax_core::key::RecordKey;
-use hapax_core::storage::StoreError;
+use hapax_core::{Cursor, FeedEntry, FeedEvent, FeedPage, RecordKey, StoreError, fault};
 use redb::{Table, WriteTransaction};
 
-use crate::redb::core::Core;
 use crate::format::layout::{self, BLOCK_BYTES, FeedFacts};
+use crate::redb::core::Core;
 use crate::redb::open::running_error;
 use crate::redb::read;
 use crate::redb::view::{Snapshot, View};
@@ -119,7 +116,7 @@ fn damaged() -> StoreError {
     StoreError::Damaged("a block of the feed cannot be decoded".into())
 }
 
-/// Up to `limit` events after `after`, of one record if given; see [`hapax_core::feed::Feed::events`].
+/// Up to `limit` events after `after`, of one record if given; see [`hapax_core::Feed::events`].
 pub(crate) fn events(
     core: &Core,
     of: Option<u128>,

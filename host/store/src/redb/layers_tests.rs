@@ -4,14 +4,11 @@
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use hapax_core::context::{Effects, Outgoing};
-use hapax_core::feed::{Cursor, EventKind, Feed as _, FeedEntry};
-use hapax_core::record::{Record, State};
-use hapax_core::storage::{
-    Commit, DeadLetter, Expected, Group, IdempotencyStorage, Inspect as _, LetterChange, LetterKey, Outbox as _,
-    OutboxPosition, RecordChange, Standing, StoreError, Verdict,
+use hapax_core::{
+    Commit, Cursor, Effects, Expected, Feed as _, FeedEntry, FeedEventKind, Fingerprint, Group, HeldChange, HeldKey,
+    HeldMessage, HoldReason, IdempotencyStorage, Inspect as _, Message, Outbox as _, OutboxPosition, Outgoing, Output,
+    Record, RecordChange, RecordKey, RecordState, Scope, StoreError, Verdict,
 };
-use hapax_core::{Fingerprint, Message, Output, RecordKey, Scope};
 use redb::backends::InMemoryBackend;
 
 use crate::{MemoryStore, RedbStore, StoreOptions};
@@ -59,24 +56,26 @@ impl Twins {
         let expected = if self.random.below(10) == 0 { Expected::Anything } else { Expected::of(epoch) };
         let epoch = epoch.unwrap_or(0) + 1;
         let state = match self.random.below(3) {
-            0 => State::Completed { output: Output { content_type: None, data: self.version.to_string().into() } },
-            1 => State::RetryDue { error: "e".into(), at_ms: 5 },
-            _ => State::DeadLettered { error: "e".into() },
+            0 => {
+                RecordState::Completed { output: Output { content_type: None, data: self.version.to_string().into() } }
+            }
+            1 => RecordState::RetryDue { error: "e".into(), at_ms: 5 },
+            _ => RecordState::DeadLettered { error: "e".into() },
         };
         let fingerprint = Fingerprint { version: 1, digest: [self.random.below(3) as u8; 16] };
-        let dead_letter = || DeadLetter {
+        let dead_letter = || HeldMessage {
             message: Message::new("m", "/s", "t"),
             fingerprint,
             position: None,
-            standing: Standing::Dead,
+            hold_reason: HoldReason::Dead,
             error: self.version.to_string(),
             attempts: 1,
             component: "c".into(),
             at_ms: 1,
         };
-        let letter = match state {
-            State::DeadLettered { .. } => Some(LetterChange::Put(Box::new(dead_letter()))),
-            State::Completed { .. } => Some(LetterChange::Remove(fingerprint)),
+        let held_message = match state {
+            RecordState::DeadLettered { .. } => Some(HeldChange::Put(Box::new(dead_letter()))),
+            RecordState::Completed { .. } => Some(HeldChange::Remove(fingerprint)),
             _ => None,
         };
         let record = Record {
@@ -105,7 +104,15 @@ impl Twins {
             1 => RecordChange::Remove,
             _ => RecordChange::Put(record.into()),
         };
-        Commit { expected, record, version: self.version, effects, letter, at_ms: self.version, ..Commit::of(&key) }
+        Commit {
+            expected,
+            record,
+            version: self.version,
+            effects,
+            held_message,
+            at_ms: self.version,
+            ..Commit::of(&key)
+        }
     }
 
     fn group(&mut self) -> Group {
@@ -117,7 +124,7 @@ impl Twins {
         let sent = if self.random.below(3) == 0 { self.random.below(pending.len() as u64 + 1) } else { 0 };
         let sent = pending.iter().take(sent as usize).map(|row| row.position).collect();
         let note = |number: u64| {
-            let kind = if number.is_multiple_of(2) { EventKind::Replayed } else { EventKind::Stale };
+            let kind = if number.is_multiple_of(2) { FeedEventKind::Replayed } else { FeedEventKind::Stale };
             FeedEntry { digest: key(number).digest(), ..FeedEntry::of_many(kind, number, self.version) }
         };
         let notes =
@@ -137,16 +144,16 @@ impl Twins {
         for number in 0..KEYS {
             let key = key(number);
             assert_eq!(now(self.redb.admit(&key)), now(self.memory.admit(&key)), "{context}: record {number}");
-            assert_eq!(now(self.redb.dead_letters(&key)), now(self.memory.dead_letters(&key)), "{context}: letters");
+            assert_eq!(now(self.redb.held_under(&key)), now(self.memory.held_under(&key)), "{context}: letters");
         }
         let after = (self.random.below(2) == 0).then(|| {
             let fingerprint = [self.random.below(3) as u8; 16];
-            LetterKey { record: key(self.random.below(KEYS)), fingerprint }
+            HeldKey { record: key(self.random.below(KEYS)), fingerprint }
         });
         let limit = self.random.below(5) as usize;
-        let page = now(self.memory.letters(Some("p"), after.as_ref(), limit));
+        let page = now(self.memory.held_messages(Some("p"), after.as_ref(), limit));
         assert_eq!(
-            now(self.redb.letters(Some("p"), after.as_ref(), limit)),
+            now(self.redb.held_messages(Some("p"), after.as_ref(), limit)),
             page,
             "{context}: letters after {after:?}"
         );

@@ -6,13 +6,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::BuildHasherDefault;
 
 use bytes::Bytes;
-use hapax_core::context::Version;
-use hapax_core::feed::Cursor;
-use hapax_core::key::Hashed;
-use hapax_core::storage::OutboxPosition;
+use hapax_core::{Cursor, DigestHasher, OutboxPosition, Version};
 
-use crate::redb::feed::Blocks;
 use crate::format::frame::{Entry, Frame};
+use crate::redb::feed::Blocks;
 
 /// Bytes of memory that an entry takes beside its frame, roughly.
 const ENTRY_BYTES: usize = 128;
@@ -20,14 +17,14 @@ const ENTRY_BYTES: usize = 128;
 /// Changes of consecutive frames, the last of each key.
 #[derive(Debug, Default)]
 pub(crate) struct Memtable {
-    pub(crate) records: HashMap<u128, RecordSlot, BuildHasherDefault<Hashed>>,
+    pub(crate) records: HashMap<u128, RecordSlot, BuildHasherDefault<DigestHasher>>,
     /// Version and value by encoded key; `None` where it was deleted.
     pub(crate) state: BTreeMap<Bytes, Option<Bytes>>,
     pub(crate) outbox: BTreeMap<OutboxPosition, Bytes>,
     /// Sent messages whose row is further down.
     pub(crate) sent: BTreeSet<OutboxPosition>,
     /// Kept messages by encoded key; `None` where it is kept no longer.
-    pub(crate) dead_letters: BTreeMap<Bytes, Option<Bytes>>,
+    pub(crate) held_under: BTreeMap<Bytes, Option<Bytes>>,
     /// Events of the feed, in order.
     pub(crate) events: Blocks,
     /// Buckets that are to be dropped.
@@ -104,7 +101,7 @@ impl Memtable {
                     self.sent.insert(position);
                 }
             }
-            Entry::DeadLetter { key, letter } => drop(self.dead_letters.insert(key, letter)),
+            Entry::HeldMessage { key, held_message } => drop(self.held_under.insert(key, held_message)),
             Entry::BucketGone { id } => self.buckets_gone.push(id),
             Entry::Event(_) => unreachable!("it is taken with its place"),
         }

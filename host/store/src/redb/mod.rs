@@ -5,37 +5,32 @@ pub(crate) mod buckets;
 pub(crate) mod commit;
 pub(crate) mod core;
 pub(crate) mod crash_file;
-pub(crate) mod doctor;
+pub mod doctor;
 pub(crate) mod feed;
+#[cfg(test)]
+mod layers_tests;
 pub(crate) mod memtable;
 pub(crate) mod open;
 pub(crate) mod read;
 pub(crate) mod status;
 pub(crate) mod view;
-#[cfg(test)]
-mod layers_tests;
 
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, ready};
-use hapax_core::context::{StateView, Version};
-use hapax_core::feed::{Cursor, Feed, FeedPage};
-use hapax_core::key::{RecordKey, Scope};
-use hapax_core::record::Record;
-use hapax_core::running::RunningNotes;
-use hapax_core::storage::{
-    DeadLetter, Group, IdempotencyStorage, Inspect, LetterKey, Outbox, OutboxPosition, OutboxRow, StoreError, Verdict,
+use hapax_core::{
+    CrashTracker, Cursor, Feed, FeedPage, Group, HeldKey, HeldMessage, IdempotencyStorage, Inspect, Outbox,
+    OutboxPosition, OutboxRow, Record, RecordKey, Scope, StateView, StoreError, Verdict, Version,
 };
 use parking_lot::Mutex;
 
+use crate::journal::Journal;
 use crate::redb::applier::Applying;
 use crate::redb::core::Core;
-use crate::redb::status::{self, StoreFacts};
-use crate::journal::Journal;
-use crate::redb::open::{self, Create, OpenError};
-use crate::{apply, commit, feed, read};
+use crate::redb::open::{Create, OpenError};
+use crate::redb::status::StoreFacts;
 
 /// The store on redb. Reads block for microseconds; `commit` blocks for a sync and belongs on the committer's thread.
 ///
@@ -45,7 +40,7 @@ pub struct RedbStore {
     _applying: Applying,
     core: Arc<Core>,
     journal: Mutex<Journal>,
-    running: Arc<dyn RunningNotes>,
+    running: Arc<dyn CrashTracker>,
 }
 
 /// What a store may use, with units.
@@ -117,7 +112,7 @@ impl RedbStore {
         open::open_backends(database, Box::new(journal), options)
     }
 
-    pub(crate) fn over(core: Arc<Core>, journal: Journal, running: Arc<dyn RunningNotes>) -> std::io::Result<Self> {
+    pub(crate) fn over(core: Arc<Core>, journal: Journal, running: Arc<dyn CrashTracker>) -> std::io::Result<Self> {
         Ok(Self { _applying: Applying::start(core.clone())?, core, journal: Mutex::new(journal), running })
     }
 
@@ -131,7 +126,7 @@ impl RedbStore {
     pub fn state_of(&self, scope: &Scope, prefix: &str, limit: usize) -> Result<Vec<StateRow>, StoreError> {
         let entries = read::scan(&self.core, &crate::format::layout::scope_prefix(scope), prefix, None, limit)?;
         // The host's own keys come last.
-        let shown = |key: &str| key.starts_with(prefix) && !key.starts_with(hapax_core::context::RESERVED);
+        let shown = |key: &str| key.starts_with(prefix) && !key.starts_with(hapax_core::RESERVED);
         let rows = entries.into_iter().take_while(|(key, ..)| shown(key));
         Ok(rows.map(|(key, _, value)| StateRow { key, value }).collect())
     }
@@ -143,7 +138,7 @@ impl RedbStore {
 
     /// How the store is doing.
     pub fn facts(&self) -> Result<StoreFacts, StoreError> {
-        facts::facts(&self.core)
+        status::facts(&self.core)
     }
 
     /// Brings everything that is journalled into the tables.
@@ -170,14 +165,14 @@ impl IdempotencyStorage for RedbStore {
     }
 
     fn cleanup(&self, older_than_ms: u64, limit: usize) -> BoxFuture<'_, Result<usize, StoreError>> {
-        Box::pin(async move { apply::cleanup(&self.core, older_than_ms, limit) })
+        Box::pin(async move { applier::cleanup(&self.core, older_than_ms, limit) })
     }
 
     fn sweep(&self, now_ms: u64) -> BoxFuture<'_, Result<u64, StoreError>> {
-        Box::pin(async move { apply::sweep(&self.core, &self.journal, now_ms) })
+        Box::pin(async move { applier::sweep(&self.core, &self.journal, now_ms) })
     }
 
-    fn running_notes(&self) -> Arc<dyn RunningNotes> {
+    fn crash_tracker(&self) -> Arc<dyn CrashTracker> {
         self.running.clone()
     }
 }
@@ -202,17 +197,17 @@ impl Inspect for RedbStore {
         Box::pin(ready(read::records(&self.core, processor, after, limit)))
     }
 
-    fn dead_letters<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Vec<DeadLetter>, StoreError>> {
-        Box::pin(ready(read::dead_letters(&self.core, key)))
+    fn held_under<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Vec<HeldMessage>, StoreError>> {
+        Box::pin(ready(read::held_under(&self.core, key)))
     }
 
-    fn letters<'a>(
+    fn held_messages<'a>(
         &'a self,
         processor: Option<&'a str>,
-        after: Option<&'a LetterKey>,
+        after: Option<&'a HeldKey>,
         limit: usize,
-    ) -> BoxFuture<'a, Result<Vec<(LetterKey, DeadLetter)>, StoreError>> {
-        Box::pin(ready(read::letters(&self.core, processor, after, limit)))
+    ) -> BoxFuture<'a, Result<Vec<(HeldKey, HeldMessage)>, StoreError>> {
+        Box::pin(ready(read::held_messages(&self.core, processor, after, limit)))
     }
 }
 

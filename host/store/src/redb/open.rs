@@ -9,18 +9,17 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hapax_core::running::{NoNotes, RunningNotes};
-use hapax_core::storage::StoreError;
+use hapax_core::{CrashTracker, NoCrashTracker, StoreError};
 use parking_lot::{Condvar, Mutex, RwLock};
 use redb::backends::FileBackend;
 use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageBackend};
 
+use crate::format::layout::{self, Applied, FeedFacts, META};
+use crate::journal::{self, Journal, JournalError, Recovered};
 use crate::redb::buckets::{Bucket, Catalogue};
 use crate::redb::core::{Closing, Core, Progress};
-use crate::journal::{self, Journal, JournalError, Recovered};
-use crate::format::layout::{self, Applied, FeedFacts, META};
-use crate::redb::memtable::Memtable;
 use crate::redb::crash_file::RunningFile;
+use crate::redb::memtable::Memtable;
 use crate::redb::view::{Snapshot, View};
 use crate::{RedbStore, StoreOptions};
 
@@ -91,7 +90,7 @@ pub enum OpenError {
 
 /// Whether a store may be created where there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Create {
+pub(crate) enum Create {
     /// Created where the folder is empty or absent.
     IfAbsent,
     /// Must be there.
@@ -175,7 +174,7 @@ pub(crate) fn open_backends(
     if empty {
         Journal::create(&*journal, &id).map_err(io)?;
     }
-    join(path, database, journal, &id, options, Arc::new(NoNotes))
+    join(path, database, journal, &id, options, Arc::new(NoCrashTracker))
 }
 
 /// Takes in what the journal has and the tables have not, and starts the applier.
@@ -185,7 +184,7 @@ fn join(
     journal: Box<dyn StorageBackend>,
     id: &str,
     options: StoreOptions,
-    running: Arc<dyn RunningNotes>,
+    running: Arc<dyn CrashTracker>,
 ) -> Result<RedbStore, OpenError> {
     let told = |error: StoreError| damaged(path, error.to_string());
     let buckets = found_buckets(&database).map_err(|error| storage_error(path, &error))?;
@@ -338,7 +337,7 @@ fn create_folder(path: &Path) -> Result<(), OpenError> {
     let strangers =
         std::fs::read_dir(path).map_err(|error| io_error(path, &error))?.filter_map(Result::ok).any(|entry| {
             let name = entry.file_name();
-            ![DATABASE, JOURNAL, RUNNING].iter().any(|own| name.to_string_lossy().starts_with(own))
+            ![DATABASE, JOURNAL, RUNNING].iter().any(|message_key| name.to_string_lossy().starts_with(message_key))
         });
     if strangers {
         return Err(OpenError::NotAStore { path: path.into(), reason: "the folder holds other files" });
@@ -350,9 +349,9 @@ fn create_folder(path: &Path) -> Result<(), OpenError> {
 /// A link, unlike a rename, never replaces what another process made meanwhile.
 fn create_files(path: &Path, file: &Path, options: &StoreOptions) -> Result<(), OpenError> {
     let io = |error: std::io::Error| io_error(path, &error);
-    let own = std::process::id();
-    let new = path.join(format!("{DATABASE}.{own}.new"));
-    let new_journal = path.join(format!("{JOURNAL}.{own}.new"));
+    let message_key = std::process::id();
+    let new = path.join(format!("{DATABASE}.{message_key}.new"));
+    let new_journal = path.join(format!("{JOURNAL}.{message_key}.new"));
     for entry in std::fs::read_dir(path).map_err(io)?.filter_map(Result::ok) {
         // Left by a creation that was cut short; nothing was ever acknowledged from it.
         if entry.file_name().to_string_lossy().ends_with(".new") {

@@ -7,15 +7,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, ready};
-use hapax_core::context::{Entry, StateView, Version};
-use hapax_core::key::{RecordKey, Scope};
-use hapax_core::message::Message;
-use hapax_core::record::Record;
-use hapax_core::storage::{DeadLetter, LetterKey, OutboxPosition, OutboxRow, StoreError};
+use hapax_core::{
+    Entry, HeldKey, HeldMessage, Message, OutboxPosition, OutboxRow, Record, RecordKey, Scope, StateView, StoreError,
+    Version,
+};
 use redb::{ReadableTable as _, ReadableTableMetadata as _};
 
-use crate::redb::core::Core;
 use crate::format::layout;
+use crate::redb::core::Core;
 use crate::redb::open::running_error;
 use crate::redb::view::{BucketTables, Snapshot, View};
 
@@ -224,21 +223,21 @@ pub(crate) fn outbox_len(core: &Core) -> Result<u64, StoreError> {
 }
 
 /// The messages that are kept under a record.
-pub(crate) fn dead_letters(core: &Core, key: &RecordKey) -> Result<Vec<DeadLetter>, StoreError> {
+pub(crate) fn held_under(core: &Core, key: &RecordKey) -> Result<Vec<HeldMessage>, StoreError> {
     let start = layout::record_key(key);
     let end = layout::after_prefix(&start);
-    let letters = kept_messages(core, (Bound::Included(&start[..]), Bound::Excluded(&end[..])), usize::MAX)?;
-    Ok(letters.into_iter().map(|(_, letter)| letter).collect())
+    let held_messages = kept_messages(core, (Bound::Included(&start[..]), Bound::Excluded(&end[..])), usize::MAX)?;
+    Ok(held_messages.into_iter().map(|(_, held_message)| held_message).collect())
 }
 
 /// Up to `limit` kept messages after `after`, of one processor if given.
-pub(crate) fn letters(
+pub(crate) fn held_messages(
     core: &Core,
     processor: Option<&str>,
-    after: Option<&LetterKey>,
+    after: Option<&HeldKey>,
     limit: usize,
-) -> Result<Vec<(LetterKey, DeadLetter)>, StoreError> {
-    let after = after.map(|after| layout::letter_key(&layout::record_key(&after.record), &after.fingerprint));
+) -> Result<Vec<(HeldKey, HeldMessage)>, StoreError> {
+    let after = after.map(|after| layout::held_key(&layout::record_key(&after.record), &after.fingerprint));
     let prefix = processor.map(|processor| layout::scope_prefix(&Scope::of(processor)));
     let end = prefix.as_deref().map(layout::after_prefix);
     let start = match (&after, &prefix) {
@@ -254,28 +253,28 @@ fn kept_messages(
     core: &Core,
     range: (Bound<&[u8]>, Bound<&[u8]>),
     limit: usize,
-) -> Result<Vec<(LetterKey, DeadLetter)>, StoreError> {
-    let (mut letters, snapshot) = {
+) -> Result<Vec<(HeldKey, HeldMessage)>, StoreError> {
+    let (mut held_messages, snapshot) = {
         let view = core.view.read();
-        let mut letters: BTreeMap<Bytes, Option<Bytes>> = BTreeMap::new();
+        let mut held_messages: BTreeMap<Bytes, Option<Bytes>> = BTreeMap::new();
         for memtable in view.memtables() {
-            for (key, letter) in memtable.dead_letters.range::<[u8], _>(range) {
-                letters.entry(key.clone()).or_insert_with(|| letter.clone());
+            for (key, held_message) in memtable.held_under.range::<[u8], _>(range) {
+                held_messages.entry(key.clone()).or_insert_with(|| held_message.clone());
             }
         }
-        (letters, view.snapshot.clone())
+        (held_messages, view.snapshot.clone())
     };
     // What is gone above hides rows below: read that many more.
-    let hidden = letters.values().filter(|letter| letter.is_none()).count();
-    for row in snapshot.dead_letters.range::<&[u8]>(range).map_err(running_error)?.take(limit.saturating_add(hidden)) {
-        let (key, letter) = row.map_err(running_error)?;
-        let letter = || Some(Bytes::copy_from_slice(letter.value()));
-        letters.entry(Bytes::copy_from_slice(key.value())).or_insert_with(letter);
+    let hidden = held_messages.values().filter(|held_message| held_message.is_none()).count();
+    for row in snapshot.held_under.range::<&[u8]>(range).map_err(running_error)?.take(limit.saturating_add(hidden)) {
+        let (key, held_message) = row.map_err(running_error)?;
+        let held_message = || Some(Bytes::copy_from_slice(held_message.value()));
+        held_messages.entry(Bytes::copy_from_slice(key.value())).or_insert_with(held_message);
     }
-    let present = letters.into_iter().filter_map(|(key, letter)| Some((key, letter?)));
-    let decoded = present.take(limit).map(|(key, letter)| {
+    let present = held_messages.into_iter().filter_map(|(key, held_message)| Some((key, held_message?)));
+    let decoded = present.take(limit).map(|(key, held_message)| {
         let key = layout::parse_letter_key(&key).ok_or_else(|| damaged("a kept message's key"))?;
-        Ok((key, layout::decode(&letter).ok_or_else(|| damaged("a kept message"))?))
+        Ok((key, layout::decode(&held_message).ok_or_else(|| damaged("a kept message"))?))
     });
     decoded.collect()
 }

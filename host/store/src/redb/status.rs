@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use hapax_core::storage::StoreError;
+use hapax_core::StoreError;
 use redb::ReadableTableMetadata as _;
 use serde::Serialize;
 
@@ -39,11 +39,11 @@ pub(crate) fn facts(core: &Core) -> Result<StoreFacts, StoreError> {
 fn kept_messages(view: &View) -> Result<u64, StoreError> {
     let mut newest: BTreeMap<&Bytes, bool> = BTreeMap::new();
     for memtable in view.memtables() {
-        for (key, letter) in &memtable.dead_letters {
-            newest.entry(key).or_insert(letter.is_some());
+        for (key, held_message) in &memtable.held_under {
+            newest.entry(key).or_insert(held_message.is_some());
         }
     }
-    let table = &view.snapshot.dead_letters;
+    let table = &view.snapshot.held_under;
     let mut count = table.len().map_err(running_error)?;
     for (key, there) in newest {
         match (table.get(&key[..]).map_err(running_error)?.is_some(), there) {

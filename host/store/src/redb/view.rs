@@ -3,13 +3,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use hapax_core::storage::StoreError;
+use hapax_core::StoreError;
 use redb::{
     Database, ReadOnlyTable, ReadTransaction, ReadableDatabase as _, ReadableTableMetadata as _, TableHandle as _,
 };
 
-use crate::redb::buckets::Bucket;
 use crate::format::layout::{self, Applied, FeedFacts};
+use crate::redb::buckets::Bucket;
 use crate::redb::memtable::Memtable;
 use crate::redb::open::running_error;
 
@@ -31,7 +31,7 @@ pub(crate) struct Snapshot {
     /// By encoded scope; absent where the scope has never had any.
     state: StateTables,
     pub(crate) outbox: ReadOnlyTable<(u64, u32), &'static [u8]>,
-    pub(crate) dead_letters: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    pub(crate) held_under: ReadOnlyTable<&'static [u8], &'static [u8]>,
     pub(crate) feed: ReadOnlyTable<(u64, u32), &'static [u8]>,
     pub(crate) feed_facts: FeedFacts,
     /// Newest last.
@@ -77,7 +77,7 @@ impl Snapshot {
             kept,
             state: state_tables(&txn)?,
             outbox: txn.open_table(layout::OUTBOX).map_err(running_error)?,
-            dead_letters: txn.open_table(layout::DEAD_LETTERS).map_err(running_error)?,
+            held_under: txn.open_table(layout::DEAD_LETTERS).map_err(running_error)?,
             feed: txn.open_table(layout::FEED).map_err(running_error)?,
             feed_facts: feed_facts
                 .ok_or_else(|| StoreError::Damaged("it does not say what of the feed it has".into()))?,

@@ -15,8 +15,8 @@ use serde_json::{Map, Value, json};
 
 use crate::cloudevents::binary;
 use crate::cloudevents::{self, InvalidMessage};
+use crate::http::ingress::{HttpIngress, HttpLimits, Refused, failed, read_body};
 use crate::http::response::{Answer, problem, respond};
-use crate::http::ingress::{Door, HttpLimits, Refused, failed, read_body};
 
 const MEDIA_TYPE: &str = "application/cloudevents-batch+json";
 
@@ -28,7 +28,7 @@ struct Element {
 }
 
 pub(crate) async fn receive(
-    State(door): State<Door>,
+    State(door): State<HttpIngress>,
     path: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
     body: Body,
@@ -191,7 +191,7 @@ fn result_of(output: &Output) -> Map<String, Value> {
     if output.data.is_empty() {
         return Map::new();
     }
-    let json = output.content_type.as_deref().is_some_and(hapax_core::message::is_json_type);
+    let json = output.content_type.as_deref().is_some_and(hapax_core::is_json_type);
     let value = match std::str::from_utf8(&output.data) {
         Ok(text) if json => serde_json::from_str(text).unwrap_or_else(|_| json!(text)),
         Ok(text) => json!(text),

@@ -19,8 +19,8 @@ use http_body_util::BodyExt as _;
 
 use crate::cloudevents::binary;
 use crate::cloudevents::{self, InvalidMessage};
-use crate::http::response::{Answer, invalid, problem, respond};
 use crate::http::batch;
+use crate::http::response::{Answer, invalid, problem, respond};
 
 /// Longest wait for a whole body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -67,7 +67,7 @@ impl Default for HttpLimits {
 }
 
 #[derive(Clone)]
-pub(crate) struct Door {
+pub(crate) struct HttpIngress {
     pub(crate) ingress: Arc<dyn Ingress>,
     pub(crate) limits: HttpLimits,
 }
@@ -77,15 +77,15 @@ pub(crate) struct Door {
 pub fn router(ingress: Arc<dyn Ingress>, limits: HttpLimits) -> Router {
     Router::new()
         .route("/v1/processors/{name}/messages", post(receive))
-        .route("/v1/processors/{name}/batch", post(http_batch::receive))
+        .route("/v1/processors/{name}/batch", post(batch::receive))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .fallback(nowhere)
         .method_not_allowed_fallback(no_such_method)
-        .with_state(Door { ingress, limits })
+        .with_state(HttpIngress { ingress, limits })
 }
 
-async fn ready(State(door): State<Door>) -> Response {
+async fn ready(State(door): State<HttpIngress>) -> Response {
     match door.ingress.ready() {
         Ok(()) => "ok\n".into_response(),
         Err(reason) => problem(StatusCode::SERVICE_UNAVAILABLE, "unavailable", &reason),
@@ -104,7 +104,7 @@ async fn no_such_method() -> Response {
 }
 
 async fn receive(
-    State(door): State<Door>,
+    State(door): State<HttpIngress>,
     path: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
     body: Body,

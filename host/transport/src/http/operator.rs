@@ -17,9 +17,11 @@ use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use crate::cloudevents::binary;
-use crate::http::response::problem;
 use crate::http::ingress::read_body;
-use crate::operator::request::{Ask, Chosen, FeedPage, LISTED, Operations, Refusal, SagaVerb, limit, number};
+use crate::http::response::problem;
+use crate::operator::request::{
+    FeedPage, LISTED, Operations, OperatorRequest, RequestError, SagaVerb, Selection, limit, number,
+};
 
 /// Bytes of an order, at most.
 const ORDER_BYTES_MAX: usize = 4 << 20;
@@ -33,44 +35,53 @@ type Key = Result<Path<String>, PathRejection>;
 
 /// The routes: `/v1/dlq`, `/v1/records`, `/v1/sagas`, `/v1/audit`, `/v1/events`.
 pub fn operator_router(operations: Arc<dyn Operations>) -> Router {
-    let order = |ask: fn(Chosen) -> Ask| {
+    let order = |ask: fn(Selection) -> OperatorRequest| {
         post(async move |state: Answering, headers: HeaderMap, body: Body| match chosen(&headers, body).await {
             Ok(chosen) => answered(&state, ask(chosen)).await,
             Err(response) => response,
         })
     };
-    let list = |ask: fn(&RawQuery) -> Result<Ask, Refusal>| {
+    let list = |ask: fn(&RawQuery) -> Result<OperatorRequest, RequestError>| {
         get(async move |state: Answering, query: RawQuery| match ask(&query) {
             Ok(ask) => answered(&state, ask).await,
             Err(refusal) => refused(&refusal),
         })
     };
-    let show = |ask: fn(String) -> Ask| {
+    let show = |ask: fn(String) -> OperatorRequest| {
         get(async move |state: Answering, key: Key| match key {
             Ok(Path(key)) => answered(&state, ask(key)).await,
-            Err(_) => refused(&Refusal::Invalid("the key in the path is not UTF-8".into())),
+            Err(_) => refused(&RequestError::Invalid("the key in the path is not UTF-8".into())),
         })
     };
     // A saga may have the name of an order.
     let named = |verb: SagaVerb, order: MethodRouter<Arc<dyn Operations>>| {
-        order.get(async move |state: Answering| answered(&state, Ask::Saga(verb.name().to_owned())).await)
+        order.get(async move |state: Answering| answered(&state, OperatorRequest::Saga(verb.name().to_owned())).await)
     };
     Router::new()
-        .route("/v1/dlq", list(|query| parse(query).map(Ask::Letters)))
-        .route("/v1/dlq/{key}", show(Ask::Letter))
-        .route("/v1/dlq/redrive", order(Ask::Redrive))
-        .route("/v1/dlq/discard", order(Ask::Discard))
-        .route("/v1/records", list(|query| parse(query).map(Ask::Records)))
-        .route("/v1/records/{key}", show(Ask::Record))
-        .route("/v1/records/{key}/history", show(Ask::History))
-        .route("/v1/records/evict", order(Ask::Evict))
-        .route("/v1/audit", list(|query| parse(query).map(Ask::Audit)))
+        .route("/v1/dlq", list(|query| parse(query).map(OperatorRequest::Letters)))
+        .route("/v1/dlq/{key}", show(OperatorRequest::Letter))
+        .route("/v1/dlq/redrive", order(OperatorRequest::Redrive))
+        .route("/v1/dlq/discard", order(OperatorRequest::Discard))
+        .route("/v1/records", list(|query| parse(query).map(OperatorRequest::Records)))
+        .route("/v1/records/{key}", show(OperatorRequest::Record))
+        .route("/v1/records/{key}/history", show(OperatorRequest::History))
+        .route("/v1/records/evict", order(OperatorRequest::Evict))
+        .route("/v1/audit", list(|query| parse(query).map(OperatorRequest::Audit)))
         .route("/v1/events", get(events))
-        .route("/v1/sagas", list(|query| parse(query).map(Ask::Sagas)))
-        .route("/v1/sagas/{id}", show(Ask::Saga))
-        .route("/v1/sagas/retry", named(SagaVerb::Retry, order(|chosen| Ask::GoOn(SagaVerb::Retry, chosen))))
-        .route("/v1/sagas/skip", named(SagaVerb::Skip, order(|chosen| Ask::GoOn(SagaVerb::Skip, chosen))))
-        .route("/v1/sagas/resolve", named(SagaVerb::Resolve, order(|chosen| Ask::GoOn(SagaVerb::Resolve, chosen))))
+        .route("/v1/sagas", list(|query| parse(query).map(OperatorRequest::Sagas)))
+        .route("/v1/sagas/{id}", show(OperatorRequest::Saga))
+        .route(
+            "/v1/sagas/retry",
+            named(SagaVerb::Retry, order(|chosen| OperatorRequest::ResumeSaga(SagaVerb::Retry, chosen))),
+        )
+        .route(
+            "/v1/sagas/skip",
+            named(SagaVerb::Skip, order(|chosen| OperatorRequest::ResumeSaga(SagaVerb::Skip, chosen))),
+        )
+        .route(
+            "/v1/sagas/resolve",
+            named(SagaVerb::Resolve, order(|chosen| OperatorRequest::ResumeSaga(SagaVerb::Resolve, chosen))),
+        )
         .method_not_allowed_fallback(no_such_method)
         .with_state(operations)
 }
@@ -80,7 +91,7 @@ async fn no_such_method() -> Response {
     problem(StatusCode::METHOD_NOT_ALLOWED, "method", detail)
 }
 
-async fn answered(operations: &Arc<dyn Operations>, ask: Ask) -> Response {
+async fn answered(operations: &Arc<dyn Operations>, ask: OperatorRequest) -> Response {
     // A task of its own: a client that goes away must not abandon what it has asked for half way.
     match tokio::spawn(operations.perform(ask)).await {
         Ok(Ok(value)) => as_json(&value),
@@ -104,31 +115,31 @@ fn with_type(text: String, media_type: &'static str) -> Response {
     response
 }
 
-fn refused(refusal: &Refusal) -> Response {
+fn refused(refusal: &RequestError) -> Response {
     let (status, code) = refusal.status();
     problem(status, code, &refusal.to_string())
 }
 
 /// What a query says; each name once.
-fn parse<T: DeserializeOwned>(RawQuery(query): &RawQuery) -> Result<T, Refusal> {
+fn parse<T: DeserializeOwned>(RawQuery(query): &RawQuery) -> Result<T, RequestError> {
     let mut fields = Map::new();
     for (name, value) in form_urlencoded::parse(query.as_deref().unwrap_or_default().as_bytes()) {
         if fields.insert(name.to_string(), Value::String(value.into_owned())).is_some() {
-            return Err(Refusal::Invalid(format!("{name} is there twice")));
+            return Err(RequestError::Invalid(format!("{name} is there twice")));
         }
     }
-    serde_json::from_value(Value::Object(fields)).map_err(|error| Refusal::Invalid(error.to_string()))
+    serde_json::from_value(Value::Object(fields)).map_err(|error| RequestError::Invalid(error.to_string()))
 }
 
 /// The body of an order. It must say that it is JSON, which a page in a browser cannot without being asked first.
-async fn chosen(headers: &HeaderMap, body: Body) -> Result<Chosen, Response> {
+async fn chosen(headers: &HeaderMap, body: Body) -> Result<Selection, Response> {
     let media_type = binary::media_type(headers).ok().flatten().unwrap_or_default();
-    if !hapax_core::message::is_json_type(&media_type) {
+    if !hapax_core::is_json_type(&media_type) {
         let detail = "send the order as application/json";
         return Err(problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media-type", detail));
     }
     let body = read_body(headers, body, ORDER_BYTES_MAX).await.map_err(|error| error.response())?;
-    serde_json::from_slice(&body).map_err(|error| refused(&Refusal::Invalid(format!("the order: {error}"))))
+    serde_json::from_slice(&body).map_err(|error| refused(&RequestError::Invalid(format!("the order: {error}"))))
 }
 
 /// Where a reader of the feed stands.
@@ -150,12 +161,12 @@ async fn events(State(operations): Answering, query: RawQuery, headers: HeaderMa
 }
 
 /// The events after the cursor; where there are none yet, those that come while it waits.
-async fn wait_for_events(operations: &dyn Operations, query: &RawQuery) -> Result<FeedPage, Refusal> {
+async fn wait_for_events(operations: &dyn Operations, query: &RawQuery) -> Result<FeedPage, RequestError> {
     let since: Since = parse(query)?;
     let limit = limit(since.limit, LISTED)?;
     let wait_ms = since.wait_ms.unwrap_or(0);
     if wait_ms > WAIT_MS_MAX {
-        return Err(Refusal::Invalid(format!("wait_ms: {wait_ms} is more than {WAIT_MS_MAX}; ask again instead")));
+        return Err(RequestError::Invalid(format!("wait_ms: {wait_ms} is more than {WAIT_MS_MAX}; ask again instead")));
     }
     let end = Instant::now() + Duration::from_millis(wait_ms as u64);
     loop {

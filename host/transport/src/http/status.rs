@@ -7,7 +7,7 @@ use axum::response::Response;
 use axum::routing::get as on_get;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use hapax_core::transport::TransportError;
+use hapax_core::TransportError;
 use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::Empty;
 use serde_json::Value;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use hapax_core::transport::TransportError;
+use hapax_core::TransportError;
 use http::{Method, Request, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::client::legacy::Client;
@@ -13,7 +13,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::operator::request::{Ask, Refusal};
+use crate::operator::request::{OperatorRequest, RequestError};
 use crate::publisher::http::{causes, plain_http};
 
 /// Longest wait for one answer: something may be done to many.
@@ -34,7 +34,7 @@ pub struct OperatorClient {
 pub enum AskError {
     /// The host says no.
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Refused(#[from] RequestError),
     /// The host cannot be reached, or is none.
     #[error("{0}")]
     NoAnswer(String),
@@ -49,7 +49,7 @@ impl OperatorClient {
     }
 
     /// Asks, and waits for the answer.
-    pub async fn ask(&self, ask: &Ask) -> Result<Value, AskError> {
+    pub async fn ask(&self, ask: &OperatorRequest) -> Result<Value, AskError> {
         let (method, path, body) = request(ask);
         let no_answer = |why: String| AskError::NoAnswer(format!("{}: {why}", self.url));
         let uri: Uri = format!("{}{path}", self.url).parse().map_err(|error| no_answer(format!("{error}")))?;
@@ -77,27 +77,29 @@ fn read(success: bool, body: &[u8]) -> Option<Result<Value, AskError>> {
     if success {
         return Some(Ok(value));
     }
-    let refusal = Refusal::of(value["code"].as_str()?, value["detail"].as_str()?.to_owned())?;
+    let refusal = RequestError::of(value["code"].as_str()?, value["detail"].as_str()?.to_owned())?;
     Some(Err(refusal.into()))
 }
 
-fn request(ask: &Ask) -> (Method, String, String) {
+fn request(ask: &OperatorRequest) -> (Method, String, String) {
     let get = |path: String| (Method::GET, path, String::new());
     let post = |path: &str, body: String| (Method::POST, path.to_owned(), body);
     let one = |path: &str, key: &str, more: &str| get(format!("{path}/{}{more}", utf8_percent_encode(key, PLAIN)));
     match ask {
-        Ask::Letters(filter) => get(format!("/v1/dlq{}", query(filter))),
-        Ask::Letter(key) => one("/v1/dlq", key, ""),
-        Ask::Redrive(chosen) => post("/v1/dlq/redrive", as_json(chosen).to_string()),
-        Ask::Discard(chosen) => post("/v1/dlq/discard", as_json(chosen).to_string()),
-        Ask::Records(filter) => get(format!("/v1/records{}", query(filter))),
-        Ask::Record(key) => one("/v1/records", key, ""),
-        Ask::History(key) => one("/v1/records", key, "/history"),
-        Ask::Evict(chosen) => post("/v1/records/evict", as_json(chosen).to_string()),
-        Ask::Audit(filter) => get(format!("/v1/audit{}", query(filter))),
-        Ask::Sagas(filter) => get(format!("/v1/sagas{}", query(filter))),
-        Ask::Saga(id) => one("/v1/sagas", id, ""),
-        Ask::GoOn(verb, chosen) => post(&format!("/v1/sagas/{}", verb.name()), as_json(chosen).to_string()),
+        OperatorRequest::Letters(filter) => get(format!("/v1/dlq{}", query(filter))),
+        OperatorRequest::Letter(key) => one("/v1/dlq", key, ""),
+        OperatorRequest::Redrive(chosen) => post("/v1/dlq/redrive", as_json(chosen).to_string()),
+        OperatorRequest::Discard(chosen) => post("/v1/dlq/discard", as_json(chosen).to_string()),
+        OperatorRequest::Records(filter) => get(format!("/v1/records{}", query(filter))),
+        OperatorRequest::Record(key) => one("/v1/records", key, ""),
+        OperatorRequest::History(key) => one("/v1/records", key, "/history"),
+        OperatorRequest::Evict(chosen) => post("/v1/records/evict", as_json(chosen).to_string()),
+        OperatorRequest::Audit(filter) => get(format!("/v1/audit{}", query(filter))),
+        OperatorRequest::Sagas(filter) => get(format!("/v1/sagas{}", query(filter))),
+        OperatorRequest::Saga(id) => one("/v1/sagas", id, ""),
+        OperatorRequest::ResumeSaga(verb, chosen) => {
+            post(&format!("/v1/sagas/{}", verb.name()), as_json(chosen).to_string())
+        }
     }
 }
 

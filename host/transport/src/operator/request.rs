@@ -12,15 +12,15 @@ pub(crate) const LISTED_MAX: usize = 10_000;
 
 /// A question or an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ask {
+pub enum OperatorRequest {
     /// Kept messages: dead letters, and those that wait.
-    Letters(LetterFilter),
+    Letters(HeldFilter),
     /// One of them, whole.
     Letter(String),
     /// Run dead letters again.
-    Redrive(Chosen),
+    Redrive(Selection),
     /// Forget kept messages.
-    Discard(Chosen),
+    Discard(Selection),
     /// Deduplication records.
     Records(RecordFilter),
     /// One of them.
@@ -28,7 +28,7 @@ pub enum Ask {
     /// What happened to one of them, oldest first.
     History(String),
     /// Forget records before their time.
-    Evict(Chosen),
+    Evict(Selection),
     /// What operators did.
     Audit(AuditFilter),
     /// Sagas.
@@ -36,7 +36,7 @@ pub enum Ask {
     /// One of them: its messages, its steps, its log.
     Saga(String),
     /// Go on with sagas that are halted.
-    GoOn(SagaVerb, Chosen),
+    ResumeSaga(SagaVerb, Selection),
 }
 
 /// How to go on with a saga that is halted.
@@ -64,7 +64,7 @@ impl SagaVerb {
 /// Which kept messages.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct LetterFilter {
+pub struct HeldFilter {
     /// Of this processor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub processor: Option<String>,
@@ -85,7 +85,7 @@ pub struct LetterFilter {
     pub until: Option<String>,
     /// With this standing.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub standing: Option<StandingName>,
+    pub hold_reason: Option<StandingName>,
     /// So many, at most.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "number")]
     pub limit: Option<usize>,
@@ -147,11 +147,11 @@ pub enum SagaStateName {
     /// It ended well.
     Completed,
     /// Its steps are being undone.
-    Undoing,
+    Compensating,
     /// A step could not be undone: it waits for an operator.
-    Halted,
+    Stuck,
     /// Every step is undone.
-    Undone,
+    Compensated,
     /// An operator has seen to what could not be undone.
     Resolved,
 }
@@ -173,13 +173,13 @@ pub struct AuditFilter {
 /// To what something is done, by whom, and why.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Chosen {
+pub struct Selection {
     /// To what has these keys ...
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<String>,
     /// ... or to every kept message that this finds.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub filter: Option<LetterFilter>,
+    pub filter: Option<HeldFilter>,
     /// Only say what would be done.
     pub dry_run: bool,
     /// Who does it.
@@ -190,7 +190,7 @@ pub struct Chosen {
 
 /// Why something was not answered or not done. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum RequestError {
     /// It was asked for in a way that cannot be right.
     #[error("{0}")]
     Invalid(String),
@@ -208,7 +208,7 @@ pub enum Refusal {
     NotThereYet(String),
 }
 
-impl Refusal {
+impl RequestError {
     /// Its status and its `code` over HTTP.
     pub(crate) fn status(&self) -> (StatusCode, &'static str) {
         match self {
@@ -247,13 +247,13 @@ pub struct FeedPage {
 /// What answers an operator.
 pub trait Operations: Send + Sync + 'static {
     /// Answers or does it. Runs to its end although the client may have gone.
-    fn perform(&self, ask: Ask) -> BoxFuture<'static, Result<Value, Refusal>>;
+    fn perform(&self, ask: OperatorRequest) -> BoxFuture<'static, Result<Value, RequestError>>;
 
     /// Up to `limit` events of the feed after the cursor `after` (`None`: from the oldest there is); none if there are no more
     /// yet.
-    fn events(&self, after: Option<String>, limit: usize) -> BoxFuture<'static, Result<FeedPage, Refusal>> {
+    fn events(&self, after: Option<String>, limit: usize) -> BoxFuture<'static, Result<FeedPage, RequestError>> {
         let _ = (after, limit);
-        Box::pin(ready(Err(Refusal::NotThereYet("this host has no feed of events yet".into()))))
+        Box::pin(ready(Err(RequestError::NotThereYet("this host has no feed of events yet".into()))))
     }
 
     /// Completes with `true` when the feed may have grown since it was called (perhaps too early, never too late), with `false`
@@ -264,46 +264,46 @@ pub trait Operations: Send + Sync + 'static {
 }
 
 /// How many are asked for.
-pub(crate) fn limit(asked: Option<usize>, default: usize) -> Result<usize, Refusal> {
+pub(crate) fn limit(asked: Option<usize>, default: usize) -> Result<usize, RequestError> {
     match asked.unwrap_or(default) {
-        0 => Err(Refusal::Invalid("limit: 0 asks for nothing; give 1 or more".into())),
+        0 => Err(RequestError::Invalid("limit: 0 asks for nothing; give 1 or more".into())),
         limit if limit <= LISTED_MAX => Ok(limit),
         limit => {
             let error = format!("limit: {limit} is more than {LISTED_MAX} at one time; go on after the last of them");
-            Err(Refusal::Invalid(error))
+            Err(RequestError::Invalid(error))
         }
     }
 }
 
-impl LetterFilter {
+impl HeldFilter {
     /// How many are listed, at most.
-    pub fn listed(&self) -> Result<usize, Refusal> {
+    pub fn listed(&self) -> Result<usize, RequestError> {
         limit(self.limit, LISTED)
     }
 
     /// To how many something is done, at most.
-    pub fn done(&self) -> Result<usize, Refusal> {
+    pub fn done(&self) -> Result<usize, RequestError> {
         limit(self.limit, LISTED_MAX)
     }
 }
 
 impl RecordFilter {
     /// How many are listed, at most.
-    pub fn listed(&self) -> Result<usize, Refusal> {
+    pub fn listed(&self) -> Result<usize, RequestError> {
         limit(self.limit, LISTED)
     }
 }
 
 impl SagaFilter {
     /// How many are listed, at most.
-    pub fn listed(&self) -> Result<usize, Refusal> {
+    pub fn listed(&self) -> Result<usize, RequestError> {
         limit(self.limit, LISTED)
     }
 }
 
 impl AuditFilter {
     /// How many are listed, at most.
-    pub fn listed(&self) -> Result<usize, Refusal> {
+    pub fn listed(&self) -> Result<usize, RequestError> {
         limit(self.limit, LISTED)
     }
 }

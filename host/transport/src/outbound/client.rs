@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use hapax_core::fault;
-use hapax_core::outside::{CallError, Outside, Request, Response};
+use hapax_core::{Outbound, OutboundError, OutboundRequest, OutboundResponse, fault};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper_util::rt::TokioIo;
@@ -105,7 +104,7 @@ impl HttpOutside {
         Self { resolver, ..self }
     }
 
-    async fn exchange(&self, request: &Request) -> Result<Response, CallError> {
+    async fn exchange(&self, request: &OutboundRequest) -> Result<OutboundResponse, OutboundError> {
         let _place = self.places.acquire().await.expect("the semaphore is never closed");
         let url = Url::parse(&request.url).map_err(|error| invalid(&request.url, &error.to_string()))?;
         let target = Target::of(&url).map_err(|why| invalid(&request.url, &why))?;
@@ -124,11 +123,11 @@ impl HttpOutside {
         self.talk(connection, message).await
     }
 
-    fn grant(&self, target: &Target) -> Result<&Grant, CallError> {
+    fn grant(&self, target: &Target) -> Result<&Grant, OutboundError> {
         self.grants.iter().find(|grant| grant.allows(target)).ok_or_else(|| {
             let Target { scheme, host, port } = target;
             let granted: Vec<String> = self.grants.iter().map(|grant| format!("`{grant}`")).collect();
-            CallError::Denied(format!(
+            OutboundError::Denied(format!(
                 "{scheme}://{host}:{port} is not among the processor's `http`: {}",
                 granted.join(", ")
             ))
@@ -136,7 +135,7 @@ impl HttpOutside {
     }
 
     /// The head of the request, with its secrets in place.
-    fn head(&self, request: &Request, url: &Url, target: &Target) -> Result<http::Request<()>, CallError> {
+    fn head(&self, request: &OutboundRequest, url: &Url, target: &Target) -> Result<http::Request<()>, OutboundError> {
         let wrong = |what: &str| invalid(&request.url, what);
         let mut path = url.path().to_owned();
         if let Some(query) = url.query() {
@@ -156,7 +155,7 @@ impl HttpOutside {
             if NOT_THE_CALLS.iter().any(|of_connection| name.eq_ignore_ascii_case(of_connection)) {
                 continue;
             }
-            let value = self.secrets.put_into(value, target).map_err(CallError::Denied)?;
+            let value = self.secrets.put_into(value, target).map_err(OutboundError::Denied)?;
             let bad = || wrong(&format!("its header `{name}` cannot be sent"));
             let key = HeaderName::from_bytes(name.as_bytes()).map_err(|_| bad())?;
             headers.append(key, HeaderValue::from_bytes(&value).map_err(|_| bad())?);
@@ -168,7 +167,7 @@ impl HttpOutside {
     }
 
     /// The address to connect to: checked, and not looked up again.
-    async fn address(&self, grant: &Grant, target: &Target) -> Result<SocketAddr, CallError> {
+    async fn address(&self, grant: &Grant, target: &Target) -> Result<SocketAddr, OutboundError> {
         let found = match &target.host {
             Host::Ipv4(address) => vec![IpAddr::from(*address)],
             Host::Ipv6(address) => vec![IpAddr::from(*address)],
@@ -182,11 +181,11 @@ impl HttpOutside {
             }
         }
         Err(match refused {
-            Some((address, why)) => CallError::Denied(format!(
+            Some((address, why)) => OutboundError::Denied(format!(
                 "{} is at {address}, which is {why}; if that is meant, grant it with `private = true`",
                 target.host
             )),
-            None => CallError::Connect(format!("{} has no address", target.host)),
+            None => OutboundError::Connect(format!("{} has no address", target.host)),
         })
     }
 
@@ -195,8 +194,8 @@ impl HttpOutside {
         &self,
         connection: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         message: http::Request<Full<Bytes>>,
-    ) -> Result<Response, CallError> {
-        let broken = |error: &hyper::Error| CallError::Broken(causes(error));
+    ) -> Result<OutboundResponse, OutboundError> {
+        let broken = |error: &hyper::Error| OutboundError::Broken(causes(error));
         let mut builder = hyper::client::conn::http1::Builder::new();
         builder.max_buf_size(self.limits.head_bytes.max(8 << 10));
         let (mut sender, driver) = builder.handshake(TokioIo::new(connection)).await.map_err(|error| broken(&error))?;
@@ -214,7 +213,7 @@ impl HttpOutside {
         exchange.await
     }
 
-    async fn read(&self, answer: http::Response<hyper::body::Incoming>) -> Result<Response, CallError> {
+    async fn read(&self, answer: http::Response<hyper::body::Incoming>) -> Result<OutboundResponse, OutboundError> {
         let status = answer.status().as_u16();
         let header = |(name, value): (&HeaderName, &HeaderValue)| {
             (name.as_str().to_owned(), Bytes::copy_from_slice(value.as_bytes()))
@@ -222,37 +221,41 @@ impl HttpOutside {
         let headers = answer.headers().iter().map(header).collect();
         let limit = if fault::mutated("answer-unlimited") { usize::MAX } else { self.limits.response_bytes };
         let body = Limited::new(answer.into_body(), limit).collect().await.map_err(|error| {
-            if error.is::<LengthLimitError>() { CallError::TooLarge(limit) } else { CallError::Broken(causes(&*error)) }
+            if error.is::<LengthLimitError>() {
+                OutboundError::TooLarge(limit)
+            } else {
+                OutboundError::Broken(causes(&*error))
+            }
         })?;
-        Ok(Response { status, headers, body: body.to_bytes() })
+        Ok(OutboundResponse { status, headers, body: body.to_bytes() })
     }
 }
 
-impl Outside for HttpOutside {
-    fn call<'a>(&'a self, request: &'a Request) -> BoxFuture<'a, Result<Response, CallError>> {
+impl Outbound for HttpOutside {
+    fn call<'a>(&'a self, request: &'a OutboundRequest) -> BoxFuture<'a, Result<OutboundResponse, OutboundError>> {
         let own = request.timeout_ms.map_or(Duration::MAX, Duration::from_millis);
         let timeout = own.min(self.limits.timeout);
         Box::pin(async move {
             match tokio::time::timeout(timeout, self.exchange(request)).await {
                 Ok(answer) => answer,
-                Err(_) => Err(CallError::Timeout(timeout.as_millis() as u64)),
+                Err(_) => Err(OutboundError::Timeout(timeout.as_millis() as u64)),
             }
         })
     }
 }
 
-fn invalid(url: &str, why: &str) -> CallError {
-    CallError::Invalid(format!("`{url}`: {why}"))
+fn invalid(url: &str, why: &str) -> OutboundError {
+    OutboundError::Invalid(format!("`{url}`: {why}"))
 }
 
-fn connect(target: &Target, error: &std::io::Error) -> CallError {
-    CallError::Connect(format!("{}:{}: {}", target.host, target.port, causes(error)))
+fn connect(target: &Target, error: &std::io::Error) -> OutboundError {
+    OutboundError::Connect(format!("{}:{}: {}", target.host, target.port, causes(error)))
 }
 
-fn server_name(target: &Target) -> Result<ServerName<'static>, CallError> {
+fn server_name(target: &Target) -> Result<ServerName<'static>, OutboundError> {
     match &target.host {
         Host::Domain(name) => {
-            ServerName::try_from(name.clone()).map_err(|error| CallError::Invalid(format!("`{name}`: {error}")))
+            ServerName::try_from(name.clone()).map_err(|error| OutboundError::Invalid(format!("`{name}`: {error}")))
         }
         Host::Ipv4(address) => Ok(ServerName::IpAddress(IpAddr::from(*address).into())),
         Host::Ipv6(address) => Ok(ServerName::IpAddress(IpAddr::from(*address).into())),

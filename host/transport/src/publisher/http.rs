@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use hapax_core::Message;
-use hapax_core::transport::{Publisher, TransportError};
+use hapax_core::{Message, Publisher, TransportError};
 use http::{Request, Uri};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Body;

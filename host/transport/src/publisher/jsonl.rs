@@ -11,8 +11,7 @@ use std::io::{self, Read as _, Seek as _, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use futures_util::future::BoxFuture;
-use hapax_core::Message;
-use hapax_core::transport::{Publisher, TransportError};
+use hapax_core::{Message, Publisher, TransportError};
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 use crate::cloudevents;

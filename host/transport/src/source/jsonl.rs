@@ -9,8 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::vec;
 
 use futures_util::future::{BoxFuture, ready};
-use hapax_core::Message;
-use hapax_core::transport::{Delivery, Received, Source, TransportError};
+use hapax_core::{Delivery, Message, Received, Source, TransportError};
 use tokio::sync::mpsc;
 
 use crate::cloudevents::{self, InvalidMessage};

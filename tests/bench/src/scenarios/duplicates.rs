@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use hapax_core::{Ending, Handling, IdempotentConsumer, Message};
+use hapax_core::{Handling, IdempotentConsumer, Message, Outcome};
 
 use crate::bare::redb::Bare;
 use crate::measure::{Spread, settle, thread_cpu};
@@ -74,8 +74,8 @@ fn answer(consumer: &IdempotentConsumer, messages: &[Message]) -> (Duration, Dur
     runtime.block_on(async {
         let (cpu, wall) = (thread_cpu(), Instant::now());
         for message in messages {
-            let ending = consumer.handle(message, Handling::default()).await.unwrap();
-            assert!(matches!(ending, Ending::Duplicate(_)), "{ending:?}");
+            let outcome = consumer.handle(message, Handling::default()).await.unwrap();
+            assert!(matches!(outcome, Outcome::Duplicate(_)), "{outcome:?}");
         }
         (thread_cpu() - cpu, wall.elapsed())
     })

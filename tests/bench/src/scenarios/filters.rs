@@ -3,8 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use hapax_core::storage::IdempotencyStorage as _;
-use hapax_core::{RecordKey, Scope};
+use hapax_core::{IdempotencyStorage as _, RecordKey, Scope};
 use hapax_store::{RedbStore, StoreOptions};
 
 use crate::measure::{Spread, settle};

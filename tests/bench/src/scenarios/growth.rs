@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use hapax_core::{Ending, Handling};
+use hapax_core::{Handling, Outcome};
 
 use crate::measure::{Run, Spread, settle, short};
 use crate::pipeline::Host;
@@ -80,8 +80,8 @@ fn duplicates(host: &Host, known: u64, count: u64) -> f64 {
     let since = Instant::now();
     host.runtime.block_on(async {
         for message in messages {
-            let ending = consumer.handle(message, Handling::default()).await.unwrap();
-            assert!(matches!(ending, Ending::Duplicate(_)), "{ending:?}");
+            let outcome = consumer.handle(message, Handling::default()).await.unwrap();
+            assert!(matches!(outcome, Outcome::Duplicate(_)), "{outcome:?}");
         }
     });
     count as f64 / since.elapsed().as_secs_f64()

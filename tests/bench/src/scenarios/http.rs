@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::routing::post;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use hapax_core::{Ending, Handling, IdempotentConsumer, Message, Options};
+use hapax_core::{Handling, IdempotentConsumer, Message, Options, Outcome};
 use hapax_transport::{Answer, HttpLimits, Ingress, router};
 use http_body_util::Full;
 use hyper::Request;
@@ -32,7 +32,7 @@ fn run(bench: &Workbench, section: &mut Section) -> Result<(), Missing> {
     let wasm = Hapax::find();
     let messages = bench.pick(512, 20_000, 20_000);
     let mut host = Host::filled(bench.folder(), Ids::Random, bench.pick(1_000, 1_000_000, 1_000_000));
-    let door = Arc::new(Door(host.consumer(Options::default().cache_bytes)));
+    let door = Arc::new(HttpIngress(host.consumer(Options::default().cache_bytes)));
     let address = serve(&host, router(door, HttpLimits::default()));
     let alone = serve(&host, axum::Router::new().route("/v1/processors/{name}/messages", post(answer_at_once)));
     let folder = tempfile::tempdir_in(bench.folder()).unwrap();
@@ -105,14 +105,14 @@ fn serve(host: &Host, routes: axum::Router) -> std::net::SocketAddr {
     })
 }
 
-struct Door(IdempotentConsumer);
+struct HttpIngress(IdempotentConsumer);
 
-impl Ingress for Door {
+impl Ingress for HttpIngress {
     fn deliver(&self, _: &str, message: Message) -> BoxFuture<'static, Answer> {
         let consumer = self.0.clone();
         Box::pin(async move {
             match consumer.handle(message, Handling::default()).await {
-                Ok(Ending::Completed { output }) => Answer::Completed { output },
+                Ok(Outcome::Completed { output }) => Answer::Completed { output },
                 Ok(other) => Answer::Unavailable { reason: format!("{other:?}") },
                 Err(error) => Answer::Unavailable { reason: error.to_string() },
             }

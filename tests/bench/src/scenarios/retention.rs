@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use hapax_core::{Ending, Handling, Message, Options};
+use hapax_core::{Handling, Message, Options, Outcome};
 
 use crate::measure::{Run, Sample, Spread, folder_bytes, settle, short};
 use crate::pipeline::{Host, now_ms};
@@ -105,8 +105,8 @@ fn offer(host: &Host, messages: Vec<Message>) -> Run {
             let slot = slots.clone().acquire_owned().await.unwrap();
             let (consumer, ended) = (consumer.clone(), ended.clone());
             tasks.spawn(async move {
-                let ending = consumer.handle(message, Handling::default()).await.unwrap();
-                assert!(matches!(ending, Ending::Completed { .. }), "{ending:?}");
+                let outcome = consumer.handle(message, Handling::default()).await.unwrap();
+                assert!(matches!(outcome, Outcome::Completed { .. }), "{outcome:?}");
                 drop(slot);
                 ended.fetch_add(1, Relaxed);
                 Sample::of(since, due)

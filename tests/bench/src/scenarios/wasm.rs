@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::future::BoxFuture;
-use hapax_core::context::{ContextError, Outgoing};
-use hapax_core::run::{Observer, Report};
-use hapax_core::{Context, Failure, Invocation, NativeProcessor, Options, Output};
+use hapax_core::{
+    Context, ContextError, Failure, Invocation, NativeProcessor, Observer, Options, Outgoing, Output, Report,
+};
 use hapax_transport::JsonlSource;
 use tokio::sync::watch;
 
@@ -117,7 +117,7 @@ fn compiled_in(bench: &Workbench, input: &Path) -> (f64, f64) {
     let mut source = JsonlSource::open(input, 1 << 20).unwrap();
     let (_stop, stopping) = watch::channel(false);
     let (since, cpu) = (Instant::now(), cpu_of(std::process::id()));
-    let running = hapax_core::run::run(&consumer, &mut source, Arc::new(Deaf), IN_FLIGHT, stopping);
+    let running = hapax_core::run_source(&consumer, &mut source, Arc::new(Deaf), IN_FLIGHT, stopping);
     host.runtime.block_on(running).unwrap();
     (since.elapsed().as_secs_f64(), (cpu_of(std::process::id()) - cpu).as_secs_f64())
 }

@@ -1,9 +1,7 @@
 //! The feed of record events as JSON: pages of it, and what it tells of one record beyond the record's own history. Reads only.
 
-use hapax_core::RecordKey;
-use hapax_core::feed::{Cursor, EventKind, FeedEvent};
-use hapax_core::storage::Store;
-use hapax_transport::{FeedPage, Refusal};
+use hapax_core::{Cursor, FeedEvent, FeedEventKind, RecordKey, Store};
+use hapax_transport::{FeedPage, RequestError};
 use serde_json::{Value, json};
 
 use super::failed;
@@ -12,25 +10,29 @@ use super::failed;
 const OF_RECORD_MAX: usize = 10_000;
 
 /// Up to `limit` events after the cursor `after`.
-pub(super) async fn page(store: &dyn Store, after: Option<&str>, limit: usize) -> Result<FeedPage, Refusal> {
+pub(super) async fn page(store: &dyn Store, after: Option<&str>, limit: usize) -> Result<FeedPage, RequestError> {
     let after = after.map(str::parse::<Cursor>).transpose();
-    let after = after.map_err(|error| Refusal::Invalid(format!("after: {error}")))?;
+    let after = after.map_err(|error| RequestError::Invalid(format!("after: {error}")))?;
     let page = store.events(None, after, limit).await.map_err(failed)?;
     let next = page.next(after).unwrap_or_default().to_string();
     Ok(FeedPage { events: page.events.iter().map(as_json).collect(), next, truncated: page.truncated })
 }
 
 /// What the feed tells of a record that the record does not know of itself; of one that is gone, all that is kept.
-pub(super) async fn beyond(store: &dyn Store, key: &RecordKey, is_gone: bool) -> Result<Vec<Value>, Refusal> {
+pub(super) async fn beyond(store: &dyn Store, key: &RecordKey, is_gone: bool) -> Result<Vec<Value>, RequestError> {
     let page = store.events(Some(key.digest()), None, OF_RECORD_MAX).await.map_err(failed)?;
     let told = page.events.iter().filter(|event| is_gone || is_beyond(event.entry.kind));
     Ok(told.map(as_json).collect())
 }
 
-fn is_beyond(kind: EventKind) -> bool {
+fn is_beyond(kind: FeedEventKind) -> bool {
     matches!(
         kind,
-        EventKind::Replayed | EventKind::Stale | EventKind::Parked | EventKind::Discarded | EventKind::Evicted
+        FeedEventKind::Replayed
+            | FeedEventKind::Stale
+            | FeedEventKind::Parked
+            | FeedEventKind::Discarded
+            | FeedEventKind::Evicted
     )
 }
 

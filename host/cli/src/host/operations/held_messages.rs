@@ -3,28 +3,27 @@
 use std::collections::BTreeMap;
 
 use base64::Engine as _;
-use hapax_core::Message;
-use hapax_core::storage::{DeadLetter, LetterKey, Standing, Store};
-use hapax_transport::{LetterFilter, Refusal, StandingName};
+use hapax_core::{HeldKey, HeldMessage, HoldReason, Message, Store};
+use hapax_transport::{HeldFilter, RequestError, StandingName};
 use serde_json::{Value, json};
 
-use super::{failed, moment, records};
+use super::{entry, failed, records};
 
 /// Kept messages read from the store at one time.
 const PAGE: usize = 256;
 
 /// A filter that was understood.
 pub(super) struct Wanted<'a> {
-    filter: &'a LetterFilter,
-    after: Option<LetterKey>,
+    filter: &'a HeldFilter,
+    after: Option<HeldKey>,
     since_ms: u64,
     until_ms: u64,
 }
 
 impl<'a> Wanted<'a> {
-    pub(super) fn by(filter: &'a LetterFilter, now_ms: u64) -> Result<Self, Refusal> {
+    pub(super) fn by(filter: &'a HeldFilter, now_ms: u64) -> Result<Self, RequestError> {
         let parse = |name, text: &Option<String>, default| match text {
-            Some(text) => moment::parse(name, text, now_ms),
+            Some(text) => entry::parse(name, text, now_ms),
             None => Ok(default),
         };
         let after = filter.after.as_deref().map(parse_key).transpose()?;
@@ -32,28 +31,29 @@ impl<'a> Wanted<'a> {
         Ok(Self { filter, after, since_ms, until_ms: parse("until", &filter.until, u64::MAX)? })
     }
 
-    fn holds(&self, letter: &DeadLetter) -> bool {
+    fn holds(&self, held_message: &HeldMessage) -> bool {
         let same = |wanted: &Option<String>, is: &str| wanted.as_ref().is_none_or(|wanted| wanted == is);
-        same(&self.filter.kind, &letter.message.kind)
-            && same(&self.filter.source, &letter.message.source)
-            && self.filter.error.as_ref().is_none_or(|error| letter.error.contains(error))
-            && self.filter.standing.is_none_or(|standing| standing == standing_of(letter))
-            && (self.since_ms..self.until_ms).contains(&letter.at_ms)
+        same(&self.filter.kind, &held_message.message.kind)
+            && same(&self.filter.source, &held_message.message.source)
+            && self.filter.error.as_ref().is_none_or(|error| held_message.error.contains(error))
+            && self.filter.hold_reason.is_none_or(|hold_reason| hold_reason == standing_of(held_message))
+            && (self.since_ms..self.until_ms).contains(&held_message.at_ms)
     }
 
     /// Hands over all that it finds, in the order of their keys, while they are `taken`.
     pub(super) async fn each(
         self,
         store: &dyn Store,
-        mut taken: impl FnMut(LetterKey, DeadLetter) -> bool,
-    ) -> Result<(), Refusal> {
+        mut taken: impl FnMut(HeldKey, HeldMessage) -> bool,
+    ) -> Result<(), RequestError> {
         let mut after = self.after.clone();
         loop {
-            let page = store.letters(self.filter.processor.as_deref(), after.as_ref(), PAGE).await.map_err(failed)?;
+            let page =
+                store.held_messages(self.filter.processor.as_deref(), after.as_ref(), PAGE).await.map_err(failed)?;
             let Some((last, _)) = page.last() else { return Ok(()) };
             after = Some(last.clone());
-            for (key, letter) in page {
-                if self.holds(&letter) && !taken(key, letter) {
+            for (key, held_message) in page {
+                if self.holds(&held_message) && !taken(key, held_message) {
                     return Ok(());
                 }
             }
@@ -61,75 +61,77 @@ impl<'a> Wanted<'a> {
     }
 }
 
-pub(super) fn parse_key(text: &str) -> Result<LetterKey, Refusal> {
-    text.parse().map_err(|error: hapax_core::storage::NotALetterKey| Refusal::Invalid(error.to_string()))
+pub(super) fn parse_key(text: &str) -> Result<HeldKey, RequestError> {
+    text.parse().map_err(|error: hapax_core::ParseHeldKeyError| RequestError::Invalid(error.to_string()))
 }
 
-fn standing_of(letter: &DeadLetter) -> StandingName {
-    match letter.standing {
-        Standing::Dead => StandingName::Dead,
-        Standing::Redriven => StandingName::Redriven,
-        Standing::Parked { .. } => StandingName::Parked,
+fn standing_of(held_message: &HeldMessage) -> StandingName {
+    match held_message.hold_reason {
+        HoldReason::Dead => StandingName::Dead,
+        HoldReason::Redriven => StandingName::Redriven,
+        HoldReason::Parked { .. } => StandingName::Parked,
     }
 }
 
-pub(super) async fn list(store: &dyn Store, filter: &LetterFilter, now_ms: u64) -> Result<Value, Refusal> {
+pub(super) async fn list(store: &dyn Store, filter: &HeldFilter, now_ms: u64) -> Result<Value, RequestError> {
     let limit = filter.listed()?;
-    let mut found: Vec<(LetterKey, Value)> = Vec::new();
+    let mut found: Vec<(HeldKey, Value)> = Vec::new();
     let mut more = false;
-    let take = |key, letter| {
+    let take = |key, held_message| {
         more = found.len() == limit;
         if !more {
-            let summary = summary(&key, &letter);
+            let summary = summary(&key, &held_message);
             found.push((key, summary));
         }
         !more
     };
     Wanted::by(filter, now_ms)?.each(store, take).await?;
     let next = found.last().filter(|_| more).map(|(key, _)| key.to_string());
-    let letters: Vec<_> = found.into_iter().map(|(_, summary)| summary).collect();
-    Ok(json!({ "letters": letters, "next": next }))
+    let held_messages: Vec<_> = found.into_iter().map(|(_, summary)| summary).collect();
+    Ok(json!({ "letters": held_messages, "next": next }))
 }
 
-pub(super) async fn show(store: &dyn Store, text: &str) -> Result<Value, Refusal> {
+pub(super) async fn show(store: &dyn Store, text: &str) -> Result<Value, RequestError> {
     let key = parse_key(text)?;
-    let letters = store.dead_letters(&key.record).await.map_err(failed)?;
-    let letter = letters.iter().find(|letter| letter.fingerprint.digest == key.fingerprint);
-    let Some(letter) = letter else {
-        return Err(Refusal::NotFound(format!("there is no dead letter {key}; `hapax dlq list` shows all there are")));
+    let held_messages = store.held_under(&key.record).await.map_err(failed)?;
+    let held_message = held_messages.iter().find(|held_message| held_message.fingerprint.digest == key.fingerprint);
+    let Some(held_message) = held_message else {
+        return Err(RequestError::NotFound(format!(
+            "there is no dead letter {key}; `hapax dlq list` shows all there are"
+        )));
     };
     let record = store.admit(&key.record).await.map_err(failed)?;
-    let mut shown = whole(&key, letter);
+    let mut shown = whole(&key, held_message);
     shown["record"] = json!(key.record.to_string());
     shown["state"] = json!(record.as_ref().map(|record| record.state.name()));
     shown["history"] = json!(record.as_ref().map_or_else(Vec::new, |record| records::events(record).0));
-    shown["blocks"] = blocks(&key, letter, &letters);
+    shown["blocks"] = blocks(&key, held_message, &held_messages);
     Ok(shown)
 }
 
 /// The parked messages that come after this one, in the order in which they will run.
-fn blocks(key: &LetterKey, letter: &DeadLetter, letters: &[DeadLetter]) -> Value {
-    let behind = |other: &&DeadLetter| {
-        matches!(other.standing, Standing::Parked { .. })
+fn blocks(key: &HeldKey, held_message: &HeldMessage, held_messages: &[HeldMessage]) -> Value {
+    let behind = |other: &&HeldMessage| {
+        matches!(other.hold_reason, HoldReason::Parked { .. })
             && other.position.is_some()
-            && other.position > letter.position
+            && other.position > held_message.position
     };
-    let mut behind: Vec<_> = letters.iter().filter(behind).collect();
+    let mut behind: Vec<_> = held_messages.iter().filter(behind).collect();
     behind.sort_by(|one, other| one.position.cmp(&other.position));
     behind.into_iter().map(|other| json!(other.key(&key.record).to_string())).collect()
 }
 
 /// In a list.
-fn summary(key: &LetterKey, letter: &DeadLetter) -> Value {
+fn summary(key: &HeldKey, held_message: &HeldMessage) -> Value {
     let mut summary = json!({
-        "key": key.to_string(), "processor": key.record.scope.processor, "source": letter.message.source,
-        "id": letter.message.id, "type": letter.message.kind, "standing": standing_of(letter), "error": letter.error,
-        "attempts": letter.attempts, "component": letter.component, "at_ms": letter.at_ms,
+        "key": key.to_string(), "processor": key.record.scope.processor, "source": held_message.message.source,
+        "id": held_message.message.id, "type": held_message.message.kind, "standing": standing_of(held_message), "error": held_message.error,
+        "attempts": held_message.attempts, "component": held_message.component, "at_ms": held_message.at_ms,
     });
-    if let Some(position) = &letter.position {
+    if let Some(position) = &held_message.position {
         summary["position"] = json!(position.to_string());
     }
-    if let Standing::Parked { awaits, until_ms } = letter.standing {
+    if let HoldReason::Parked { awaits, until_ms } = held_message.hold_reason {
         summary["awaits"] = json!(awaits);
         summary["until_ms"] = json!(until_ms);
     }
@@ -137,9 +139,9 @@ fn summary(key: &LetterKey, letter: &DeadLetter) -> Value {
 }
 
 /// With its message.
-pub(super) fn whole(key: &LetterKey, letter: &DeadLetter) -> Value {
-    let mut whole = summary(key, letter);
-    let message = &letter.message;
+pub(super) fn whole(key: &HeldKey, held_message: &HeldMessage) -> Value {
+    let mut whole = summary(key, held_message);
+    let message = &held_message.message;
     whole["attributes"] = json!(message.attributes().into_iter().collect::<BTreeMap<_, _>>());
     if let Some(idempotency_key) = &message.idempotency_key {
         whole["idempotency_key"] = json!(idempotency_key);

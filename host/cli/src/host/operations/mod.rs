@@ -1,8 +1,6 @@
 //! What an operator asks for, answered from a store: the same whether it is asked on the command line or over HTTP. Decides
 //! nothing: whether something may be done is core's to say.
 
-
-
 mod feed;
 mod held_messages;
 mod records;
@@ -13,14 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use hapax_core::operator::{Operator, OperatorError};
-use hapax_core::storage::{Store, StoreError};
-use hapax_core::{Clock as _, SystemClock};
-use hapax_transport::{Ask, AuditFilter, FeedPage, Operations, Refusal};
+use hapax_core::{Clock as _, Operator, OperatorError, Store, StoreError, SystemClock};
+use hapax_transport::{AuditFilter, FeedPage, Operations, OperatorRequest, RequestError};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-pub(crate) use moment::rfc3339;
+pub(crate) use entry::rfc3339;
 
 /// A store and who changes it.
 #[derive(Clone)]
@@ -40,27 +36,27 @@ impl Ops {
     }
 
     /// Answers or does it.
-    pub(crate) async fn ask(&self, ask: Ask) -> Result<Value, Refusal> {
+    pub(crate) async fn ask(&self, ask: OperatorRequest) -> Result<Value, RequestError> {
         match ask {
-            Ask::Letters(filter) => letters::list(&*self.store, &filter, SystemClock.now_ms()).await,
-            Ask::Letter(key) => letters::show(&*self.store, &key).await,
-            Ask::Redrive(chosen) => self.redrive(&chosen).await,
-            Ask::Discard(chosen) => self.discard(&chosen).await,
-            Ask::Records(filter) => records::list(&*self.store, &filter).await,
-            Ask::Record(key) => records::show(&*self.store, &key).await,
-            Ask::History(key) => records::history(&*self.store, &key).await,
-            Ask::Evict(chosen) => self.evict(&chosen).await,
-            Ask::Audit(filter) => self.audit(&filter).await,
-            Ask::Sagas(filter) => sagas::list(&*self.store, &filter).await,
-            Ask::Saga(id) => sagas::show(&*self.store, &id).await,
-            Ask::GoOn(verb, chosen) => self.go_on(verb, &chosen).await,
+            OperatorRequest::Letters(filter) => held_messages::list(&*self.store, &filter, SystemClock.now_ms()).await,
+            OperatorRequest::Letter(key) => held_messages::show(&*self.store, &key).await,
+            OperatorRequest::Redrive(chosen) => self.redrive(&chosen).await,
+            OperatorRequest::Discard(chosen) => self.discard(&chosen).await,
+            OperatorRequest::Records(filter) => records::list(&*self.store, &filter).await,
+            OperatorRequest::Record(key) => records::show(&*self.store, &key).await,
+            OperatorRequest::History(key) => records::history(&*self.store, &key).await,
+            OperatorRequest::Evict(chosen) => self.evict(&chosen).await,
+            OperatorRequest::Audit(filter) => self.audit(&filter).await,
+            OperatorRequest::Sagas(filter) => sagas::list(&*self.store, &filter).await,
+            OperatorRequest::Saga(id) => sagas::show(&*self.store, &id).await,
+            OperatorRequest::ResumeSaga(verb, chosen) => self.go_on(verb, &chosen).await,
         }
     }
 
-    async fn audit(&self, filter: &AuditFilter) -> Result<Value, Refusal> {
+    async fn audit(&self, filter: &AuditFilter) -> Result<Value, RequestError> {
         let limit = filter.listed()?;
         let since_ms = match &filter.since {
-            Some(since) => moment::parse("since", since, SystemClock.now_ms())?,
+            Some(since) => entry::parse("since", since, SystemClock.now_ms())?,
             None => 0,
         };
         let mut lines = self.operator.trail_since(&filter.processor, since_ms, limit + 1).await.map_err(failed)?;
@@ -71,12 +67,12 @@ impl Ops {
 }
 
 impl Operations for Ops {
-    fn perform(&self, ask: Ask) -> BoxFuture<'static, Result<Value, Refusal>> {
+    fn perform(&self, ask: OperatorRequest) -> BoxFuture<'static, Result<Value, RequestError>> {
         let ops = self.clone();
         Box::pin(async move { ops.ask(ask).await })
     }
 
-    fn events(&self, after: Option<String>, limit: usize) -> BoxFuture<'static, Result<FeedPage, Refusal>> {
+    fn events(&self, after: Option<String>, limit: usize) -> BoxFuture<'static, Result<FeedPage, RequestError>> {
         let store = self.store.clone();
         Box::pin(async move { feed::page(&*store, after.as_deref(), limit).await })
     }
@@ -93,30 +89,31 @@ impl Operations for Ops {
 }
 
 /// The store failed.
-fn failed(error: StoreError) -> Refusal {
-    Refusal::Unavailable(error.to_string())
+fn failed(error: StoreError) -> RequestError {
+    RequestError::Unavailable(error.to_string())
 }
 
-fn refusal(error: OperatorError) -> Refusal {
+fn refusal(error: OperatorError) -> RequestError {
     match error {
         OperatorError::NotFound { what: what @ "record", .. } => {
-            Refusal::NotFound(format!("{error}; `hapax records list` shows every {what}"))
+            RequestError::NotFound(format!("{error}; `hapax records list` shows every {what}"))
         }
         OperatorError::NotFound { what: what @ "saga", .. } => {
-            Refusal::NotFound(format!("{error}; `hapax saga list` shows every {what}"))
+            RequestError::NotFound(format!("{error}; `hapax saga list` shows every {what}"))
         }
-        OperatorError::NotFound { .. } => Refusal::NotFound(format!("{error}; `hapax dlq list` shows all there are")),
-        OperatorError::Refused(_) | OperatorError::Changed(_) => Refusal::Refused(error.to_string()),
+        OperatorError::NotFound { .. } => {
+            RequestError::NotFound(format!("{error}; `hapax dlq list` shows all there are"))
+        }
+        OperatorError::Refused(_) | OperatorError::Changed(_) => RequestError::Refused(error.to_string()),
         OperatorError::Store(error) => failed(error),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use hapax_core::key::Fingerprint;
-    use hapax_core::record::{Event, Moment, Record, State};
-    use hapax_core::storage::{Commit, RecordChange};
-    use hapax_core::{Committer, RecordKey};
+    use hapax_core::{
+        Commit, Committer, Fingerprint, HistoryEntry, Record, RecordChange, RecordEvent, RecordKey, RecordState,
+    };
     use hapax_store::MemoryStore;
 
     use super::*;
@@ -129,10 +126,11 @@ mod tests {
     }
 
     fn dead() -> Record {
-        let event = Event::GivenUp { error: "no".into() };
-        let moment = Moment { event, at_ms: 200, epoch: 1, attempts: 1, component: "c".into(), expires_ms: Some(999) };
+        let event = RecordEvent::GivenUp { error: "no".into() };
+        let entry =
+            HistoryEntry { event, at_ms: 200, epoch: 1, attempts: 1, component: "c".into(), expires_ms: Some(999) };
         Record {
-            state: State::DeadLettered { error: "no".into() },
+            state: RecordState::DeadLettered { error: "no".into() },
             epoch: 1,
             attempts: 1,
             fingerprint: Fingerprint { version: 1, digest: [7; 16] },
@@ -142,7 +140,7 @@ mod tests {
             received_ms: 100,
             changed_ms: 200,
             expires_ms: Some(999),
-            history: vec![moment],
+            history: vec![entry],
         }
     }
 
@@ -163,11 +161,11 @@ mod tests {
     async fn what_the_feed_tells_of_a_record_joins_its_history() {
         let (ops, committer) = ops().await;
         store(&committer, dead()).await;
-        let history = ops.ask(Ask::History(KEY.into())).await.expect("a history");
+        let history = ops.ask(OperatorRequest::History(KEY.into())).await.expect("a history");
         assert_eq!((events(&history), &history["rebuilt"]), (vec!["received", "dead-lettered"], &Value::Bool(true)));
         let chosen = serde_json::from_value(json!({ "keys": [KEY], "actor": "me", "reason": "a test" }));
-        ops.ask(Ask::Evict(chosen.expect("a choice"))).await.expect("it is forgotten");
-        let gone = ops.ask(Ask::History(KEY.into())).await.expect("what the feed tells");
+        ops.ask(OperatorRequest::Evict(chosen.expect("a choice"))).await.expect("it is forgotten");
+        let gone = ops.ask(OperatorRequest::History(KEY.into())).await.expect("what the feed tells");
         assert_eq!((events(&gone), &gone["rebuilt"]), (vec!["dead-lettered", "evicted"], &Value::Null));
     }
 
@@ -175,6 +173,6 @@ mod tests {
     async fn a_record_that_is_not_what_its_history_makes_is_told() {
         let (ops, committer) = ops().await;
         store(&committer, Record { attempts: 2, ..dead() }).await;
-        assert_eq!(ops.ask(Ask::History(KEY.into())).await.expect("a history")["rebuilt"], false);
+        assert_eq!(ops.ask(OperatorRequest::History(KEY.into())).await.expect("a history")["rebuilt"], false);
     }
 }

@@ -1,20 +1,20 @@
 //! Deduplication records as JSON: lists, one of them, and its history. Reads only.
 
-use hapax_core::history::{self, Received};
-use hapax_core::record::{Event, Moment, Record, State};
-use hapax_core::storage::Store;
-use hapax_core::{RecordKey, Stored};
-use hapax_transport::{RecordFilter, Refusal};
+use hapax_core::{
+    HistoryEntry, Record, RecordEvent, RecordKey, RecordOrigin, RecordState, Store, StoredOutcome, rebuild_record,
+    record_history,
+};
+use hapax_transport::{RecordFilter, RequestError};
 use serde_json::{Value, json};
 
-use super::{failed, feed, letters};
+use super::{failed, feed, held_messages};
 use crate::output::run_printer::result;
 
-pub(super) fn parse_key(text: &str) -> Result<RecordKey, Refusal> {
-    text.parse().map_err(|error: hapax_core::key::NotARecordKey| Refusal::Invalid(error.to_string()))
+pub(super) fn parse_key(text: &str) -> Result<RecordKey, RequestError> {
+    text.parse().map_err(|error: hapax_core::ParseRecordKeyError| RequestError::Invalid(error.to_string()))
 }
 
-pub(super) async fn list(store: &dyn Store, filter: &RecordFilter) -> Result<Value, Refusal> {
+pub(super) async fn list(store: &dyn Store, filter: &RecordFilter) -> Result<Value, RequestError> {
     let limit = filter.listed()?;
     let after = filter.after.as_deref().map(parse_key).transpose()?;
     let page = store.records(filter.processor.as_deref(), after.as_ref(), limit + 1).await.map_err(failed)?;
@@ -23,16 +23,17 @@ pub(super) async fn list(store: &dyn Store, filter: &RecordFilter) -> Result<Val
     Ok(json!({ "records": records, "next": next }))
 }
 
-pub(super) async fn show(store: &dyn Store, text: &str) -> Result<Value, Refusal> {
+pub(super) async fn show(store: &dyn Store, text: &str) -> Result<Value, RequestError> {
     let (key, record) = find(store, text).await?;
     let mut shown = as_json(&key, &record);
-    let kept = store.dead_letters(&key).await.map_err(failed)?;
-    shown["dead_letters"] = kept.iter().map(|letter| letters::whole(&letter.key(&key), letter)).collect();
+    let kept = store.held_under(&key).await.map_err(failed)?;
+    shown["dead_letters"] =
+        kept.iter().map(|held_message| held_messages::whole(&held_message.key(&key), held_message)).collect();
     Ok(shown)
 }
 
 /// What is known of a key's past; `rebuilt` says whether that makes the record that is stored, and is null where there is none.
-pub(super) async fn history(store: &dyn Store, text: &str) -> Result<Value, Refusal> {
+pub(super) async fn history(store: &dyn Store, text: &str) -> Result<Value, RequestError> {
     let key = parse_key(text)?;
     let record = store.admit(&key).await.map_err(failed)?;
     let beyond = feed::beyond(store, &key, record.is_none()).await?;
@@ -46,7 +47,7 @@ pub(super) async fn history(store: &dyn Store, text: &str) -> Result<Value, Refu
     Ok(json!({ "key": key.to_string(), "events": all, "rebuilt": rebuilt }))
 }
 
-async fn find(store: &dyn Store, text: &str) -> Result<(RecordKey, Record), Refusal> {
+async fn find(store: &dyn Store, text: &str) -> Result<(RecordKey, Record), RequestError> {
     let key = parse_key(text)?;
     match store.admit(&key).await.map_err(failed)? {
         Some(record) => Ok((key, record)),
@@ -54,18 +55,18 @@ async fn find(store: &dyn Store, text: &str) -> Result<(RecordKey, Record), Refu
     }
 }
 
-fn absent(key: &RecordKey) -> Refusal {
-    Refusal::NotFound(format!("there is no record {key}; `hapax records list` shows every record"))
+fn absent(key: &RecordKey) -> RequestError {
+    RequestError::NotFound(format!("there is no record {key}; `hapax records list` shows every record"))
 }
 
 /// What happened to a record, oldest first; and whether the record can be made again from that.
 pub(super) fn events(record: &Record) -> (Vec<Value>, bool) {
-    let (received, moments) = history::of(record);
-    let rebuilt = history::rebuild(&received, &moments).is_ok_and(|rebuilt| rebuilt.as_ref() == Some(record));
-    (std::iter::once(received_event(&received)).chain(moments.iter().map(event)).collect(), rebuilt)
+    let (received, entries) = record_history(record);
+    let rebuilt = rebuild_record(&received, &entries).is_ok_and(|rebuilt| rebuilt.as_ref() == Some(record));
+    (std::iter::once(received_event(&received)).chain(entries.iter().map(event)).collect(), rebuilt)
 }
 
-fn received_event(received: &Received) -> Value {
+fn received_event(received: &RecordOrigin) -> Value {
     let mut event = json!({ "event": "received", "at_ms": received.at_ms, "fingerprint": received.fingerprint.hex() });
     if let Some(position) = &received.position {
         event["position"] = json!(position.to_string());
@@ -73,18 +74,18 @@ fn received_event(received: &Received) -> Value {
     event
 }
 
-fn event(moment: &Moment) -> Value {
+fn event(entry: &HistoryEntry) -> Value {
     let mut event = json!({
-        "event": moment.event.name(), "at_ms": moment.at_ms, "epoch": moment.epoch, "attempts": moment.attempts,
-        "component": moment.component, "expires_ms": moment.expires_ms,
+        "event": entry.event.name(), "at_ms": entry.at_ms, "epoch": entry.epoch, "attempts": entry.attempts,
+        "component": entry.component, "expires_ms": entry.expires_ms,
     });
-    match &moment.event {
-        Event::Completed(output) => event["result"] = result(output),
-        Event::Failed { error, retry_at_ms } => {
+    match &entry.event {
+        RecordEvent::Completed(output) => event["result"] = result(output),
+        RecordEvent::Failed { error, retry_at_ms } => {
             event["error"] = json!(error);
             event["retry_at_ms"] = json!(retry_at_ms);
         }
-        Event::GivenUp { error } | Event::CompensationStarted { error } => event["error"] = json!(error),
+        RecordEvent::GivenUp { error } | RecordEvent::CompensationStarted { error } => event["error"] = json!(error),
         _ => {}
     }
     event
@@ -92,12 +93,12 @@ fn event(moment: &Moment) -> Value {
 
 fn as_json(key: &RecordKey, record: &Record) -> Value {
     let stored = match &record.state {
-        State::Completed { output } => Some(Stored::Completed(output.clone())),
-        state => state.error().map(|error| Stored::Failed(error.to_owned())),
+        RecordState::Completed { output } => Some(StoredOutcome::Completed(output.clone())),
+        state => state.error().map(|error| StoredOutcome::Failed(error.to_owned())),
     };
     let (output, error) = match stored {
-        Some(Stored::Completed(output)) => (result(&output), Value::Null),
-        Some(Stored::Failed(error)) => (Value::Null, json!(error)),
+        Some(StoredOutcome::Completed(output)) => (result(&output), Value::Null),
+        Some(StoredOutcome::Failed(error)) => (Value::Null, json!(error)),
         None => (Value::Null, Value::Null),
     };
     json!({

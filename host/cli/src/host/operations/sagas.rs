@@ -1,11 +1,8 @@
 //! Sagas as JSON: lists, and one with its messages, steps and log. Reads only.
 
 use base64::Engine as _;
-use hapax_core::Scope;
-use hapax_core::saga::{Member, SagaEvent, SagaId, SagaMoment, SagaState, Step};
-use hapax_core::saga_log::{Listed, SagaLog};
-use hapax_core::storage::Store;
-use hapax_transport::{Refusal, SagaFilter, SagaStateName};
+use hapax_core::{Member, SagaEvent, SagaId, SagaListing, SagaLog, SagaLogEntry, SagaState, Scope, Step, Store};
+use hapax_transport::{RequestError, SagaFilter, SagaStateName};
 use serde_json::{Value, json};
 
 use super::failed;
@@ -13,21 +10,21 @@ use super::failed;
 /// Sagas read from the store at one time.
 const PAGE: usize = 256;
 
-pub(super) fn parse_id(text: &str) -> Result<SagaId, Refusal> {
-    text.parse().map_err(|error: hapax_core::saga::NotASagaName| Refusal::Invalid(error.to_string()))
+pub(super) fn parse_id(text: &str) -> Result<SagaId, RequestError> {
+    text.parse().map_err(|error: hapax_core::InvalidSagaName| RequestError::Invalid(error.to_string()))
 }
 
 fn log(store: &dyn Store) -> SagaLog {
     SagaLog::new(store, &Scope::of(""))
 }
 
-pub(super) async fn list(store: &dyn Store, filter: &SagaFilter) -> Result<Value, Refusal> {
+pub(super) async fn list(store: &dyn Store, filter: &SagaFilter) -> Result<Value, RequestError> {
     let (limit, log) = (filter.listed()?, log(store));
     let wanted = filter.state.map(state_of);
     // Those that need somebody stand by themselves: they are found however many others there are.
-    let unsettled = matches!(wanted, Some(SagaState::Undoing | SagaState::Halted));
+    let unsettled = matches!(wanted, Some(SagaState::Compensating | SagaState::Stuck));
     let mut after = filter.after.as_deref().map(parse_id).transpose()?;
-    let mut found: Vec<Listed> = Vec::new();
+    let mut found: Vec<SagaListing> = Vec::new();
     while found.len() <= limit {
         let page =
             if unsettled { log.unsettled(after.as_ref(), PAGE).await } else { log.list(after.as_ref(), PAGE).await };
@@ -38,16 +35,15 @@ pub(super) async fn list(store: &dyn Store, filter: &SagaFilter) -> Result<Value
     }
     let next = (found.len() > limit).then(|| found[limit - 1].id.to_string());
     found.truncate(limit);
-    let as_json =
-        |saga: &Listed| json!({ "id": saga.id.to_string(), "state": saga.state.name(), "changed_ms": saga.changed_ms });
+    let as_json = |saga: &SagaListing| json!({ "id": saga.id.to_string(), "state": saga.state.name(), "changed_ms": saga.changed_ms });
     Ok(json!({ "sagas": found.iter().map(as_json).collect::<Vec<_>>(), "next": next }))
 }
 
-pub(super) async fn show(store: &dyn Store, text: &str) -> Result<Value, Refusal> {
+pub(super) async fn show(store: &dyn Store, text: &str) -> Result<Value, RequestError> {
     let (id, log) = (parse_id(text)?, log(store));
     let saga = log.read(&id).await.map_err(failed)?.saga;
     if saga.events == 0 {
-        return Err(Refusal::NotFound(format!("there is no saga {id}; `hapax saga list` shows every saga")));
+        return Err(RequestError::NotFound(format!("there is no saga {id}; `hapax saga list` shows every saga")));
     }
     let events = log.events(&id).await.map_err(failed)?;
     let failure = saga.failure.as_ref().map(|(member, error)| json!({ "member": member, "error": error }));
@@ -64,9 +60,9 @@ fn state_of(name: SagaStateName) -> SagaState {
         SagaStateName::Open => SagaState::Open,
         SagaStateName::Pivoted => SagaState::Pivoted,
         SagaStateName::Completed => SagaState::Completed,
-        SagaStateName::Undoing => SagaState::Undoing,
-        SagaStateName::Halted => SagaState::Halted,
-        SagaStateName::Undone => SagaState::Undone,
+        SagaStateName::Compensating => SagaState::Compensating,
+        SagaStateName::Stuck => SagaState::Stuck,
+        SagaStateName::Compensated => SagaState::Compensated,
         SagaStateName::Resolved => SagaState::Resolved,
     }
 }
@@ -80,7 +76,7 @@ fn member(member: &Member) -> Value {
 
 fn step(step: &Step) -> Value {
     let mut shown = json!({
-        "name": step.name, "member": step.member, "standing": step.standing.name(), "attempts": step.attempts,
+        "name": step.name, "member": step.member, "standing": step.hold_reason.name(), "attempts": step.attempts,
         "due_ms": step.due_ms, "error": step.error,
     });
     let (name, payload) = payload(&step.payload);
@@ -96,26 +92,26 @@ fn payload(bytes: &[u8]) -> (&'static str, String) {
     }
 }
 
-fn event(moment: &SagaMoment) -> Value {
-    let mut event = json!({ "event": moment.event.name(), "at_ms": moment.at_ms });
-    match &moment.event {
+fn event(entry: &SagaLogEntry) -> Value {
+    let mut event = json!({ "event": entry.event.name(), "at_ms": entry.at_ms });
+    match &entry.event {
         SagaEvent::Joined(member) => event["record"] = json!(member.record.to_string()),
         SagaEvent::Registered { member, step, .. } => {
             event["member"] = json!(member);
             event["name"] = json!(step);
         }
         SagaEvent::PivotPassed { member } => event["member"] = json!(member),
-        SagaEvent::UndoStarted { member, error } => {
+        SagaEvent::CompensationStarted { member, error } => {
             event["member"] = json!(member);
             event["error"] = json!(error);
         }
-        SagaEvent::Undone { step } => event["step"] = json!(step),
-        SagaEvent::UndoFailed { step, error, retry_at_ms } => {
+        SagaEvent::Compensated { step } => event["step"] = json!(step),
+        SagaEvent::AttemptFailed { step, error, retry_at_ms } => {
             event["step"] = json!(step);
             event["error"] = json!(error);
             event["retry_at_ms"] = json!(retry_at_ms);
         }
-        SagaEvent::Halted { step, error } => {
+        SagaEvent::Stuck { step, error } => {
             event["step"] = json!(step);
             event["error"] = json!(error);
         }

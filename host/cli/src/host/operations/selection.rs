@@ -1,74 +1,73 @@
 //! What is done to what an operator has chosen: redrive, discard, evict, go on with a saga; or only said, in a dry run.
 
-use hapax_core::operator::{By, Deed, OperatorError, SagaDeed};
-use hapax_core::{Clock as _, SystemClock, fault};
-use hapax_transport::{Chosen, LetterFilter, Refusal, SagaVerb, StandingName};
+use hapax_core::{Actor, Clock as _, OperatorAction, OperatorError, SagaAction, SystemClock, fault};
+use hapax_transport::{HeldFilter, RequestError, SagaVerb, Selection, StandingName};
 use serde_json::{Value, json};
 
-use super::letters::{self, Wanted};
+use super::held_messages::{self, Wanted};
 use super::{Ops, records, refusal, sagas};
 
 /// Keys that may be named at one time.
 const KEYS_MAX: usize = 10_000;
 
 impl Ops {
-    pub(super) async fn redrive(&self, chosen: &Chosen) -> Result<Value, Refusal> {
-        self.perform_on_letters("redrive", chosen, Deed::Redrive).await
+    pub(super) async fn redrive(&self, chosen: &Selection) -> Result<Value, RequestError> {
+        self.perform_on_letters("redrive", chosen, OperatorAction::Redrive).await
     }
 
-    pub(super) async fn discard(&self, chosen: &Chosen) -> Result<Value, Refusal> {
-        self.perform_on_letters("discard", chosen, Deed::Discard).await
+    pub(super) async fn discard(&self, chosen: &Selection) -> Result<Value, RequestError> {
+        self.perform_on_letters("discard", chosen, OperatorAction::Discard).await
     }
 
-    pub(super) async fn evict(&self, chosen: &Chosen) -> Result<Value, Refusal> {
+    pub(super) async fn evict(&self, chosen: &Selection) -> Result<Value, RequestError> {
         if chosen.filter.is_some() {
-            return Err(Refusal::Invalid("records are evicted by their keys, not by a filter".into()));
+            return Err(RequestError::Invalid("records are evicted by their keys, not by a filter".into()));
         }
         check(chosen)?;
         let keys = chosen.keys.iter().map(|key| records::parse_key(key)).collect::<Result<Vec<_>, _>>()?;
-        self.perform_chosen("evict", chosen, keys.into_iter().map(Deed::Evict).collect(), false).await
+        self.perform_chosen("evict", chosen, keys.into_iter().map(OperatorAction::Evict).collect(), false).await
     }
 
-    pub(super) async fn go_on(&self, verb: SagaVerb, chosen: &Chosen) -> Result<Value, Refusal> {
+    pub(super) async fn go_on(&self, verb: SagaVerb, chosen: &Selection) -> Result<Value, RequestError> {
         if chosen.filter.is_some() {
-            return Err(Refusal::Invalid("sagas are named by their ids, not by a filter".into()));
+            return Err(RequestError::Invalid("sagas are named by their ids, not by a filter".into()));
         }
         check(chosen)?;
         let deed = match verb {
-            SagaVerb::Retry => SagaDeed::Retry,
-            SagaVerb::Skip => SagaDeed::Skip,
-            SagaVerb::Resolve => SagaDeed::Resolve,
+            SagaVerb::Retry => SagaAction::Retry,
+            SagaVerb::Skip => SagaAction::Skip,
+            SagaVerb::Resolve => SagaAction::Resolve,
         };
         let ids = chosen.keys.iter().map(|id| sagas::parse_id(id)).collect::<Result<Vec<_>, _>>()?;
-        let deeds = ids.into_iter().map(|id| Deed::Saga(deed, id)).collect();
+        let deeds = ids.into_iter().map(|id| OperatorAction::Saga(deed, id)).collect();
         self.perform_chosen(verb.name(), chosen, deeds, false).await
     }
 
     async fn perform_on_letters(
         &self,
         action: &str,
-        chosen: &Chosen,
-        deed: fn(hapax_core::storage::LetterKey) -> Deed,
-    ) -> Result<Value, Refusal> {
+        chosen: &Selection,
+        deed: fn(hapax_core::HeldKey) -> OperatorAction,
+    ) -> Result<Value, RequestError> {
         check(chosen)?;
         let (keys, more) = match &chosen.filter {
             Some(filter) => self.find(filter).await?,
-            None => (chosen.keys.iter().map(|key| letters::parse_key(key)).collect::<Result<_, _>>()?, false),
+            None => (chosen.keys.iter().map(|key| held_messages::parse_key(key)).collect::<Result<_, _>>()?, false),
         };
         self.perform_chosen(action, chosen, keys.into_iter().map(deed).collect(), more).await
     }
 
     /// The keys of the kept messages that a filter finds, in the order in which they were kept; and whether there are more.
-    async fn find(&self, filter: &LetterFilter) -> Result<(Vec<hapax_core::storage::LetterKey>, bool), Refusal> {
+    async fn find(&self, filter: &HeldFilter) -> Result<(Vec<hapax_core::HeldKey>, bool), RequestError> {
         let limit = filter.done()?;
         if filter.after.is_some() {
-            return Err(Refusal::Invalid("after: is for lists only".into()));
+            return Err(RequestError::Invalid("after: is for lists only".into()));
         }
         // What waits goes by itself: who means that says so.
-        let filter = LetterFilter { standing: filter.standing.or(Some(StandingName::Dead)), ..filter.clone() };
+        let filter = HeldFilter { hold_reason: filter.hold_reason.or(Some(StandingName::Dead)), ..filter.clone() };
         let mut found = Vec::new();
-        let take = |key, letter: hapax_core::storage::DeadLetter| {
-            found.push((letter.at_ms, key));
+        let take = |key, held_message: hapax_core::HeldMessage| {
+            found.push((held_message.at_ms, key));
             true
         };
         Wanted::by(&filter, SystemClock.now_ms())?.each(&*self.store, take).await?;
@@ -80,11 +79,11 @@ impl Ops {
     async fn perform_chosen(
         &self,
         action: &str,
-        chosen: &Chosen,
-        deeds: Vec<Deed>,
+        chosen: &Selection,
+        deeds: Vec<OperatorAction>,
         more: bool,
-    ) -> Result<Value, Refusal> {
-        let by = By { actor: chosen.actor.clone(), reason: chosen.reason.clone() };
+    ) -> Result<Value, RequestError> {
+        let by = Actor { actor: chosen.actor.clone(), reason: chosen.reason.clone() };
         let results = if chosen.dry_run && !fault::mutated("dry-run-does-it") {
             let mut results = Vec::new();
             for deed in &deeds {
@@ -108,8 +107,8 @@ impl Ops {
     }
 }
 
-fn check(chosen: &Chosen) -> Result<(), Refusal> {
-    let wrong = |text: &str| Err(Refusal::Invalid(text.to_owned()));
+fn check(chosen: &Selection) -> Result<(), RequestError> {
+    let wrong = |text: &str| Err(RequestError::Invalid(text.to_owned()));
     match (chosen.keys.len(), &chosen.filter) {
         (0, None) => return wrong("say what: `keys`, or a `filter` ({} is everything that is dead)"),
         (1.., Some(_)) => return wrong("give `keys` or a `filter`, not both"),

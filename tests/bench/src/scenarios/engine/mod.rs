@@ -10,9 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use hapax_core::context::{EffectLimits, Entry, StateView, Version};
-use hapax_core::storage::StoreError;
-use hapax_core::{Context, Invocation, Message, MessageProcessor};
+use hapax_core::{Context, EffectLimits, Entry, Invocation, Message, MessageProcessor, StateView, StoreError, Version};
 use hapax_engine::{Engine, EngineConfig, InstanceMode, LoadOptions, ReuseLimits, WasmProcessor};
 
 use self::bare::Bare;

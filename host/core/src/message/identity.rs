@@ -1,0 +1,118 @@
+//! The identity of a message at its processor: its record key, its own key, its fingerprint and its position.
+
+use serde::{Deserialize, Serialize};
+
+use crate::message::Message;
+use crate::message::fingerprint::Fingerprint;
+use crate::message::key::{RecordKey, Scope};
+use crate::message::strategy::Select;
+
+/// Where a message stands among those of its entity.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Position {
+    /// By version.
+    Version(u64),
+    /// By time, and among equals by id.
+    Time {
+        /// Nanoseconds since the Unix epoch.
+        at_ns: u64,
+        /// The message's id.
+        id: String,
+    },
+}
+
+impl std::fmt::Display for Position {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Version(version) => write!(f, "{version}"),
+            Self::Time { at_ns, id } => write!(f, "{at_ns}-{id}"),
+        }
+    }
+}
+
+/// What a message is to its processor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Where its record stands: one a message, or one an entity where messages have positions.
+    pub record: RecordKey,
+    /// The message's own key, from which its seed and the ids of what it sends are derived. That of its record, where each
+    /// message has one of its own.
+    pub message_key: RecordKey,
+    /// What must be the same in every delivery.
+    pub fingerprint: Fingerprint,
+    /// Where it stands among the messages of its record.
+    pub position: Option<Position>,
+}
+
+/// The message does not say what the strategy needs to know: it can never run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unidentified(pub(super) String);
+
+impl Identity {
+    /// What the store knows the message by, if it keeps it.
+    pub fn held_key(&self) -> HeldKey {
+        HeldKey { record: self.record.clone(), fingerprint: self.fingerprint.digest }
+    }
+
+    /// By strategy message id, with nothing set.
+    pub(crate) fn by_message_id(scope: &Scope, message: &Message) -> Self {
+        Self::of_its_own(RecordKey::by_message_id(scope, message), Fingerprint::of(message))
+    }
+
+    pub(super) fn of_its_own(key: RecordKey, fingerprint: Fingerprint) -> Self {
+        Self { message_key: key.clone(), record: key, fingerprint, position: None }
+    }
+
+    pub(super) fn of_entity(
+        scope: &Scope,
+        message: &Message,
+        entity: &Select,
+        position: Position,
+    ) -> Result<Self, Unidentified> {
+        let entity = entity.text(message)?;
+        let source: std::sync::Arc<str> = message.source.as_str().into();
+        Ok(Self {
+            message_key: RecordKey::new(scope.clone(), source.clone(), format!("{entity}@{position}").into()),
+            record: RecordKey::new(scope.clone(), source, entity.into()),
+            fingerprint: Fingerprint::of(message).at(&position),
+            position: Some(position),
+        })
+    }
+}
+
+/// Names a kept message.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HeldKey {
+    /// The record it belongs to.
+    pub record: RecordKey,
+    /// Digest of its fingerprint.
+    pub fingerprint: [u8; 16],
+}
+
+/// `tenant/processor/source/key#fingerprint`.
+impl std::fmt::Display for HeldKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}#{:032x}", self.record, u128::from_be_bytes(self.fingerprint))
+    }
+}
+
+/// A text that is not the key of a kept message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is not the key of a dead letter: take one from `hapax dlq list`, tenant/processor/source/key#fingerprint"
+)]
+pub struct ParseHeldKeyError(String);
+
+impl std::str::FromStr for HeldKey {
+    type Err = ParseHeldKeyError;
+
+    fn from_str(text: &str) -> Result<Self, ParseHeldKeyError> {
+        let parse = || {
+            let (record, fingerprint) = text.rsplit_once('#').filter(|(_, hex)| hex.len() == 32)?;
+            let fingerprint = u128::from_str_radix(fingerprint, 16).ok()?.to_be_bytes();
+            Some(Self { record: record.parse().ok()?, fingerprint })
+        };
+        parse().ok_or_else(|| ParseHeldKeyError(text.to_owned()))
+    }
+}

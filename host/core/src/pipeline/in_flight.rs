@@ -1,0 +1,72 @@
+//! The table of messages in flight: one leader a record, and followers that wait for its end.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::BuildHasherDefault;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use crate::message::key::{DigestHasher, RecordKey};
+use crate::support::fault;
+use crate::support::sync::Mutex;
+
+type Followers = HashMap<RecordKey, Vec<oneshot::Sender<()>>, BuildHasherDefault<DigestHasher>>;
+
+/// Messages that are being run here, by record key, each with those who wait for its end.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct InFlight {
+    table: Arc<Mutex<Followers>>,
+}
+
+/// The right to run a message; dropping it wakes everyone who waits for its end.
+#[derive(Debug)]
+pub(crate) struct Leader {
+    table: InFlight,
+    pub(crate) key: RecordKey,
+}
+
+/// Waits for the end of a message that somebody else runs.
+pub(crate) struct Follower(oneshot::Receiver<()>);
+
+impl InFlight {
+    /// Leads, if nobody does; else follows.
+    pub(crate) fn enter(&self, key: &RecordKey) -> Result<Leader, Follower> {
+        if fault::mutated("in-flight-entered-in-two-steps") && !self.contains(key) {
+            self.table.lock().insert(key.clone(), Vec::new());
+            return Ok(Leader { table: self.clone(), key: key.clone() });
+        }
+        match self.table.lock().entry(key.clone()) {
+            Entry::Occupied(mut followers) => {
+                let (sender, ended) = oneshot::channel();
+                followers.get_mut().push(sender);
+                Err(Follower(ended))
+            }
+            Entry::Vacant(place) => {
+                place.insert(Vec::new());
+                Ok(Leader { table: self.clone(), key: key.clone() })
+            }
+        }
+    }
+
+    /// Whether somebody runs `key`.
+    pub(crate) fn contains(&self, key: &RecordKey) -> bool {
+        self.table.lock().contains_key(key)
+    }
+}
+
+impl Follower {
+    /// Completes when the leader has ended, in whatever way: look again.
+    pub(crate) async fn ended(self) {
+        // Nothing is ever sent: an error, the sender's end, is the signal.
+        let _ = self.0.await;
+    }
+}
+
+impl Drop for Leader {
+    fn drop(&mut self) {
+        // Out of the table first: who wakes does not find it again.
+        let followers = self.table.table.lock().remove(&self.key);
+        drop(followers);
+    }
+}

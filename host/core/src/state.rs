@@ -1,0 +1,111 @@
+//! State as a run sees it: the view below it, what it read, and what it wants to become true. Data and one trait.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+
+use crate::support::error::StoreError;
+
+/// Names one write of one state key; 0 means "the key is absent". Opaque beyond equality.
+pub type Version = u64;
+
+/// Begins the state keys that are the host's own. A processor neither sees nor writes one.
+pub const RESERVED: char = '\u{10ffff}';
+
+/// One state entry as read: key, version, value.
+pub type Entry = (String, Version, Bytes);
+
+/// A read view of one processor's state.
+pub trait StateView: Send + Sync {
+    /// The value under `key` and its version; `(0, None)` where it is absent.
+    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(Version, Option<Bytes>), StoreError>>;
+
+    /// Up to `limit` entries of `start <= key < end` in key order; no `end` means to the last.
+    fn scan<'a>(
+        &'a self,
+        start: &'a str,
+        end: Option<&'a str>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Entry>, StoreError>>;
+}
+
+/// A message to send, as the processor asked for it; id and source are the host's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outgoing {
+    /// CloudEvents `type`.
+    pub kind: String,
+    /// CloudEvents `subject`.
+    pub subject: Option<String>,
+    /// Media type of `data`.
+    pub content_type: Option<String>,
+    /// The payload.
+    pub data: Bytes,
+    /// CloudEvents extension attributes.
+    pub extensions: BTreeMap<String, String>,
+}
+
+/// What a run may do at most.
+#[derive(Debug, Clone)]
+pub struct EffectLimits {
+    /// State keys written or read, together.
+    pub state_keys: usize,
+    /// Bytes of one state key.
+    pub key_bytes: usize,
+    /// Bytes of all writes and outgoing messages together.
+    pub effect_bytes: usize,
+    /// Outgoing messages.
+    pub outgoing: usize,
+    /// Entries one scan returns, and events one read does.
+    pub scan_entries: usize,
+    /// Bytes of an event stream's name.
+    pub stream_name_bytes: usize,
+    /// Events one append adds.
+    pub append_events: usize,
+}
+
+impl Default for EffectLimits {
+    fn default() -> Self {
+        Self {
+            state_keys: 10_000,
+            key_bytes: 1024,
+            effect_bytes: 16 << 20,
+            outgoing: 1_000,
+            scan_entries: 10_000,
+            stream_name_bytes: 256,
+            append_events: 1_000,
+        }
+    }
+}
+
+/// A range that a run read, and what it saw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RangeRead {
+    /// First key of the range.
+    pub start: String,
+    /// First key past the range; `None`: unbounded.
+    pub end: Option<String>,
+    /// How many entries were asked for.
+    pub limit: usize,
+    /// Keys and versions that were seen.
+    pub seen: Vec<(String, Version)>,
+}
+
+/// What a run read of the state, to be checked again when it commits.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReadSet {
+    /// Versions by key.
+    pub keys: BTreeMap<String, Version>,
+    /// Ranges, in the order read.
+    pub ranges: Vec<RangeRead>,
+}
+
+/// What a run wants to become true: state writes (`None` deletes) and messages to send.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Effects {
+    /// State writes by key; `None` deletes.
+    pub writes: BTreeMap<String, Option<Bytes>>,
+    /// Messages to send, in order.
+    pub outgoing: Vec<Outgoing>,
+}

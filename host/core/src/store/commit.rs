@@ -1,0 +1,209 @@
+//! A commit, and the group in which it is written: what one transaction of a store makes durable.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::message::Message;
+use crate::message::fingerprint::Fingerprint;
+use crate::message::key::RecordKey;
+use crate::record::{Record, RecordState};
+use crate::state::{Effects, ReadSet, Version};
+use crate::store::feed::FeedEntry;
+use crate::store::held_message::HeldMessage;
+use crate::support::fault;
+
+/// One executed message, as it wants to be committed; or what an operator did.
+#[derive(Debug, Clone)]
+pub struct Commit {
+    /// Whose record, and whose state.
+    pub key: RecordKey,
+    /// The message's own key: ids of what it sends are derived from it. Mostly that of its record.
+    pub message_key: RecordKey,
+    /// What must be there now.
+    pub expected: Expected,
+    /// What shall be there.
+    pub record: RecordChange,
+    /// Version of every state entry that this commit writes. Unique, and greater than that of every earlier commit of
+    /// this process.
+    pub version: Version,
+    /// What the run read; must still stand.
+    pub reads: ReadSet,
+    /// State writes; outgoing messages get their ids from the message's own key and their position.
+    pub effects: Effects,
+    /// What becomes of the message that the store keeps under the record's key, if anything.
+    pub held_message: Option<HeldChange>,
+    /// What it reads and writes of the state that is no processor's: sagas and locks.
+    pub shared: Option<Box<SharedChange>>,
+    /// When it was decided, in milliseconds since the Unix epoch. The feed tells it of a commit that leaves no record; a
+    /// record has its own.
+    pub at_ms: u64,
+}
+
+/// A commit's part in the state that all processors of a tenant share ([`Scope::shared`]).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SharedChange {
+    /// Versions that must still stand, by key; 0 where there must be nothing.
+    pub reads: BTreeMap<String, Version>,
+    /// What is written, under the commit's version; `None` deletes.
+    pub writes: BTreeMap<String, Option<Bytes>>,
+}
+
+/// The record that a commit rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expected {
+    /// None.
+    Absent,
+    /// One with exactly this epoch.
+    Epoch(u64),
+    /// Whatever there is.
+    Anything,
+}
+
+/// What a commit makes of the record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RecordChange {
+    /// Stays byte for byte as it is.
+    Keep,
+    /// This shall be there. Shared with whoever remembers it once it is.
+    Put(Arc<Record>),
+    /// Forgotten, by an operator's wish.
+    Remove,
+}
+
+/// What a commit makes of a kept message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeldChange {
+    /// It is kept, instead of one with the same fingerprint.
+    Put(Box<HeldMessage>),
+    /// The one with this fingerprint goes, if it is there.
+    Remove(Fingerprint),
+}
+
+/// Where a pending message stands in the outbox: the version of its commit, its place in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct OutboxPosition {
+    /// Version of the commit that wrote it.
+    pub version: Version,
+    /// Its place among the commit's messages.
+    pub index: u32,
+}
+
+/// A committed message that is to be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutboxRow {
+    /// Where it stands; rows are sent in this order.
+    pub position: OutboxPosition,
+    /// The message with its stable id.
+    pub message: Message,
+}
+
+/// What one write transaction makes durable.
+#[derive(Debug, Clone, Default)]
+pub struct Group {
+    /// Executed messages, in the order of their versions.
+    pub commits: Vec<Commit>,
+    /// Outbox rows that were sent and can go.
+    pub sent: Vec<OutboxPosition>,
+    /// What happened beside the commits; for the feed only.
+    pub notes: Vec<FeedEntry>,
+}
+
+/// What became of one commit of a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Durable.
+    Committed,
+    /// Nothing written: the record is not the expected one. Here is what is there.
+    Taken(Option<Box<Record>>),
+    /// Nothing written: something it read has changed. Run it again.
+    Conflict,
+}
+
+impl RecordChange {
+    /// The record that shall be there.
+    pub fn put(&self) -> Option<&Arc<Record>> {
+        match self {
+            Self::Put(record) => Some(record),
+            Self::Keep | Self::Remove => None,
+        }
+    }
+}
+
+/// Stays as it is where there is none to put.
+impl From<Option<Record>> for RecordChange {
+    fn from(record: Option<Record>) -> Self {
+        record.map_or(Self::Keep, |record| Self::Put(record.into()))
+    }
+}
+
+impl Expected {
+    /// A record of this epoch, or none.
+    pub fn of(epoch: Option<u64>) -> Self {
+        epoch.map_or(Self::Absent, Self::Epoch)
+    }
+
+    /// Whether a record of the epoch given (`None`: there is none) is as expected.
+    pub fn stands(self, epoch: Option<u64>) -> bool {
+        match self {
+            Self::Anything => true,
+            Self::Absent => epoch.is_none(),
+            Self::Epoch(expected) => epoch == Some(expected) || fault::mutated("epoch-unchecked"),
+        }
+    }
+}
+
+impl Commit {
+    /// A commit that touches nothing yet, whatever record there is.
+    pub fn of(key: &RecordKey) -> Self {
+        Self {
+            key: key.clone(),
+            message_key: key.clone(),
+            expected: Expected::Anything,
+            record: RecordChange::Keep,
+            version: 0,
+            reads: ReadSet::default(),
+            effects: Effects::default(),
+            held_message: None,
+            shared: None,
+            at_ms: 0,
+        }
+    }
+
+    /// Bytes that it will take in the store, roughly.
+    pub(crate) fn bytes(&self) -> usize {
+        let record = self.record.put().map_or(0, |record| match &record.state {
+            RecordState::Completed { output } => output.data.len(),
+            other => other.error().map_or(0, str::len),
+        });
+        let writes = self.effects.writes.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Bytes::len));
+        let outgoing = self.effects.outgoing.iter().map(|outgoing| outgoing.data.len());
+        let held_message = match &self.held_message {
+            Some(HeldChange::Put(held_message)) => held_message.message.data.len(),
+            Some(HeldChange::Remove(_)) | None => 0,
+        };
+        let shared = self.shared.iter().flat_map(|shared| &shared.writes);
+        let writes = writes.chain(shared.map(|(key, value)| key.len() + value.as_ref().map_or(0, Bytes::len)));
+        256 + record + writes.sum::<usize>() + outgoing.sum::<usize>() + held_message
+    }
+
+    /// The outbox rows of this commit, each under its stable id.
+    pub fn outbox_rows(&self) -> impl Iterator<Item = OutboxRow> + '_ {
+        self.effects.outgoing.iter().enumerate().map(|(index, outgoing)| OutboxRow {
+            position: OutboxPosition { version: self.version, index: index as u32 },
+            message: Message {
+                subject: outgoing.subject.clone(),
+                content_type: outgoing.content_type.clone(),
+                extensions: outgoing.extensions.clone(),
+                data: outgoing.data.clone(),
+                ..Message::new(
+                    self.message_key.outgoing_id(index),
+                    format!("/processors/{}", self.key.scope.processor),
+                    outgoing.kind.as_str(),
+                )
+            },
+        })
+    }
+}
