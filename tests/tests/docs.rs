@@ -286,7 +286,9 @@ fn the_configuration_in_the_documents_has_every_setting() {
             line.trim_start_matches("# ").starts_with(&format!("{name} = ")) || line.ends_with(&format!(".{name}]"))
         };
         let section = |line: &str| {
-            line.starts_with(&format!("[{name}.")) || line == format!("[{name}]") || line.ends_with(&format!("[[{name}]]"))
+            line.starts_with(&format!("[{name}."))
+                || line == format!("[{name}]")
+                || line.ends_with(&format!("[[{name}]]"))
         };
         assert!(sample.lines().any(|line| set(line) || section(line)), "{name} is not in {}", document.display());
     }
