@@ -1,5 +1,5 @@
 //! The real binary, run and killed; and a checker of what it left behind that shares no code with it: it reads the
-//! database with redb alone, by `docs/STORAGE.md`.
+//! database with redb alone, by `docs/internals/storage-format.md`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! Writes into a store's database with redb alone, by `docs/STORAGE.md`: what no version of this code would write.
+//! Writes into a store's database with redb alone, by `docs/internals/storage-format.md`: what no
+//! version of this code would write.
 
 use std::path::Path;
 

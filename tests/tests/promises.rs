@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// The documents whose tables name tests.
-const DOCUMENTS: [&str; 2] = ["docs/GUARANTEES.md", "docs/WHAT-HAPPENS-WHEN.md"];
+const DOCUMENTS: [&str; 2] = ["docs/concepts/guarantees.md", "docs/concepts/outcomes.md"];
 
 fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))

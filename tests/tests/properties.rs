@@ -1,5 +1,5 @@
 //! Properties that hold whatever arrives, each with a fault in the code that turns its test red. Those that other tests show already
-//! stand in `docs/WHAT-HAPPENS-WHEN.md`.
+//! stand in `docs/concepts/outcomes.md`.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::sync::Arc;

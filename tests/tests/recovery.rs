@@ -16,7 +16,7 @@ use hapax_tests::processors::Counter;
 use hapax_tests::random::Random;
 use serde_json::Value;
 
-/// Where frames begin, by `docs/STORAGE.md`.
+/// Where frames begin, by `docs/internals/storage-format.md`.
 const START: usize = 4096;
 
 /// Begin and length of every frame of a journal that has not gone round; without the zeros between frames.

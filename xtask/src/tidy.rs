@@ -105,8 +105,9 @@ fn format_is_documented(root: &Path, broken: &mut Vec<String>) -> Result<()> {
     let layout = std::fs::read_to_string(root.join("host/store/src/layout.rs"))?;
     let version = layout.lines().find_map(|line| line.strip_prefix("pub const FORMAT: u32 = ")).unwrap_or("?");
     let wanted = format!("Format version {}", version.trim_end_matches(';'));
-    if !std::fs::read_to_string(root.join("docs/STORAGE.md")).context("docs/STORAGE.md")?.contains(&wanted) {
-        broken.push(format!("docs/STORAGE.md does not say `{wanted}`: the format changed without its document"));
+    let document = "docs/internals/storage-format.md";
+    if !std::fs::read_to_string(root.join(document)).context(document)?.contains(&wanted) {
+        broken.push(format!("{document} does not say `{wanted}`: the format changed without its document"));
     }
     Ok(())
 }

@@ -41,7 +41,7 @@ struct Cli {
     #[arg(long)]
     long: bool,
     /// Folder of the report.
-    #[arg(long, value_name = "FOLDER", default_value = "docs/bench")]
+    #[arg(long, value_name = "FOLDER", default_value = "docs/internals/report")]
     out: PathBuf,
     /// Where the stores are made, and removed again; must be on a real disk.
     #[arg(long, value_name = "FOLDER", default_value = ".")]

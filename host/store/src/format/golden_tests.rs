@@ -160,6 +160,7 @@ fn pinned() -> Vec<(String, &'static str, Vec<u8>)> {
 }
 
 fn text() -> String {
+    // The file keeps the name that its document had when it was written: docs/internals/storage-format.md today.
     let mut text = format!(
         "# The stored format, version {}, byte by byte: hexadecimal, 32 bytes a line. Store id {STORE}.\n\
          # A test of host/store compares. docs/STORAGE.md says in words what the bytes are.\n",
@@ -187,8 +188,8 @@ fn the_format_is_what_the_golden_file_says() {
     panic!(
         "the stored bytes differ from golden/format-3.txt, first at line {}. Stores that exist could not be read any more. \
          If that was not meant, undo it. If it was: give layout::FORMAT the next number, have the old format migrated or \
-         refused by name, describe it in docs/STORAGE.md, and add a golden file of the new number beside the old one. What \
-         this build writes is in {}",
+         refused by name, describe it in docs/internals/storage-format.md, and add a golden file of the new number beside \
+         the old one. What this build writes is in {}",
         first.map_or(0, |line| line + 1),
         path.display()
     );

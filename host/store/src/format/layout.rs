@@ -1,4 +1,5 @@
-//! The stored format, version 3: tables, keys, values. `docs/STORAGE.md` says the same in words; change both together.
+//! The stored format, version 3: tables, keys, values. `docs/internals/storage-format.md` says the same
+//! in words; change both together.
 
 use hapax_core::{Cursor, FeedEntry, FeedEventKind, Fingerprint, HeldKey, Record, RecordKey, Scope, Version};
 use redb::TableDefinition;
