@@ -74,10 +74,10 @@ pub async fn all<S: Store>(make: impl Fn() -> Arc<S>) {
 
 async fn what_was_committed_is_found(store: &impl Store) {
     assert_eq!(store.last_version().await.unwrap(), 0);
-    assert_eq!(store.admit(&key("a")).await.unwrap(), None);
+    assert_eq!(store.record(&key("a")).await.unwrap(), None);
     assert!(!store.is_processed(&key("a")).await.unwrap());
     assert_eq!(write(store, vec![commit("a", 5, &[("k", Some("v"))])]).await, [Verdict::Committed]);
-    assert_eq!(store.admit(&key("a")).await.unwrap(), Some(record(1, completed("a"))));
+    assert_eq!(store.record(&key("a")).await.unwrap(), Some(record(1, completed("a"))));
     assert!(store.is_processed(&key("a")).await.unwrap());
     assert_eq!(store.processed_result(&key("a")).await.unwrap().unwrap().data, "a");
     assert_eq!(store.view(&Scope::of("p")).get("k").await.unwrap(), (5, Some("v".into())));
@@ -89,11 +89,11 @@ async fn what_was_committed_is_found(store: &impl Store) {
 async fn a_taken_key_writes_nothing(store: &impl Store) {
     write(store, vec![commit("a", 1, &[("k", Some("first"))])]).await;
     let verdicts = write(store, vec![commit("a", 2, &[("k", Some("second"))])]).await;
-    assert_eq!(verdicts, [Verdict::Taken(Some(Box::new(record(1, completed("a")))))]);
+    assert_eq!(verdicts, [Verdict::EpochMismatch(Some(Box::new(record(1, completed("a")))))]);
     assert_eq!(store.view(&Scope::of("p")).get("k").await.unwrap(), (1, Some("first".into())));
     // Also inside one group: the second of two deliveries finds the first one's record.
     let verdicts = write(store, vec![commit("b", 3, &[]), commit("b", 4, &[("k", Some("twice"))])]).await;
-    assert!(matches!(verdicts[..], [Verdict::Committed, Verdict::Taken(Some(_))]));
+    assert!(matches!(verdicts[..], [Verdict::Committed, Verdict::EpochMismatch(Some(_))]));
     assert_eq!(store.view(&Scope::of("p")).get("k").await.unwrap().0, 1);
 }
 
@@ -102,25 +102,25 @@ async fn only_the_expected_epoch_may_write(store: &impl Store) {
     let put =
         |expected, record| Commit { expected, record: RecordChange::Put(Arc::new(record)), ..commit("a", 1, &[]) };
     let at = |epoch, record| put(Expected::Epoch(epoch), record);
-    assert_eq!(write(store, vec![at(1, due(2))]).await, [Verdict::Taken(None)]);
+    assert_eq!(write(store, vec![at(1, due(2))]).await, [Verdict::EpochMismatch(None)]);
     assert_eq!(write(store, vec![put(Expected::Absent, due(1))]).await, [Verdict::Committed]);
     assert_eq!(write(store, vec![at(1, due(2))]).await, [Verdict::Committed]);
-    assert_eq!(write(store, vec![at(1, due(2))]).await, [Verdict::Taken(Some(Box::new(due(2))))]);
+    assert_eq!(write(store, vec![at(1, due(2))]).await, [Verdict::EpochMismatch(Some(Box::new(due(2))))]);
     // A stale owner may not forget it either.
     let gone = |expected| Commit { expected, record: RecordChange::Remove, ..commit("a", 1, &[]) };
-    assert_eq!(write(store, vec![gone(Expected::Epoch(1))]).await, [Verdict::Taken(Some(Box::new(due(2))))]);
+    assert_eq!(write(store, vec![gone(Expected::Epoch(1))]).await, [Verdict::EpochMismatch(Some(Box::new(due(2))))]);
     // Without a record to write, what is there stays byte for byte.
     for expected in [Expected::Epoch(2), Expected::Anything] {
         let untouched = Commit { expected, record: RecordChange::Keep, ..commit("a", 4, &[]) };
         assert_eq!(write(store, vec![untouched]).await, [Verdict::Committed]);
-        assert_eq!(store.admit(&key("a")).await.unwrap(), Some(due(2)));
+        assert_eq!(store.record(&key("a")).await.unwrap(), Some(due(2)));
     }
     // Forgotten, the key is free again, also inside one group.
     let again = put(Expected::Absent, due(1));
     assert_eq!(write(store, vec![gone(Expected::Epoch(2)), again]).await, [Verdict::Committed, Verdict::Committed]);
-    assert_eq!(store.admit(&key("a")).await.unwrap(), Some(due(1)));
+    assert_eq!(store.record(&key("a")).await.unwrap(), Some(due(1)));
     assert_eq!(write(store, vec![gone(Expected::Anything)]).await, [Verdict::Committed]);
-    assert_eq!(store.admit(&key("a")).await.unwrap(), None);
+    assert_eq!(store.record(&key("a")).await.unwrap(), None);
 }
 
 async fn a_read_that_changed_is_a_conflict(store: &impl Store) {
@@ -130,7 +130,7 @@ async fn a_read_that_changed_is_a_conflict(store: &impl Store) {
         ..commit(name, version, &[("k", Some("2"))])
     };
     assert_eq!(write(store, vec![reading("b", 2, 0)]).await, [Verdict::Conflict]);
-    assert_eq!(store.admit(&key("b")).await.unwrap(), None);
+    assert_eq!(store.record(&key("b")).await.unwrap(), None);
     // Two of one group that read the same version: the second has read what is no longer so.
     let verdicts = write(store, vec![reading("b", 2, 1), reading("c", 3, 1), reading("d", 4, 2)]).await;
     assert_eq!(verdicts, [Verdict::Committed, Verdict::Conflict, Verdict::Committed]);
@@ -163,8 +163,8 @@ async fn a_conflict_spares_its_neighbours(store: &impl Store) {
     };
     let verdicts = write(store, vec![commit("a", 1, &[]), stale, commit("c", 3, &[])]).await;
     assert_eq!(verdicts, [Verdict::Committed, Verdict::Conflict, Verdict::Committed]);
-    assert!(store.admit(&key("a")).await.unwrap().is_some() && store.admit(&key("c")).await.unwrap().is_some());
-    assert_eq!(store.admit(&key("b")).await.unwrap(), None);
+    assert!(store.record(&key("a")).await.unwrap().is_some() && store.record(&key("c")).await.unwrap().is_some());
+    assert_eq!(store.record(&key("b")).await.unwrap(), None);
     assert_eq!(store.view(&Scope::of("p")).get("from-b").await.unwrap(), (0, None));
 }
 
@@ -194,7 +194,7 @@ async fn what_is_shared_commits_with_the_rest_or_not_at_all(store: &impl Store) 
     assert_eq!(shared.get("lock/x").await.unwrap(), (3, Some("three".into())));
     for (name, key) in [("m-2", "b"), ("m-4", "d")] {
         assert_eq!(message_key.get(key).await.unwrap(), (0, None), "{key}");
-        assert_eq!(store.admit(&self::key(name)).await.unwrap(), None, "{name}");
+        assert_eq!(store.record(&self::key(name)).await.unwrap(), None, "{name}");
     }
     let gone = with_shared(commit("m-5", 5, &[]), 3, None);
     assert_eq!(write(store, vec![gone]).await, [Verdict::Committed]);
@@ -349,7 +349,7 @@ async fn a_sweep_takes_what_has_expired_and_nothing_else(store: &impl Store) {
         assert_eq!(store.sweep(now_ms).await.unwrap(), went, "swept at {now_ms}");
         assert_eq!(names(store).await, left, "left at {now_ms}");
         for name in all {
-            let found = store.admit(&key(name)).await.unwrap().is_some();
+            let found = store.record(&key(name)).await.unwrap().is_some();
             assert_eq!(found, left.contains(&name), "{name} at {now_ms}");
         }
     }
@@ -374,11 +374,11 @@ async fn a_sweep_spares_the_younger_record_of_a_key(store: &impl Store) {
     assert_eq!(write(store, vec![again]).await, [Verdict::Committed]);
     for _ in 0..2 {
         store.sweep(500_000).await.unwrap();
-        assert_eq!(store.admit(&key("a")).await.unwrap().map(|record| record.epoch), Some(2));
+        assert_eq!(store.record(&key("a")).await.unwrap().map(|record| record.epoch), Some(2));
         assert_eq!(names(store).await, ["a"], "one record a key, wherever it stands");
     }
     store.sweep(2_000_000).await.unwrap();
-    assert_eq!(store.admit(&key("a")).await.unwrap(), None);
+    assert_eq!(store.record(&key("a")).await.unwrap(), None);
 }
 
 async fn records_are_paged(store: &impl Store) {
@@ -453,7 +453,7 @@ async fn the_feed_tells_of_each_commit_once_and_in_order(store: &impl Store) {
         let taken = Commit { expected: Expected::Epoch(99), version, ..commit.clone() };
         let state_only = Commit { record: RecordChange::Keep, ..self::commit("b", version, &[("k", Some("v"))]) };
         let verdicts = write(store, vec![taken, state_only, Commit { version, ..commit }]).await;
-        assert!(matches!(verdicts[..], [Verdict::Taken(_), Verdict::Committed, Verdict::Committed]), "{verdicts:?}");
+        assert!(matches!(verdicts[..], [Verdict::EpochMismatch(_), Verdict::Committed, Verdict::Committed]), "{verdicts:?}");
         let now: Vec<_> = feed(store).await.into_iter().map(|event| event.entry).collect();
         assert_eq!(now, told);
     }
@@ -503,18 +503,18 @@ async fn the_feed_names_the_records_that_are_there(store: &impl Store) {
 
 async fn notes_are_told_and_leave_the_record_as_it_is(store: &impl Store) {
     write(store, vec![commit("a", 1, &[])]).await;
-    let before = store.admit(&key("a")).await.unwrap();
+    let before = store.record(&key("a")).await.unwrap();
     let note = |kind, times| FeedEntry { digest: key("a").digest(), ..FeedEntry::of_many(kind, times, 70) };
     let notes = vec![note(FeedEventKind::Replayed, 3), note(FeedEventKind::Stale, 1)];
-    let alone = Group { notes: notes.clone(), ..Group::default() };
+    let alone = Group { feed_entries: notes.clone(), ..Group::default() };
     assert_eq!(store.commit(&alone).await.unwrap(), []);
-    let beside = Group { commits: vec![commit("b", 2, &[])], notes: notes[..1].to_vec(), ..Group::default() };
+    let beside = Group { commits: vec![commit("b", 2, &[])], feed_entries: notes[..1].to_vec(), ..Group::default() };
     assert_eq!(store.commit(&beside).await.unwrap(), [Verdict::Committed]);
     let told = store.events(Some(key("a").digest()), None, 9).await.unwrap().events;
     let entries: Vec<_> = told.iter().map(|event| event.entry).collect();
     assert_eq!(entries[1..], [notes[0], notes[1], notes[0]]);
     assert_eq!(feed(store).await.len(), 5);
-    assert_eq!(store.admit(&key("a")).await.unwrap(), before);
+    assert_eq!(store.record(&key("a")).await.unwrap(), before);
 }
 
 async fn a_sweep_is_told_with_its_number_of_records(store: &impl Store) {

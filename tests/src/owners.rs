@@ -49,6 +49,6 @@ impl Owners {
 
     /// A message's record at the processor `p`.
     pub async fn record(&self, message: &Message) -> Option<Record> {
-        self.store.admit(&RecordKey::by_message_id(&Scope::of("p"), message)).await.unwrap()
+        self.store.record(&RecordKey::by_message_id(&Scope::of("p"), message)).await.unwrap()
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::future::BoxFuture;
 use hapax_core::{
-    Clock, Committer, CompensatorParts, Counters, CurrentVersionsOnly, Group, Handling, IdempotencyStorage,
+    Clock, Committer, CompensatorParts, Counters, Group, Handling, IdempotencyStorage,
     IdempotentConsumer, Message, MessageProcessor, Observer, Options, Outcome, Parts, Record, RecordKey, Report,
     SagaId, SagaLog, SagaState, Scope, StateView, StoreError, Verdict, Version, run_compensator,
 };
@@ -26,8 +26,8 @@ pub struct Mortal {
 }
 
 impl IdempotencyStorage for Mortal {
-    fn admit<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
-        self.store.admit(key)
+    fn record<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
+        self.store.record(key)
     }
 
     fn commit<'a>(&'a self, group: &'a Group) -> BoxFuture<'a, Result<Vec<Verdict>, StoreError>> {
@@ -140,7 +140,7 @@ impl World {
 
     /// A message's record.
     pub async fn record(&self, processor: &str, message: &Message) -> Record {
-        self.store.admit(&RecordKey::by_message_id(&Scope::of(processor), message)).await.unwrap().unwrap()
+        self.store.record(&RecordKey::by_message_id(&Scope::of(processor), message)).await.unwrap().unwrap()
     }
 
     /// Where a saga stands.
@@ -199,7 +199,7 @@ impl Host {
             committer: self.committer.clone(),
             clock,
             consumers: self.consumers.clone(),
-            versions: Arc::new(CurrentVersionsOnly),
+            versions: Arc::new(NoEarlierVersions),
             observer: Arc::new(Reports(self.world.reported.clone())),
         };
         let (_stop, stopped) = watch::channel(true);
@@ -217,5 +217,19 @@ impl Clock for Patient {
 
     fn sleep(&self, delay_ms: u64) -> BoxFuture<'static, ()> {
         self.0.sleep(delay_ms)
+    }
+}
+
+/// Has no components but those that run.
+struct NoEarlierVersions;
+
+impl hapax_core::ComponentVersions for NoEarlierVersions {
+    fn load<'a>(
+        &'a self,
+        processor: &'a str,
+        digest: &'a str,
+    ) -> futures_util::future::BoxFuture<'a, Result<Arc<dyn hapax_core::MessageProcessor>, String>> {
+        let text = format!("the component {digest} of `{processor}`, which registered the step, is not here");
+        Box::pin(std::future::ready(Err(text)))
     }
 }

@@ -186,7 +186,7 @@ async fn open_it_pulls_and_runs_nothing_and_no_attempt_is_lost() {
     assert_eq!(ward.patient.later_attempts.load(Ordering::SeqCst), 0, "waiting is no attempt");
     for message in numbered(MESSAGES, 20) {
         let key = RecordKey::by_message_id(&Scope::of("p"), &message);
-        assert_eq!(ward.store.admit(&key).await.unwrap().unwrap().attempts, 1, "{}", message.id);
+        assert_eq!(ward.store.record(&key).await.unwrap().unwrap().attempts, 1, "{}", message.id);
     }
     // Also those who waited have gone in the order of their key.
     let done = ward.patient.done.lock().clone();
@@ -214,7 +214,7 @@ async fn who_cannot_wait_is_put_off_and_nothing_is_written() {
     ward.clock.advance(OPEN_MS - 1);
     assert_eq!(ward.put_off("m").await, Outcome::Paused { after_ms: 1 });
     let key = RecordKey::by_message_id(&Scope::of("p"), &message("m", ""));
-    assert_eq!(ward.store.admit(&key).await.unwrap(), None);
+    assert_eq!(ward.store.record(&key).await.unwrap(), None);
     // What has ended is answered as ever.
     let again = ward.put_off("f-0").await;
     assert!(matches!(again, Outcome::Duplicate(StoredOutcome::Failed(_))), "{again:?}");

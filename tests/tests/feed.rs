@@ -74,7 +74,7 @@ async fn duplicates_are_told_and_the_record_stays(open: impl Fn() -> Arc<RedbSto
         assert!(matches!(bench.handle(message("m", "{}")).await, Outcome::Completed { .. }));
         assert!(matches!(bench.handle(message("n", "{}")).await, Outcome::Completed { .. }));
         drop(bench);
-        open().admit(&key("m")).await.unwrap()
+        open().record(&key("m")).await.unwrap()
     };
     for cache_bytes in [0, 1 << 20] {
         let bench = Bench::new("p", open(), Counter::new(), Options { cache_bytes, ..quick() }).await;
@@ -86,7 +86,7 @@ async fn duplicates_are_told_and_the_record_stays(open: impl Fn() -> Arc<RedbSto
     let store = open();
     assert_eq!(told(&*store, "m").await, [("completed", 1), ("replayed", 3), ("replayed", 3)]);
     assert_eq!(told(&*store, "n").await, [("completed", 1)]);
-    assert_eq!(store.admit(&key("m")).await.unwrap(), completed, "the record is what it was");
+    assert_eq!(store.record(&key("m")).await.unwrap(), completed, "the record is what it was");
 }
 
 #[tokio::test]

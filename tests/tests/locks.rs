@@ -95,8 +95,8 @@ struct Gated {
 }
 
 impl IdempotencyStorage for Gated {
-    fn admit<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
-        self.store.admit(key)
+    fn record<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
+        self.store.record(key)
     }
 
     fn commit<'a>(&'a self, group: &'a Group) -> BoxFuture<'a, Result<Vec<Verdict>, StoreError>> {

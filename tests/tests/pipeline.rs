@@ -131,12 +131,12 @@ async fn another_body_under_the_same_key_never_runs() {
     let bench = Bench::new("p", store.clone(), counter.clone(), quick()).await;
     bench.handle(message("m", r#"{"amount":1}"#)).await;
     let key = RecordKey::by_message_id(&Scope::of("p"), &message("m", ""));
-    let before = store.admit(&key).await.unwrap();
+    let before = store.record(&key).await.unwrap();
     for _ in 0..2 {
         assert_eq!(bench.handle(message("m", r#"{"amount":2}"#)).await, Outcome::Mismatch);
     }
     assert_eq!(counter.runs(), 1);
-    assert_eq!(store.admit(&key).await.unwrap(), before, "the record is byte for byte as it was");
+    assert_eq!(store.record(&key).await.unwrap(), before, "the record is byte for byte as it was");
     let held_messages = store.held_under(&key).await.unwrap();
     assert_eq!(held_messages.len(), 1);
     assert_eq!(held_messages[0].message.data, r#"{"amount":2}"#);
@@ -194,7 +194,7 @@ async fn attempts_survive_a_restart() {
 
 async fn attempts(store: &RedbStore) -> u32 {
     let key = RecordKey::by_message_id(&Scope::of("p"), &message("m", ""));
-    store.admit(&key).await.unwrap().map_or(0, |record| record.attempts)
+    store.record(&key).await.unwrap().map_or(0, |record| record.attempts)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -36,7 +36,7 @@ fn key() -> RecordKey {
 }
 
 async fn found(store: &dyn Store) -> Option<Record> {
-    store.admit(&key()).await.unwrap()
+    store.record(&key()).await.unwrap()
 }
 
 #[tokio::test]
@@ -110,7 +110,7 @@ async fn a_stale_owner_changes_nothing(store: &dyn Store) {
     ];
     for (version, (deed, change)) in (3..).zip(late) {
         let verdict = verdict(store, version, Expected::Epoch(1), change).await;
-        assert!(matches!(verdict, Verdict::Taken(Some(_))), "the first owner can still {deed}: {verdict:?}");
+        assert!(matches!(verdict, Verdict::EpochMismatch(Some(_))), "the first owner can still {deed}: {verdict:?}");
         assert_eq!(found(store).await, before, "the record after an attempt to {deed}");
     }
     let owner = verdict(store, 9, Expected::Epoch(2), put(done, 3)).await;
@@ -166,7 +166,7 @@ fn at(entity: u8, version: u64) -> Message {
 
 fn strict() -> Strategy {
     // Nobody's time is over before the next millennium.
-    let gaps = Gaps { first: 1, timeout_ms: 1 << 45, then: GapPolicy::HeldMessage };
+    let gaps = Gaps { first: 1, timeout_ms: 1 << 45, then: GapPolicy::DeadLetter };
     by_version(VersionOrder::Strict(gaps))
 }
 

@@ -70,7 +70,7 @@ impl Desk {
 
     async fn attempts(&self, id: &str) -> u32 {
         let key = RecordKey::by_message_id(&Scope::of("p"), &message(id, ""));
-        self.store.admit(&key).await.unwrap().map_or(0, |record| record.attempts)
+        self.store.record(&key).await.unwrap().map_or(0, |record| record.attempts)
     }
 }
 

@@ -69,7 +69,7 @@ impl House {
     }
 
     async fn record(&self) -> Option<hapax_core::Record> {
-        self.store.admit(&RecordKey::new(Scope::of("p"), "/test".into(), "e".into())).await.unwrap()
+        self.store.record(&RecordKey::new(Scope::of("p"), "/test".into(), "e".into())).await.unwrap()
     }
 }
 
@@ -201,7 +201,7 @@ async fn a_late_update_cannot_bring_back_what_was_deleted() {
 
 #[tokio::test]
 async fn strict_versions_run_in_order_however_they_arrive() {
-    let house = House::with(strict(GapPolicy::HeldMessage)).await;
+    let house = House::with(strict(GapPolicy::DeadLetter)).await;
     for version in [3, 5, 2] {
         let outcome = house.handle(at(version)).await;
         assert!(matches!(outcome, Outcome::Parked { awaits: 1, .. }), "{outcome:?}");
@@ -227,7 +227,7 @@ async fn mutation_a_gap_that_runs_is_found() {
 
 #[tokio::test]
 async fn what_is_parked_survives_a_power_loss() {
-    let house = House::with(strict(GapPolicy::HeldMessage)).await;
+    let house = House::with(strict(GapPolicy::DeadLetter)).await;
     assert!(matches!(house.handle(at(2)).await, Outcome::Parked { .. }));
     let house = house.restarted().await;
     assert!(is_completed(&house.handle(at(1)).await));
@@ -237,7 +237,7 @@ async fn what_is_parked_survives_a_power_loss() {
 
 #[tokio::test]
 async fn a_gap_that_stays_open_is_given_up_by_policy() {
-    for (then, state, held_messages) in [(GapPolicy::Accept, Some("5"), 0), (GapPolicy::HeldMessage, Some("1"), 2)] {
+    for (then, state, held_messages) in [(GapPolicy::Accept, Some("5"), 0), (GapPolicy::DeadLetter, Some("1"), 2)] {
         let house = House::with(strict(then)).await;
         house.handle(at(1)).await;
         house.handle(at(5)).await;
@@ -261,7 +261,7 @@ async fn a_gap_that_stays_open_is_given_up_by_policy() {
 
 #[tokio::test]
 async fn a_parked_message_delivered_again_waits_no_longer_than_before() {
-    let house = House::with(strict(GapPolicy::HeldMessage)).await;
+    let house = House::with(strict(GapPolicy::DeadLetter)).await;
     let Outcome::Parked { until_ms, .. } = house.handle(at(2)).await else { panic!() };
     house.clock.advance(10_000);
     assert_eq!(house.handle(at(2)).await, Outcome::Parked { awaits: 1, until_ms });
@@ -270,7 +270,7 @@ async fn a_parked_message_delivered_again_waits_no_longer_than_before() {
 
 #[tokio::test]
 async fn what_is_too_much_to_park_is_put_off() {
-    let options = Options { strategy: strict(GapPolicy::HeldMessage), held_max: 2, ..quick() };
+    let options = Options { strategy: strict(GapPolicy::DeadLetter), held_max: 2, ..quick() };
     let house = House::on(LossyDisk::new(), SimulatedClock::at(NOW_MS), options).await;
     for version in [2, 3] {
         assert!(matches!(house.handle(at(version)).await, Outcome::Parked { .. }));
@@ -282,14 +282,14 @@ async fn what_is_too_much_to_park_is_put_off() {
 
 #[tokio::test]
 async fn a_version_that_failed_for_good_does_not_block_the_next() {
-    let house = House::with(strict(GapPolicy::HeldMessage)).await;
+    let house = House::with(strict(GapPolicy::DeadLetter)).await;
     assert!(matches!(house.handle(of_kind("reject", 1)).await, Outcome::DeadLettered { .. }));
     assert!(is_completed(&house.handle(at(2)).await));
 }
 
 #[tokio::test]
 async fn the_next_version_waits_for_one_that_is_due_again() {
-    let house = House::with(strict(GapPolicy::HeldMessage)).await;
+    let house = House::with(strict(GapPolicy::DeadLetter)).await;
     let put_off = hapax_core::Handling { retry_here: false, ..Default::default() };
     house.bench.consumer.handle(of_kind("retry", 1), put_off).await.unwrap();
     assert!(matches!(house.handle(at(2)).await, Outcome::Parked { awaits: 1, .. }));

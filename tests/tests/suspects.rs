@@ -46,8 +46,8 @@ impl CrashTracker for Notes {
 }
 
 impl IdempotencyStorage for Noted {
-    fn admit<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
-        self.store.admit(key)
+    fn record<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
+        self.store.record(key)
     }
 
     fn commit<'a>(&'a self, group: &'a Group) -> BoxFuture<'a, Result<Vec<Verdict>, StoreError>> {
@@ -71,7 +71,7 @@ impl IdempotencyStorage for Noted {
     }
 
     fn crash_tracker(&self) -> Arc<dyn CrashTracker> {
-        self.notes.clone()
+        self.feed_entries.clone()
     }
 }
 

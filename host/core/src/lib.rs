@@ -46,6 +46,7 @@ pub use observe::metrics::{Counted, Counters, IdempotencyMetrics, OUTCOMES};
 pub use observe::status::{BreakerState, BreakerStatus, ConsumerStatus};
 pub use operator::audit::AuditEntry;
 pub use operator::{Actor, Operator, OperatorAction, OperatorError, SagaAction};
+pub use pipeline::compensate::ComponentVersions;
 pub use pipeline::delivery::{Accepted, Handling};
 pub use pipeline::options::{ATTEMPTS_MAX, MismatchPolicy, Options, Ordering};
 pub use pipeline::outcome::{Outcome, StoredOutcome};
@@ -76,9 +77,7 @@ pub use support::clock::{Clock, SystemClock};
 pub use support::error::StoreError;
 pub use support::fault;
 pub use transport::{Delivery, Publisher, Received, Source, TransportError};
-pub use workers::compensator::{
-    CompensatorParts, ComponentVersions, CurrentVersionsOnly, run_compensator, settle_compensations,
-};
+pub use workers::compensator::{CompensatorParts, run_compensator, settle_compensations};
 pub use workers::deferred::run_deferred;
 pub use workers::outbox_relay::{BATCH_MESSAGES_MAX, OutboxRelay, RelayError};
 pub use workers::source::{Observer, Report, SourceError, run_source};

@@ -126,7 +126,7 @@ struct Trusting {
 struct Shared(Arc<Trusting>);
 
 impl IdempotencyStorage for Shared {
-    fn admit<'a>(&'a self, _: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
+    fn record<'a>(&'a self, _: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
         Box::pin(ready(Ok(None)))
     }
 

@@ -75,8 +75,8 @@ impl MemoryStore {
 impl Inner {
     fn write(&mut self, commit: &Commit) -> Verdict {
         let found = self.records.get(&commit.key);
-        if !commit.expected.stands(found.map(|record| record.epoch)) {
-            return Verdict::Taken(found.cloned().map(Box::new));
+        if !commit.expected.holds(found.map(|record| record.epoch)) {
+            return Verdict::EpochMismatch(found.cloned().map(Box::new));
         }
         let state = self.state.entry(commit.key.scope.clone()).or_default();
         let keys_stand =
@@ -142,7 +142,7 @@ fn scan(state: &State, start: &str, end: Option<&str>, limit: usize) -> Vec<Entr
 }
 
 impl IdempotencyStorage for MemoryStore {
-    fn admit<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
+    fn record<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
         Box::pin(ready(Ok(self.inner.lock().records.get(key).cloned())))
     }
 
@@ -157,8 +157,8 @@ impl IdempotencyStorage for MemoryStore {
         let verdicts: Vec<Verdict> = group.commits.iter().map(|commit| inner.write(commit)).collect();
         let made = group.commits.iter().zip(&verdicts).filter(|(_, verdict)| **verdict == Verdict::Committed);
         let made: Vec<&Commit> = made.map(|(commit, _)| commit).collect();
-        let events = made.iter().filter_map(|commit| commit.told()).chain(group.notes.iter().copied());
-        if made.iter().any(|commit| writes(commit)) || !(group.sent.is_empty() && group.notes.is_empty()) {
+        let events = made.iter().filter_map(|commit| commit.told()).chain(group.feed_entries.iter().copied());
+        if made.iter().any(|commit| writes(commit)) || !(group.sent.is_empty() && group.feed_entries.is_empty()) {
             inner.feed.group(events);
         }
         Box::pin(ready(Ok(verdicts)))

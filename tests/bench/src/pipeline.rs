@@ -32,8 +32,8 @@ struct Counted {
 }
 
 impl IdempotencyStorage for Counted {
-    fn admit<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
-        self.store.admit(key)
+    fn record<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
+        self.store.record(key)
     }
 
     fn commit<'a>(&'a self, group: &'a Group) -> BoxFuture<'a, Result<Vec<Verdict>, StoreError>> {

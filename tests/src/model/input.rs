@@ -63,7 +63,7 @@ impl By {
             Self::MessageId => Strategy::default(),
             Self::Version => version(VersionOrder::Monotonic),
             Self::StrictAccept => strict(GapPolicy::Accept),
-            Self::StrictDeadLetter => strict(GapPolicy::HeldMessage),
+            Self::StrictDeadLetter => strict(GapPolicy::DeadLetter),
             Self::Timestamp => {
                 Strategy::Timestamp { entity, time: Select::Attribute("time".into()), max_future_skew_ms: SKEW_MS }
             }

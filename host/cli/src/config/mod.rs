@@ -147,7 +147,7 @@ enum InstanceName {
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum MismatchName {
-    HeldMessage,
+    DeadLetter,
     Reject,
 }
 
@@ -304,7 +304,7 @@ impl Processor {
                 Some(OrderingName::None) => Ordering::None,
             },
             mismatch: match self.mismatch {
-                None | Some(MismatchName::HeldMessage) => MismatchPolicy::HeldMessage,
+                None | Some(MismatchName::DeadLetter) => MismatchPolicy::DeadLetter,
                 Some(MismatchName::Reject) => MismatchPolicy::Reject,
             },
             runs_max: default.runs_max,

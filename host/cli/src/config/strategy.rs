@@ -70,7 +70,7 @@ pub(crate) enum Order {
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Then {
     Accept,
-    HeldMessage,
+    DeadLetter,
 }
 
 /// How long a message waits for the one before it, unless set.
@@ -124,7 +124,7 @@ impl Table {
                     timeout_ms: gap_timeout_ms.unwrap_or(GAP_TIMEOUT_MS),
                     then: match gap_then {
                         Some(Then::Accept) => GapPolicy::Accept,
-                        None | Some(Then::HeldMessage) => GapPolicy::HeldMessage,
+                        None | Some(Then::DeadLetter) => GapPolicy::DeadLetter,
                     },
                 };
                 Strategy::Version {

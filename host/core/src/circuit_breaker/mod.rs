@@ -22,7 +22,7 @@ use crate::support::error::StoreError;
 use crate::support::fault;
 
 /// After so many milliseconds who is put off may come again, where nobody knows when it closes.
-const COME_AGAIN_MS: u64 = 1_000;
+const RETRY_AFTER_MS: u64 = 1_000;
 
 /// What a breaker is made of.
 pub struct CircuitBreakerParts {
@@ -248,7 +248,7 @@ impl Drop for BreakerPermit<'_> {
 
 impl Refused {
     /// When to come again, in milliseconds from now.
-    pub(crate) fn come_again_ms(self) -> u64 {
-        self.after_ms.unwrap_or(COME_AGAIN_MS)
+    pub(crate) fn retry_after_ms(self) -> u64 {
+        self.after_ms.unwrap_or(RETRY_AFTER_MS)
     }
 }

@@ -75,8 +75,8 @@ pub(crate) struct CallOutcome {
 /// Whether what was called answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CallResult {
-    Well,
-    Badly,
+    Succeeded,
+    Failed,
 }
 
 /// A call must wait.
@@ -173,7 +173,7 @@ impl StateMachine {
             return;
         }
         let slow = outcome.is_some_and(|outcome| outcome.elapsed_ms > self.policy.slow_call_ms);
-        let failed = outcome.is_some_and(|outcome| outcome.went == CallResult::Badly);
+        let failed = outcome.is_some_and(|outcome| outcome.went == CallResult::Failed);
         match &mut self.phase {
             Phase::Closed(window) if outcome.is_some() => {
                 window.push(failed, slow);
@@ -263,9 +263,9 @@ mod tests {
         }
     }
 
-    const WELL: CallOutcome = CallOutcome { went: CallResult::Well, elapsed_ms: 100 };
-    const FAILED: CallOutcome = CallOutcome { went: CallResult::Badly, elapsed_ms: 1 };
-    const SLOW: CallOutcome = CallOutcome { went: CallResult::Well, elapsed_ms: 101 };
+    const WELL: CallOutcome = CallOutcome { went: CallResult::Succeeded, elapsed_ms: 100 };
+    const FAILED: CallOutcome = CallOutcome { went: CallResult::Failed, elapsed_ms: 1 };
+    const SLOW: CallOutcome = CallOutcome { went: CallResult::Succeeded, elapsed_ms: 101 };
 
     fn call(machine: &mut StateMachine, outcome: CallOutcome, now_ms: u64) {
         let generation = machine.enter(now_ms).expect("it lets calls through");

@@ -33,7 +33,7 @@ const GROUP_BYTES_MAX: usize = 8 << 20;
 const WAITING_BYTES_MAX: usize = 64 << 20;
 
 /// Notes for the feed are written this long after the first of them; if the process dies before, they are lost.
-const NOTES_AFTER: Duration = Duration::from_secs(1);
+const FEED_COUNTS_DELAY: Duration = Duration::from_secs(1);
 
 /// The committer of one store; all consumers of the store share it.
 pub struct Committer {
@@ -57,16 +57,16 @@ struct Shared {
     /// Woken when a group with outgoing messages is durable.
     outbox: Notify,
     /// Woken when there is a saga to undo.
-    undo: Notify,
+    compensation: Notify,
     /// Notes for the feed that are not written yet.
-    replays: FeedCounts,
+    feed_counts: FeedCounts,
 }
 
 enum Job {
     Commit(Box<Commit>, Waiter),
     Sent(Vec<OutboxPosition>, oneshot::Sender<Result<(), StoreError>>),
     /// The first note for the feed was made since the last ones were written.
-    Noted,
+    FeedCounted,
 }
 
 /// Room among the commits that wait to be written; given back when the commit has ended.
@@ -107,7 +107,7 @@ impl Waiter {
     fn tell(self, verdict: Verdict) -> Option<Room> {
         match (&self.overlay, &verdict) {
             (Some(overlay), Verdict::Committed) => overlay.durable(self.version),
-            (Some(overlay), Verdict::Taken(_) | Verdict::Conflict) => overlay.withdrawn(self.version),
+            (Some(overlay), Verdict::EpochMismatch(_) | Verdict::Conflict) => overlay.withdrawn(self.version),
             (None, _) => {}
         }
         let _ = self.reply.send(Ok(verdict));
@@ -139,7 +139,7 @@ impl Committer {
         let last = storage.last_version().await?;
         let (jobs, inbox) = mpsc::channel();
         let shared = Arc::new(Shared::default());
-        let work = Worker { storage, inbox, shared: shared.clone(), notes_due: None };
+        let work = Worker { storage, inbox, shared: shared.clone(), feed_counts_due: None };
         let thread = thread::Builder::new()
             .name("hapax-committer".into())
             .spawn(move || work.run())
@@ -216,11 +216,11 @@ impl Committer {
     }
 
     /// Has the feed tell, about a second later, that a message of `key` was answered and left nothing behind. Nobody waits.
-    pub(crate) fn note(&self, kind: FeedEventKind, key: &RecordKey, now_ms: u64) {
-        if self.shared.replays.count(kind, key.digest(), now_ms)
+    pub(crate) fn notify_feed(&self, kind: FeedEventKind, key: &RecordKey, now_ms: u64) {
+        if self.shared.feed_counts.count(kind, key.digest(), now_ms)
             && let Some(jobs) = &self.sequencer.lock().jobs
         {
-            let _ = jobs.send(Job::Noted);
+            let _ = jobs.send(Job::FeedCounted);
         }
     }
 
@@ -230,13 +230,13 @@ impl Committer {
     }
 
     /// There is a saga to undo, durably.
-    pub(crate) fn undo(&self) {
-        self.shared.undo.notify_one();
+    pub(crate) fn wake_compensator(&self) {
+        self.shared.compensation.notify_one();
     }
 
     /// Completes when there was a saga to undo since the last call.
     pub(crate) async fn compensation_requested(&self) {
-        self.shared.undo.notified().await;
+        self.shared.compensation.notified().await;
     }
 
     /// The failure that closed the store, if one did.
@@ -264,7 +264,7 @@ struct Worker {
     inbox: Receiver<Job>,
     shared: Arc<Shared>,
     /// When the notes for the feed are to be written, if there are any.
-    notes_due: Option<Instant>,
+    feed_counts_due: Option<Instant>,
 }
 
 impl Worker {
@@ -287,28 +287,28 @@ impl Worker {
                         group.sent.extend(sent);
                         senders.push(reply);
                     }
-                    Job::Noted => self.notes_due = Some(Instant::now() + NOTES_AFTER),
+                    Job::FeedCounted => self.feed_counts_due = Some(Instant::now() + FEED_COUNTS_DELAY),
                 }
                 let full = group.commits.len() >= GROUP_COMMITS_MAX || bytes >= GROUP_BYTES_MAX;
                 next = if full { None } else { self.inbox.try_recv().ok() };
             }
-            if self.notes_due.is_some_and(|due| due <= Instant::now()) {
-                self.notes_due = None;
-                group.notes = self.shared.replays.take();
+            if self.feed_counts_due.is_some_and(|due| due <= Instant::now()) {
+                self.feed_counts_due = None;
+                group.feed_entries = self.shared.feed_counts.take();
             }
-            if !(waiting.is_empty() && senders.is_empty() && group.notes.is_empty()) {
+            if !(waiting.is_empty() && senders.is_empty() && group.feed_entries.is_empty()) {
                 self.write(&group, waiting, senders);
             }
         }
-        let last = Group { notes: self.shared.replays.take(), ..Group::default() };
-        if !last.notes.is_empty() {
+        let last = Group { feed_entries: self.shared.feed_counts.take(), ..Group::default() };
+        if !last.feed_entries.is_empty() {
             self.write(&last, Vec::new(), Vec::new());
         }
     }
 
     /// Waits for the first job of a group. `None`: there is none, but the notes are to be written.
     fn next(&self) -> Result<Option<Job>, mpsc::RecvError> {
-        let Some(due) = self.notes_due else { return self.inbox.recv().map(Some) };
+        let Some(due) = self.feed_counts_due else { return self.inbox.recv().map(Some) };
         match self.inbox.recv_timeout(due.saturating_duration_since(Instant::now())) {
             Ok(job) => Ok(Some(job)),
             Err(mpsc::RecvTimeoutError::Timeout) => Ok(None),

@@ -46,8 +46,8 @@ struct Sequenced {
     durable: bool,
 }
 
-/// A run under way; dropping it ends the run.
-pub(crate) struct Running {
+/// A run that reads through the overlay. Dropping this ends it.
+pub(crate) struct ReadingRun {
     overlay: Arc<Overlay>,
     began: Version,
 }
@@ -60,22 +60,22 @@ pub(crate) struct Turn<'a>(MutexGuard<'a, Inner>);
 pub(crate) struct StaleReads;
 
 impl Overlay {
-    /// Begins a run: entries it may have missed are kept until it ends.
-    pub(crate) fn begin(self: &Arc<Self>) -> Running {
+    /// Begins a run. Entries that it may have missed are kept until it ends.
+    pub(crate) fn begin(self: &Arc<Self>) -> ReadingRun {
         let mut inner = self.inner.lock();
         let began = inner.last;
         *inner.running.entry(began).or_default() += 1;
-        Running { overlay: self.clone(), began }
+        ReadingRun { overlay: self.clone(), began }
     }
 
-    /// Checks `reads` and, if they stand, answers the turn to be sequenced: until it is dropped, no other commit of this
-    /// processor is.
+    /// Checks `reads` and, if they hold, returns the turn to be sequenced: until it is dropped, no other commit of this
+    /// processor is sequenced.
     pub(crate) fn turn(&self, reads: &ReadSet) -> Result<Turn<'_>, StaleReads> {
         let inner = self.inner.lock();
-        if inner.stands(reads) { Ok(Turn(inner)) } else { Err(StaleReads) }
+        if inner.holds(reads) { Ok(Turn(inner)) } else { Err(StaleReads) }
     }
 
-    /// The commit `version` is durable: its entries may go as soon as nobody needs them.
+    /// The commit `version` is durable. Its entries go as soon as no run needs them.
     pub(crate) fn durable(&self, version: Version) {
         let mut inner = self.inner.lock();
         if let Ok(at) = inner.commits.binary_search_by_key(&version, |commit| commit.version) {
@@ -84,7 +84,7 @@ impl Overlay {
         inner.prune();
     }
 
-    /// The commit `version` was not made: whoever read its writes no longer stands.
+    /// The commit `version` was rejected. Removes its writes, so that runs that read them fail validation.
     pub(crate) fn withdrawn(&self, version: Version) {
         let mut inner = self.inner.lock();
         if let Ok(at) = inner.commits.binary_search_by_key(&version, |commit| commit.version)
@@ -126,16 +126,16 @@ impl Turn<'_> {
 }
 
 impl Inner {
-    fn stands(&self, reads: &ReadSet) -> bool {
+    fn holds(&self, reads: &ReadSet) -> bool {
         let current = |key: &str| self.keys.get(key).and_then(|versions| versions.last());
-        let key_stands = |(key, version): (&String, &Version)| {
+        let key_holds = |(key, version): (&String, &Version)| {
             // A delete reads as "absent", which has version 0.
             current(key).is_none_or(|(now, value)| *version == if value.is_some() { *now } else { 0 })
         };
-        reads.keys.iter().all(key_stands) && reads.ranges.iter().all(|range| self.range_stands(range))
+        reads.keys.iter().all(key_holds) && reads.ranges.iter().all(|range| self.range_holds(range))
     }
 
-    fn range_stands(&self, read: &RangeRead) -> bool {
+    fn range_holds(&self, read: &RangeRead) -> bool {
         let seen: BTreeMap<&str, Version> = read.seen.iter().map(|(key, version)| (key.as_str(), *version)).collect();
         // A scan that was cut short says nothing of what comes after its last entry.
         let last = if read.seen.len() >= read.limit { read.seen.last().map(|(key, _)| key.as_str()) } else { None };
@@ -173,7 +173,7 @@ impl Inner {
     }
 }
 
-impl Drop for Running {
+impl Drop for ReadingRun {
     fn drop(&mut self) {
         let mut inner = self.overlay.inner.lock();
         if let Some(count) = inner.running.get_mut(&self.began) {

@@ -86,7 +86,7 @@ pub enum GapPolicy {
     /// It runs: what is missing is given up.
     Accept,
     /// It becomes a dead letter.
-    HeldMessage,
+    DeadLetter,
 }
 
 /// Which part of a JSON payload makes a message what it is. Pointers are RFC 6901.

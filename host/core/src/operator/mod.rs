@@ -13,7 +13,8 @@ use crate::commit::committer::Committer;
 use crate::message::identity::HeldKey;
 use crate::message::key::{RecordKey, Scope};
 use crate::operator::audit::AuditEntry;
-use crate::pipeline::{IdempotentConsumer, RecordHold};
+use crate::pipeline::IdempotentConsumer;
+use crate::pipeline::admission::RecordHold;
 use crate::record::{HistoryEntry, Record, RecordEvent, RecordState};
 use crate::saga::SagaId;
 use crate::state::Effects;
@@ -243,11 +244,11 @@ impl Operator {
         fault::point("operator-planned");
         match self.committer.submit(commit).durable().await? {
             Verdict::Committed => {}
-            Verdict::Taken(_) | Verdict::Conflict => return Err(OperatorError::Changed(key)),
+            Verdict::EpochMismatch(_) | Verdict::Conflict => return Err(OperatorError::Changed(key)),
         }
         fault::point("operator-durable");
         if let OperatorAction::Saga(..) = deed {
-            self.committer.undo();
+            self.committer.wake_compensator();
         }
         Ok(redriven)
     }
@@ -256,7 +257,7 @@ impl Operator {
     fn run(&self, redriven: Vec<(HeldKey, HeldMessage)>) {
         for (name, consumer) in &self.consumers {
             let of_it = redriven.iter().filter(|(key, _)| key.record.scope.processor == *name);
-            consumer.redriven(of_it);
+            consumer.run_redriven(of_it);
         }
     }
 
@@ -265,7 +266,7 @@ impl Operator {
         let Some(consumer) = self.consumers.get(&key.scope.processor) else { return Ok(None) };
         tokio::select! {
             biased;
-            held = consumer.hold(key) => Ok(Some(held)),
+            held = consumer.hold_record(key) => Ok(Some(held)),
             () = self.clock.sleep(HOLD_MS) => {
                 Err(OperatorError::Refused(format!("{key} is being processed, or waits for its retry; say it again later")))
             }
@@ -292,7 +293,7 @@ impl Operator {
             HoldReason::Parked { .. } => return Err(refused(key, "is parked: it runs by itself")),
             HoldReason::Dead => {}
         }
-        let found = self.store.admit(&key.record).await?;
+        let found = self.store.record(&key.record).await?;
         // Past its retention a record says nothing any more, whether or not it was swept already.
         let live = found.as_ref().filter(|record| !record.has_expired(self.clock.now_ms()));
         let record = match live {
@@ -331,7 +332,7 @@ impl Operator {
             return Ok(Plan { commit: gone, redriven: None });
         }
         // Nobody runs it then: its record may not say that it is due.
-        let found = self.store.admit(&key.record).await?;
+        let found = self.store.record(&key.record).await?;
         let given_up = found.as_ref().filter(|record| record.fingerprint == held_message.fingerprint);
         let given_up = given_up.and_then(|record| self.given_up_again(record));
         let commit = Commit {
@@ -343,7 +344,7 @@ impl Operator {
     }
 
     async fn plan_evict(&self, key: &RecordKey) -> Result<Plan, OperatorError> {
-        let record = self.store.admit(key).await?;
+        let record = self.store.record(key).await?;
         let record = record.ok_or_else(|| OperatorError::NotFound { what: "record", key: key.to_string() })?;
         if !record.state.is_terminal() {
             return Err(OperatorError::Refused(format!("{key} is {}: it has not ended", record.state.name())));

@@ -41,7 +41,7 @@ impl Operator {
         };
         let entry = SagaLogEntry { event, at_ms: now_ms };
         let (shared, _) = read.append(&[entry], now_ms.saturating_add(life_ms)).expect("it is halted");
-        let found = self.store.admit(&failed.record).await?;
+        let found = self.store.record(&failed.record).await?;
         let told = found.as_ref().and_then(|record| {
             of_record.iter().find_map(|event| record.after_event(event.clone(), now_ms, life_ms).ok())
         });

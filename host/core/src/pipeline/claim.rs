@@ -1,11 +1,14 @@
 //! Claims: where effects can leave the transaction, a message is claimed durably before it runs, for a time that is renewed
-//! while it does. Who is too slow loses its claim, and with it the right to write anything.
+//! while it runs. A run that is too slow loses its claim, and with it the right to write anything.
 
 use std::sync::Arc;
 
 use crate::message::identity::Identity;
-use crate::pipeline::delivery::{Accepted, Handling};
-use crate::pipeline::{Inner, Parts, RunRight};
+use crate::pipeline::Parts;
+use crate::pipeline::commit_builder::CommitBuilder;
+use crate::pipeline::delivery::Accepted;
+use crate::pipeline::in_flight::Leader;
+use crate::pipeline::lanes::Turn;
 use crate::record::{Output, Record, RecordEvent, RecordState};
 use crate::run::checkpoint::{CheckpointParts, Checkpoints, LazyCheckpoints, Lease, RunIdentity};
 use crate::run::failure::Failure;
@@ -15,144 +18,169 @@ use crate::store::commit::{Commit, Expected, RecordChange, Verdict};
 use crate::support::error::StoreError;
 use crate::support::fault;
 
-/// A claim is renewed so many times before it would be over.
-const RENEWALS: u64 = 3;
-/// A record that another owner is at work on is looked at again after this long, at most.
-const LOOK_AGAIN_MS: u64 = 200;
+/// Renewals of a claim within one lease: two may fail before the lease is over.
+const RENEWALS_PER_LEASE: u64 = 3;
 
-impl Parts {
-    /// What the consumer's runs make durable before they end.
-    pub(crate) fn early(&self) -> CheckpointParts {
-        let storage = &*self.storage;
-        CheckpointParts {
-            scope: self.scope.clone(),
-            committer: self.committer.clone(),
-            storage: self.storage.clone(),
-            clock: self.clock.clone(),
-            outbound: self.outbound.clone(),
-            locks: Arc::new(StoreLocks::new(storage, self.committer.clone(), self.clock.clone(), &self.scope)),
-            log: SagaLog::new(storage, &self.scope),
-            component: self.processor.digest().into(),
-            steps: self.processor.compensation().map_or_else(Vec::new, |undoes| undoes.steps().to_vec()),
-        }
-    }
+/// The right to run a message: its record allows it, and no other run of it is under way in this process.
+pub(crate) struct RunRight {
+    /// Held until the outcome is durable and in the cache.
+    pub(super) _leader: Leader,
+    pub(super) turn: Option<Turn>,
+    /// The record as it was found, if its retention is not over.
+    pub(super) found: Option<Arc<Record>>,
+    /// Epoch of the record that stands in the store.
+    pub(super) epoch: Option<u64>,
+    /// Attempts made before.
+    pub(super) attempts: u32,
+    /// Deaths of the process during this message's runs that no record counts yet. They are among `attempts`.
+    pub(super) deaths: u32,
+    /// Time from which the message may run, in milliseconds since the Unix epoch.
+    pub(super) due_ms: u64,
+    /// Time of its admission, in milliseconds since the Unix epoch.
+    pub(super) admitted_ms: u64,
+    /// An earlier run may have left something behind: steps, or answers from outside.
+    pub(super) ran_before: bool,
+    /// The record says that the message is claimed, and this run made that claim.
+    pub(super) is_claimed: bool,
 }
 
-impl Inner {
-    /// Whether messages are claimed before they run: where an effect can leave the transaction.
-    pub(crate) fn claims(&self) -> bool {
+/// The end of a run under a claim.
+pub(super) enum ClaimedRun {
+    /// The processor ended, and the claim still held when it was last renewed.
+    Ended(Result<Output, Failure>),
+    /// Another owner took the claim over. The run is abandoned.
+    Lost,
+}
+
+/// Takes and renews the claims of one consumer.
+pub(super) struct Claims {
+    parts: Arc<Parts>,
+    /// Shared by the checkpoints of all runs.
+    pub(super) checkpoints: Arc<CheckpointParts>,
+}
+
+impl Claims {
+    pub(super) fn new(parts: Arc<Parts>) -> Self {
+        let storage = &*parts.storage;
+        let locks = StoreLocks::new(storage, parts.committer.clone(), parts.clock.clone(), &parts.scope);
+        let checkpoints = CheckpointParts {
+            scope: parts.scope.clone(),
+            committer: parts.committer.clone(),
+            storage: parts.storage.clone(),
+            clock: parts.clock.clone(),
+            outbound: parts.outbound.clone(),
+            locks: Arc::new(locks),
+            log: SagaLog::new(storage, &parts.scope),
+            component: parts.processor.digest().into(),
+            steps: parts.processor.compensation().map_or_else(Vec::new, |compensation| compensation.steps().to_vec()),
+        };
+        Self { parts, checkpoints: Arc::new(checkpoints) }
+    }
+
+    /// Returns whether messages are claimed before they run: where an effect can leave the transaction.
+    pub(super) fn are_needed(&self) -> bool {
         (self.parts.outbound.is_some() || self.parts.processor.compensation().is_some())
             && !fault::mutated("runs-without-a-claim")
     }
 
-    /// Waits for a message that another owner runs, or that is being undone, before its record is looked at again. `false` where
-    /// the delivery is put off instead.
-    pub(crate) async fn waits_elsewhere(&self, message: &Accepted, after_ms: u64) -> bool {
-        let Handling { wait_in_flight, retry_here } = message.handling;
-        let mut stopping = self.stopping.subscribe();
-        if !(wait_in_flight && retry_here) || *stopping.borrow() {
-            return false;
-        }
-        tokio::select! {
-            () = self.parts.clock.sleep(after_ms.clamp(1, LOOK_AGAIN_MS)) => true,
-            _ = stopping.wait_for(|stop| *stop) => false,
-        }
-    }
-
-    /// Claims a message durably. `false` if somebody else was faster.
-    pub(crate) async fn take_claim(&self, message: &Accepted, claim: &mut RunRight) -> Result<bool, StoreError> {
-        let left_ms = claim.claimed().lease_end_ms.map(|end_ms| end_ms.saturating_sub(self.parts.clock.now_ms()));
-        if claim.is_own && left_ms.is_some_and(|left_ms| left_ms > self.parts.options.lease_ms / 2) {
+    /// Claims a message durably. Returns `false` if another owner was faster.
+    pub(super) async fn take(&self, message: &Accepted, right: &mut RunRight) -> Result<bool, StoreError> {
+        let left_ms = right.lease().lease_end_ms.map(|end_ms| end_ms.saturating_sub(self.parts.clock.now_ms()));
+        if right.is_claimed && left_ms.is_some_and(|left_ms| left_ms > self.parts.options.lease_ms / 2) {
             return Ok(true);
         }
-        let (commit, record) = self.claiming(message, claim);
+        let (commit, record) = self.claim(message, right);
         let verdict = self.parts.committer.submit(commit).durable().await?;
         fault::point("claimed");
-        claim.take_over(record);
+        right.continue_from(record);
         Ok(verdict == Verdict::Committed)
     }
 
-    /// The commit that claims a message, or renews its claim.
-    fn claiming(&self, message: &Accepted, claim: &RunRight) -> (Commit, Arc<Record>) {
-        let builder = self.builder(message);
-        let now_ms = builder.now_ms;
-        let owner = self.parts.options.owner.to_string();
-        let lease_end_ms = now_ms.saturating_add(self.parts.options.lease_ms);
-        let event = RecordEvent::Claimed { owner, now_ms, lease_end_ms };
-        let record = Arc::new(builder.record(claim, claim.attempts, None, event));
-        let commit = Commit {
-            expected: Expected::of(claim.epoch),
-            record: RecordChange::Put(record.clone()),
-            ..builder.commit()
-        };
-        (commit, record)
-    }
-
-    /// A message never runs again, since a later one was seen: the answers that earlier runs of it were given are forgotten, and the steps
-    /// that they took are undone. Its record is the later one's.
-    pub(crate) async fn leave_nothing_of(&self, message: &Accepted) -> Result<(), StoreError> {
-        if !self.claims() {
-            return Ok(());
-        }
-        let lazy = self.unmade_early(message, Lease { epoch: None, lease_end_ms: None });
-        let taken = lazy.make().take(true).await?;
-        let builder = self.builder(message);
-        let shared = builder.superseded(&taken);
-        if shared.is_none() && taken.journal.is_empty() {
-            return Ok(());
-        }
-        let mut commit = builder.commit();
-        commit.shared = shared.map(Box::new);
-        commit.effects.writes.extend(taken.journal.into_iter().map(|key| (key, None)));
-        // Where somebody else was faster, it is done.
-        self.parts.committer.submit(commit).durable().await?;
-        self.parts.committer.undo();
-        Ok(())
-    }
-
-    /// What the run makes durable before it ends rests on its claim.
-    pub(crate) fn unmade_early(&self, message: &Accepted, claimed: Lease) -> LazyCheckpoints {
-        let Identity { record, message_key, .. } = &message.identity;
-        let (message, trace) = (message.message.clone(), message_key.digest());
-        let identity = RunIdentity { record: record.clone(), message_key: message_key.clone(), message, trace };
-        LazyCheckpoints { parts: self.early.clone(), identity, claimed }
-    }
-
-    /// Waits for the run, and renews its claim meanwhile. `None` if the claim was lost: the run is abandoned then.
-    pub(crate) async fn while_claimed(
+    /// Waits for `run`, and renews its claim meanwhile.
+    pub(super) async fn keep_while(
         &self,
         message: &Accepted,
-        claim: &mut RunRight,
-        early: &Checkpoints,
+        right: &mut RunRight,
+        checkpoints: &Checkpoints,
         run: impl Future<Output = Result<Output, Failure>>,
-    ) -> Result<Option<Result<Output, Failure>>, StoreError> {
+    ) -> Result<ClaimedRun, StoreError> {
+        let renew_ms = (self.parts.options.lease_ms / RENEWALS_PER_LEASE).max(1);
         let mut run = std::pin::pin!(run);
         loop {
             tokio::select! {
                 biased;
-                result = &mut run => return Ok(Some(result)),
-                () = self.parts.clock.sleep((self.parts.options.lease_ms / RENEWALS).max(1)) => {}
+                result = &mut run => return Ok(ClaimedRun::Ended(result)),
+                () = self.parts.clock.sleep(renew_ms) => {}
             }
-            let (commit, record) = self.claiming(message, claim);
-            claim.take_over(record);
-            let Some(pending) = early.renew(commit, claim.claimed()) else { continue };
+            let (commit, record) = self.claim(message, right);
+            right.continue_from(record);
+            let Some(pending) = checkpoints.renew(commit, right.lease()) else { continue };
             tokio::select! {
                 biased;
                 verdict = pending.durable() => {
                     if verdict? != Verdict::Committed {
-                        return Ok(None);
+                        return Ok(ClaimedRun::Lost);
                     }
                 }
-                // The commit that follows rests on the renewed claim, and comes after it.
-                result = &mut run => return Ok(Some(result)),
+                // The run's commit expects the renewed claim and is sequenced after it: no need to wait for the renewal.
+                result = &mut run => return Ok(ClaimedRun::Ended(result)),
             }
         }
+    }
+
+    /// Returns the checkpoints of a run under `lease`. Nothing is made until the run asks for them.
+    pub(super) fn checkpoints(&self, message: &Accepted, lease: Lease) -> LazyCheckpoints {
+        let Identity { record, message_key, .. } = &message.identity;
+        let identity = RunIdentity {
+            record: record.clone(),
+            message_key: message_key.clone(),
+            message: message.message.clone(),
+            trace: message_key.digest(),
+        };
+        LazyCheckpoints { parts: self.checkpoints.clone(), identity, lease }
+    }
+
+    /// Removes what earlier runs of a stale message left behind: its journalled answers are deleted, and the steps that it
+    /// registered are compensated. Its record is that of the later message.
+    pub(super) async fn abandon(&self, builder: CommitBuilder<'_>) -> Result<(), StoreError> {
+        if !self.are_needed() {
+            return Ok(());
+        }
+        let checkpoints = self.checkpoints(builder.message, Lease { epoch: None, lease_end_ms: None });
+        let prior = checkpoints.make().finish(true).await?;
+        let shared = builder.superseded(&prior);
+        if shared.is_none() && prior.journal.is_empty() {
+            return Ok(());
+        }
+        let mut commit = builder.empty_commit();
+        commit.shared = shared.map(Box::new);
+        commit.effects.writes.extend(prior.journal.into_iter().map(|key| (key, None)));
+        // A conflict means that somebody else has done the same.
+        self.parts.committer.submit(commit).durable().await?;
+        self.parts.committer.wake_compensator();
+        Ok(())
+    }
+
+    /// Returns the commit that claims a message or renews its claim, and the record that it leaves.
+    fn claim(&self, message: &Accepted, right: &RunRight) -> (Commit, Arc<Record>) {
+        let builder = CommitBuilder::new(&self.parts, &self.checkpoints.component, message);
+        let now_ms = builder.now_ms;
+        let owner = self.parts.options.owner.to_string();
+        let lease_end_ms = now_ms.saturating_add(self.parts.options.lease_ms);
+        let event = RecordEvent::Claimed { owner, now_ms, lease_end_ms };
+        let record = Arc::new(builder.record(right, right.attempts, None, event));
+        let commit = Commit {
+            expected: Expected::of(right.epoch),
+            record: RecordChange::Put(record.clone()),
+            ..builder.empty_commit()
+        };
+        (commit, record)
     }
 }
 
 impl RunRight {
-    /// What is written down of the claim.
-    pub(crate) fn claimed(&self) -> Lease {
+    /// Returns the epoch and the lease that the record states.
+    pub(super) fn lease(&self) -> Lease {
         let lease_end_ms = match self.found.as_ref().map(|record| &record.state) {
             Some(RecordState::InProgress { lease_end_ms, .. }) => Some(*lease_end_ms),
             _ => None,
@@ -160,10 +188,19 @@ impl RunRight {
         Lease { epoch: self.epoch, lease_end_ms }
     }
 
-    /// The claim is as `record` tells.
-    fn take_over(&mut self, record: Arc<Record>) {
+    /// Continues from `record`, which this run has claimed or renewed.
+    fn continue_from(&mut self, record: Arc<Record>) {
         self.epoch = Some(record.epoch);
-        self.is_own = matches!(record.state, RecordState::InProgress { .. });
+        self.is_claimed = matches!(record.state, RecordState::InProgress { .. });
         self.found = Some(record);
+    }
+
+    /// Prepares the attempt after the one that `record` tells of.
+    pub(super) fn next_attempt(&mut self, record: Arc<Record>) {
+        self.attempts = record.attempts;
+        self.epoch = Some(record.epoch);
+        self.due_ms = record.state.due_ms();
+        self.found = Some(record);
+        (self.ran_before, self.is_claimed) = (true, false);
     }
 }

@@ -1,16 +1,16 @@
-//! What becomes of a message by what its run did: record, effects, kept message, ending. Pure functions; they write nothing.
+//! Builds the commit of a run: record, effects, held message, saga events, locks; and the message's outcome. Pure functions;
+//! they write nothing.
 
 use std::sync::Arc;
 
-use crate::message::identity::Identity;
-use crate::pipeline::RunRight;
+use crate::pipeline::Parts;
+use crate::pipeline::claim::RunRight;
 use crate::pipeline::delivery::Accepted;
 use crate::pipeline::options::Options;
 use crate::pipeline::outcome::Outcome;
 use crate::pipeline::run_result::RunResult;
-use crate::record;
 use crate::record::history::{self, RecordOrigin};
-use crate::record::{HistoryEntry, Output, Record, RecordEvent};
+use crate::record::{HistoryEntry, Output, Record, RecordEvent, next_state};
 use crate::run::checkpoint::PriorEffects;
 use crate::run::failure::Failure;
 use crate::saga::log::ReadSaga;
@@ -20,194 +20,203 @@ use crate::store::commit::{Commit, Expected, HeldChange, RecordChange, SharedCha
 use crate::store::held_message::{HeldMessage, HoldReason};
 use crate::support::fault;
 
-/// Everything that decides, but the run itself.
-pub(crate) struct CommitBuilder<'a> {
-    pub(crate) options: &'a Options,
-    /// Digest of the processor.
-    pub(crate) component: &'a Arc<str>,
-    pub(crate) message: &'a Accepted,
+/// Everything that decides what a run leaves behind, except the run itself.
+pub(super) struct CommitBuilder<'a> {
+    options: &'a Options,
+    /// Digest of the component.
+    component: &'a Arc<str>,
+    pub(super) message: &'a Accepted,
     /// Now, in milliseconds since the Unix epoch.
-    pub(crate) now_ms: u64,
+    pub(super) now_ms: u64,
 }
 
-impl CommitBuilder<'_> {
-    /// What a run makes of its message, to be committed; and how the message ends then.
-    pub(crate) fn of(&self, claim: &RunRight, run: RunResult) -> (Box<Commit>, Outcome) {
-        let RunResult { attempts, result, reads, effects, taken } = run;
-        let (result, saga) = match &taken {
-            Some(taken) => (taken.judged(result), taken.saga.as_ref()),
+/// A commit that is ready to be sequenced, and the outcome of its message once it is durable.
+pub(super) struct Built {
+    pub(super) commit: Box<Commit>,
+    pub(super) outcome: Outcome,
+}
+
+impl<'a> CommitBuilder<'a> {
+    pub(super) fn new(parts: &'a Parts, component: &'a Arc<str>, message: &'a Accepted) -> Self {
+        Self { options: &parts.options, component, message, now_ms: parts.clock.now_ms() }
+    }
+
+    /// Builds the commit of `run`.
+    pub(super) fn build(&self, right: &RunRight, run: RunResult) -> Built {
+        let RunResult { attempts, result, reads, effects, prior } = run;
+        let (result, saga) = match &prior {
+            Some(prior) => (prior.override_result(result), prior.saga.as_ref()),
             None => (result, None),
         };
         let (event, outcome) = self.judge(attempts, result, saga);
         let completed = matches!(outcome, Outcome::Completed { .. });
-        let expected = match Expected::of(claim.epoch) {
+        let expected = match Expected::of(right.epoch) {
             Expected::Absent if fault::mutated("mark-before-run") => Expected::Epoch(1),
             found => found,
         };
-        let saga_name = taken.as_ref().and_then(|taken| taken.saga_name());
+        let saga_name = prior.as_ref().and_then(|prior| prior.saga_name());
         let mut commit = Box::new(Commit {
             expected,
-            record: RecordChange::Put(self.record(claim, attempts, saga_name, event).into()),
+            record: RecordChange::Put(self.record(right, attempts, saga_name, event).into()),
             reads,
             effects: if completed || fault::mutated("failed-run-keeps-its-effects") {
                 effects
             } else {
                 Effects::default()
             },
-            held_message: self.held_message(claim, &outcome, attempts),
-            ..self.commit()
+            held_message: self.held_change(right, &outcome, attempts),
+            ..self.empty_commit()
         });
-        if let Some(taken) = taken {
-            self.take_along(&mut commit, *taken, &outcome);
+        if let Some(prior) = prior {
+            self.settle_prior(&mut commit, *prior, &outcome);
         }
-        (commit, outcome)
+        Built { commit, outcome }
     }
 
-    /// A commit of the message that changes nothing yet.
-    pub(crate) fn commit(&self) -> Commit {
+    /// Returns a commit of the message that changes nothing.
+    pub(super) fn empty_commit(&self) -> Commit {
         let identity = &self.message.identity;
         Commit { message_key: identity.message_key.clone(), at_ms: self.now_ms, ..Commit::of(&identity.record) }
     }
 
-    /// What a run's result means: completed, once more, or failed for good.
+    /// Decides what a run's result means: completed, to be retried, or failed for good.
     fn judge(&self, attempts: u32, result: Result<Output, Failure>, saga: Option<&ReadSaga>) -> (RecordEvent, Outcome) {
-        match result {
-            Ok(output) => (RecordEvent::Completed(output.clone()), Outcome::Completed { output }),
-            Err(Failure::Retry { reason, after_ms })
+        let failure = match result {
+            Ok(output) => return (RecordEvent::Completed(output.clone()), Outcome::Completed { output }),
+            Err(failure) => failure,
+        };
+        let error = match failure {
+            Failure::Retry { reason, after_ms }
                 if attempts < self.options.attempts_max && !fault::mutated("failure-is-final") =>
             {
-                let message_key = &self.message.identity.message_key;
-                let asked_ms = after_ms.map(|after_ms| after_ms.min(self.options.retry_after_max_ms));
-                let after_ms = asked_ms.unwrap_or_else(|| self.options.backoff_ms(message_key, attempts));
-                let event =
-                    RecordEvent::Failed { error: reason.clone(), retry_at_ms: self.now_ms.saturating_add(after_ms) };
-                (event, Outcome::Retry { error: reason, after_ms })
+                let after_ms = self.options.retry_delay_ms(&self.message.identity.message_key, attempts, after_ms);
+                let retry_at_ms = self.now_ms.saturating_add(after_ms);
+                let event = RecordEvent::Failed { error: reason.clone(), retry_at_ms };
+                return (event, Outcome::Retry { error: reason, after_ms });
             }
-            Err(failure) => {
-                let error = match failure {
-                    Failure::Retry { reason, .. } => format!("failed {attempts} times, the last time: {reason}"),
-                    for_good => for_good.to_string(),
-                };
-                match saga {
-                    Some(read) if read.saga.can_compensate() => {
-                        (RecordEvent::CompensationStarted { error: error.clone() }, Outcome::Compensating { error })
-                    }
-                    _ => (RecordEvent::GivenUp { error: error.clone() }, Outcome::DeadLettered { error }),
-                }
-            }
+            failure => failure.after_last_attempt(attempts),
+        };
+        if saga.is_some_and(|read| read.saga.can_compensate()) {
+            (RecordEvent::CompensationStarted { error: error.clone() }, Outcome::Compensating { error })
+        } else {
+            (RecordEvent::GivenUp { error: error.clone() }, Outcome::DeadLettered { error })
         }
     }
 
-    /// The record after `event`.
-    pub(crate) fn record(&self, claim: &RunRight, attempts: u32, saga: Option<&str>, event: RecordEvent) -> Record {
-        let found = claim.found.as_deref();
-        let state = record::next_state(found.map(|record| &record.state), event.clone())
-            .expect("a claim is only given where a run may end");
+    /// Returns the record after `event`.
+    pub(super) fn record(&self, right: &RunRight, attempts: u32, saga: Option<&str>, event: RecordEvent) -> Record {
+        let found = right.found.as_deref();
+        let state = next_state(found.map(|record| &record.state), event.clone())
+            .expect("the right to run is only given where a run may end");
         let life_ms = self.options.record_life_ms();
         let entry = HistoryEntry {
             event,
             at_ms: self.now_ms,
-            epoch: claim.epoch.unwrap_or(0) + u64::from(!fault::mutated("epoch-stands-still")),
+            epoch: right.epoch.unwrap_or(0) + u64::from(!fault::mutated("epoch-stands-still")),
             attempts,
             component: self.component.clone(),
             expires_ms: state.is_terminal().then(|| self.now_ms.saturating_add(life_ms)),
         };
-        let received = RecordOrigin {
-            at_ms: found.map_or(claim.now_ms, |record| record.received_ms),
+        let origin = RecordOrigin {
+            at_ms: found.map_or(right.admitted_ms, |record| record.received_ms),
             fingerprint: self.message.identity.fingerprint,
             position: self.message.identity.position.clone(),
             saga: saga.map(str::to_owned).or_else(|| found.and_then(|record| record.saga.clone())),
         };
-        history::append(&received, found.map_or_else(Vec::new, |record| record.history.clone()), state, &entry)
+        history::append(&origin, found.map_or_else(Vec::new, |record| record.history.clone()), state, &entry)
     }
 
-    /// Takes along what the run has made durable before: it ends with the message, or goes on to its next run.
-    fn take_along(&self, commit: &mut Commit, taken: PriorEffects, outcome: &Outcome) {
-        let mut shared = self.saga_change(&taken, outcome).unwrap_or_default();
-        for lock in &taken.held {
-            lock.given_back(&mut shared);
+    /// Settles what was made durable before the commit: it ends with the message, or is kept for its next run.
+    fn settle_prior(&self, commit: &mut Commit, prior: PriorEffects, outcome: &Outcome) {
+        let mut shared = self.saga_change(&prior, outcome).unwrap_or_default();
+        for lock in &prior.held_locks {
+            lock.release_in(&mut shared);
         }
         if shared != SharedChange::default() {
             commit.shared = Some(Box::new(shared));
         }
         let forgotten = match outcome {
-            Outcome::Retry { .. } => taken.refused,
-            _ => taken.journal,
+            Outcome::Retry { .. } => prior.refused,
+            _ => prior.journal,
         };
         commit.effects.writes.extend(forgotten.into_iter().map(|key| (key, None)));
     }
 
-    /// What becomes of the saga that the message has a part in.
-    fn saga_change(&self, taken: &PriorEffects, outcome: &Outcome) -> Option<SharedChange> {
-        let read = taken.saga.as_ref()?;
-        let expires_ms = self.now_ms.saturating_add(self.options.record_life_ms());
-        let entry = |event| SagaLogEntry { event, at_ms: self.now_ms };
-        let append = |events: Vec<SagaEvent>| {
-            let entries: Vec<SagaLogEntry> = events.into_iter().map(entry).collect();
-            Some(read.append(&entries, expires_ms).expect("the ending was judged by this saga").0)
-        };
-        let failed = |error: &String| {
-            let member = read.saga.member(&self.message.identity.message_key);
-            let joined = member.is_none().then(|| SagaEvent::Joined(Box::new(self.member())));
-            let member = member.unwrap_or(read.saga.members.len() as u32);
-            joined.into_iter().chain([SagaEvent::CompensationStarted { member, error: error.clone() }])
-        };
+    /// Returns the change of the saga of which the message is a member.
+    fn saga_change(&self, prior: &PriorEffects, outcome: &Outcome) -> Option<SharedChange> {
+        let read = prior.saga.as_ref()?;
+        let (is_named, is_open) = (read.id.is_named(), read.saga.state == SagaState::Open);
         match outcome {
-            Outcome::Completed { .. } if !read.id.is_named() => Some(read.forget(None)),
-            Outcome::Completed { .. } if taken.completes_saga => append(vec![SagaEvent::Completed]),
+            Outcome::Completed { .. } if !is_named => Some(read.forget(None)),
+            Outcome::Completed { .. } if prior.completes_saga => Some(self.append(read, vec![SagaEvent::Completed])),
             Outcome::Completed { .. } => Some(read.unchanged()),
-            Outcome::Compensating { error } => append(failed(error).collect()),
-            // Nothing to undo, but nothing joins it any more.
-            Outcome::DeadLettered { error } if read.id.is_named() && read.saga.state == SagaState::Open => {
-                append(failed(error).chain([SagaEvent::Ended]).collect())
+            Outcome::Compensating { error } => Some(self.append(read, self.compensation_started(read, error))),
+            // Nothing to compensate, but no other message joins the saga any more.
+            Outcome::DeadLettered { error } if is_named && is_open => {
+                let mut events = self.compensation_started(read, error);
+                events.push(SagaEvent::Ended);
+                Some(self.append(read, events))
             }
-            Outcome::DeadLettered { .. } if !read.id.is_named() && read.saga.state == SagaState::Open => {
-                Some(read.forget(None))
-            }
+            Outcome::DeadLettered { .. } if is_open => Some(read.forget(None)),
             _ => None,
         }
     }
 
-    /// The message, as a member of a saga.
-    fn member(&self) -> Member {
-        let Identity { record, message_key, .. } = &self.message.identity;
-        Member::of(record, message_key, &self.message.message, self.component)
+    /// Returns the events that start the compensation of a saga, since this message has failed for good.
+    fn compensation_started(&self, read: &ReadSaga, error: &str) -> Vec<SagaEvent> {
+        let known = read.saga.member(&self.message.identity.message_key);
+        let joined = known.is_none().then(|| SagaEvent::Joined(Box::new(self.member())));
+        let member = known.unwrap_or(read.saga.members.len() as u32);
+        joined.into_iter().chain([SagaEvent::CompensationStarted { member, error: error.to_owned() }]).collect()
     }
 
-    /// What becomes of the saga of a message that will never run again, since a later one was seen. One that several messages share goes on
-    /// without it.
-    pub(crate) fn superseded(&self, taken: &PriorEffects) -> Option<SharedChange> {
-        let read = taken.saga.as_ref().filter(|read| !read.id.is_named() && read.saga.state.is_forward())?;
+    fn append(&self, read: &ReadSaga, events: Vec<SagaEvent>) -> SharedChange {
+        let expires_ms = self.now_ms.saturating_add(self.options.record_life_ms());
+        let entries: Vec<_> = events.into_iter().map(|event| SagaLogEntry { event, at_ms: self.now_ms }).collect();
+        read.append(&entries, expires_ms).expect("the outcome was judged by this saga").0
+    }
+
+    /// Returns the message as a member of a saga.
+    fn member(&self) -> Member {
+        let identity = &self.message.identity;
+        Member::of(&identity.record, &identity.message_key, &self.message.message, self.component)
+    }
+
+    /// Returns the change of the saga of a message that never runs again, since a later one was seen. A saga that several
+    /// messages share goes on without it.
+    pub(super) fn superseded(&self, prior: &PriorEffects) -> Option<SharedChange> {
+        let read = prior.saga.as_ref().filter(|read| !read.id.is_named() && read.saga.state.is_forward())?;
         let member = read.saga.member(&self.message.identity.message_key).filter(|_| read.saga.can_compensate());
         let Some(member) = member else { return Some(read.forget(None)) };
         let error = "a later message was seen before this one had ended".to_owned();
         let started = SagaLogEntry { event: SagaEvent::CompensationStarted { member, error }, at_ms: self.now_ms };
-        Some(read.append(&[started], u64::MAX).expect("it can be undone").0)
+        Some(read.append(&[started], u64::MAX).expect("the saga can be compensated").0)
     }
 
-    /// What becomes of the message among those that are kept. One that ended well goes, wherever it may be there.
-    fn held_message(&self, claim: &RunRight, outcome: &Outcome, attempts: u32) -> Option<HeldChange> {
+    /// Returns the change of the held message. A message that ended well is held no longer, for whatever reason it was.
+    fn held_change(&self, right: &RunRight, outcome: &Outcome, attempts: u32) -> Option<HeldChange> {
         match outcome {
             Outcome::DeadLettered { error } => {
-                Some(HeldChange::Put(Box::new(self.keep(HoldReason::Dead, error.clone(), attempts))))
+                let held = self.held_message(HoldReason::Dead, error.clone(), attempts);
+                Some(HeldChange::Put(Box::new(held)))
             }
             Outcome::Retry { .. } => None,
-            _ => self.may_be_kept(claim).then_some(HeldChange::Remove(self.message.identity.fingerprint)),
+            _ => self.may_be_held(right).then_some(HeldChange::Remove(self.message.identity.fingerprint)),
         }
     }
 
-    fn may_be_kept(&self, claim: &RunRight) -> bool {
-        claim.found.is_some() || self.message.kept || self.options.strategy.gaps().is_some()
+    fn may_be_held(&self, right: &RunRight) -> bool {
+        right.found.is_some() || self.message.is_held || self.options.strategy.gaps().is_some()
     }
 
-    /// The message, to be kept.
-    pub(crate) fn keep(&self, hold_reason: HoldReason, error: String, attempts: u32) -> HeldMessage {
+    /// Returns the message as one to be held.
+    pub(super) fn held_message(&self, reason: HoldReason, error: String, attempts: u32) -> HeldMessage {
         let identity = &self.message.identity;
         HeldMessage {
             message: (*self.message.message).clone(),
             fingerprint: identity.fingerprint,
             position: identity.position.clone(),
-            hold_reason,
+            hold_reason: reason,
             error,
             attempts,
             component: self.component.clone(),

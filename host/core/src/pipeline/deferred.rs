@@ -1,5 +1,5 @@
-//! Which messages the store keeps for a consumer to run, and which of them may go now. In memory only: the store says the same, and
-//! is read at the start. Runs nothing.
+//! Deferred messages: which held messages a consumer is to run, and which of them may run now. In memory only: the store has
+//! the same, and is read at the start. Runs nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Bound;
@@ -14,55 +14,57 @@ use crate::pipeline::outcome::Outcome;
 use crate::store::held_message::{HeldMessage, HoldReason};
 use crate::support::fault;
 
-/// What finds too many kept messages may come again after this many milliseconds.
-pub(crate) const COME_AGAIN_MS: u64 = 1_000;
+/// Retry delay of a message that is not held because too many are, in milliseconds.
+pub(crate) const RETRY_AFTER_MS: u64 = 1_000;
 
-/// The kept messages of one consumer.
+/// The deferred messages of one consumer.
 #[derive(Debug)]
 pub(crate) struct Deferred {
     max: usize,
-    /// Whether one was ever kept: where not, nobody need look.
+    /// A message was deferred at some time. If not, no lookup takes the lock.
     used: AtomicBool,
     waiting: Mutex<Waiting>,
     /// Woken when something may have become due.
     pub(crate) changed: Notify,
-    /// When the last message was kept, in milliseconds since the Unix epoch.
+    /// Time of the message that was held last, in milliseconds since the Unix epoch.
     last_ms: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
     entries: BTreeMap<HeldKey, Entry>,
-    /// Those that may go once they are due: all that are not on their way, but of each lane the first only.
+    /// Messages that may run once they are due: those that are not running, and of each lane only the first.
     order: BTreeSet<Slot>,
-    /// The redriven messages of each ordering key, in the order in which they were kept.
+    /// The slot in `order` of each message that has one.
+    slots: HashMap<HeldKey, Slot>,
+    /// The redriven messages of each ordering key, in the order in which they were held.
     lanes: HashMap<String, BTreeSet<(u64, HeldKey)>>,
 }
 
-/// Due at, kept at (milliseconds since the Unix epoch), and which; `None` is before all.
+/// Due at, held at (milliseconds since the Unix epoch), and the message; `None` sorts before all.
 type Slot = (u64, u64, Option<HeldKey>);
 
 #[derive(Debug, Clone)]
 struct Entry {
     position: Option<Position>,
-    /// It may be tried from this time on, in milliseconds since the Unix epoch; `None`: once the one before it has ended.
+    /// Time from which it may run, in milliseconds since the Unix epoch; `None` until the message before it has ended.
     ready_ms: Option<u64>,
-    /// Its wait is over at this time, likewise, if it is parked.
+    /// End of its wait, if it is parked, in milliseconds since the Unix epoch.
     until_ms: Option<u64>,
     running: bool,
-    /// An operator had it run again while it was still on its way.
+    /// An operator redrove it while it was running.
     again: bool,
-    /// When it was kept, in milliseconds since the Unix epoch: those of one lane go in this order.
+    /// Time at which it was held, in milliseconds since the Unix epoch. Messages of one lane run in this order.
     at_ms: u64,
-    /// Of a redriven message: its ordering key. It waits for those of its lane that were kept before it.
+    /// Ordering key of a redriven message, which waits for those of its lane that were held before it.
     lane: Option<String>,
 }
 
-/// A kept message whose time has come.
+/// A deferred message that may run now.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Due {
     pub(crate) key: HeldKey,
-    /// The one before it has not ended, but its own wait is over, or that of one behind it.
+    /// The message before it has not ended, but its own wait is over, or that of one behind it.
     pub(crate) timed_out: bool,
 }
 
@@ -72,8 +74,8 @@ pub(crate) struct DeferredMessage<'a> {
     pub(crate) held_message: &'a HeldMessage,
     /// Its ordering key.
     pub(crate) lane: Option<String>,
-    /// Whether it must wait for another one still.
-    pub(crate) early: bool,
+    /// It must wait for another message still.
+    pub(crate) awaits_another: bool,
 }
 
 impl Deferred {
@@ -87,8 +89,8 @@ impl Deferred {
         }
     }
 
-    /// The time for a message that is kept at `now_ms`: later than that of every one before it, so that their order can be
-    /// told from their times.
+    /// Returns the time for a message that is held at `now_ms`: later than that of every one before, so that times tell the
+    /// order.
     pub(crate) fn time(&self, now_ms: u64) -> u64 {
         let next = |last_ms: u64| now_ms.max(last_ms + 1);
         let before = self.last_ms.fetch_update(Relaxed, Relaxed, |last_ms| Some(next(last_ms)));
@@ -103,7 +105,7 @@ impl Deferred {
         let known = waiting.take(&key);
         if known.is_none() && waiting.entries.len() >= self.max {
             let error = format!("{} messages are parked or redriven already, which is the most", self.max);
-            return Err(Outcome::Retry { error, after_ms: COME_AGAIN_MS });
+            return Err(Outcome::Retry { error, after_ms: RETRY_AFTER_MS });
         }
         let before_ms = known.as_ref().and_then(|entry| entry.until_ms).unwrap_or(u64::MAX);
         let until_ms = before_ms.min(until_ms);
@@ -121,8 +123,8 @@ impl Deferred {
         Ok(until_ms)
     }
 
-    /// A message with a position has ended: the first of those behind it may go. Those that it leaves behind may learn that
-    /// they are too late.
+    /// Lets the next message of an entity run, since `message` has ended. Those that it has overtaken run, too, and end as
+    /// stale.
     pub(crate) fn settled(&self, message: &Identity) {
         let mut waiting = self.waiting.lock();
         let behind = waiting.of(&message.record).filter_map(|(_, entry)| entry.position.as_ref());
@@ -136,23 +138,23 @@ impl Deferred {
         }
     }
 
-    /// What is kept, for one who keeps more.
+    /// Locks the messages, for adding some.
     fn to_keep(&self) -> MutexGuard<'_, Waiting> {
         self.used.store(true, Relaxed);
         self.waiting.lock()
     }
 
-    /// Whether the message is kept.
+    /// Returns whether the message is deferred.
     pub(crate) fn holds(&self, message: &Identity) -> bool {
         self.used.load(Relaxed) && self.waiting.lock().entries.contains_key(&message.held_key())
     }
 
-    /// How many messages are kept here.
+    /// Returns the number of deferred messages.
     pub(crate) fn len(&self) -> usize {
         self.waiting.lock().entries.len()
     }
 
-    /// Notes messages that an operator has redriven: they run at once, and once more if they are on their way.
+    /// Adds messages that an operator has redriven. They run at once, and once more if they are running.
     pub(crate) fn redriven<'a>(&self, held_messages: impl IntoIterator<Item = DeferredMessage<'a>>) {
         let mut waiting = self.to_keep();
         for DeferredMessage { key, held_message, lane, .. } in held_messages {
@@ -165,18 +167,18 @@ impl Deferred {
         self.changed.notify_one();
     }
 
-    /// Notes messages that the store keeps and that are not known here yet. One that is parked and not early any more may go at once: what it waited for ended
-    /// before anybody knew of it here.
+    /// Adds messages that the store holds and that are not known here yet. A parked message that awaits no other any more may
+    /// run at once: the one that it waited for ended before this consumer knew of it.
     pub(crate) fn found<'a>(&self, found: impl IntoIterator<Item = DeferredMessage<'a>>) {
         let mut waiting = self.to_keep();
-        for DeferredMessage { key, held_message, lane, early } in found {
+        for DeferredMessage { key, held_message, lane, awaits_another } in found {
             self.last_ms.fetch_max(held_message.at_ms, Relaxed);
             let entry = match held_message.hold_reason {
                 HoldReason::Dead => continue,
                 HoldReason::Parked { .. } if fault::mutated("parked-forgotten-at-a-restart") => continue,
                 HoldReason::Redriven => Entry::of(held_message, Some(0), None, lane),
                 HoldReason::Parked { until_ms, .. } => {
-                    Entry::of(held_message, (!early).then_some(0), Some(until_ms), None)
+                    Entry::of(held_message, (!awaits_another).then_some(0), Some(until_ms), None)
                 }
             };
             if !waiting.entries.contains_key(&key) {
@@ -199,19 +201,19 @@ impl Deferred {
         (due, later.map(|(due_ms, ..)| *due_ms))
     }
 
-    /// A message that was on its way waits again, for another one.
+    /// Puts a message that was running back to wait for another one.
     pub(crate) fn waits(&self, key: &HeldKey) {
         self.waiting.lock().change(key, |entry| entry.running = false);
         self.changed.notify_one();
     }
 
-    /// A message that was on its way is kept no longer; or is to be tried again at `again_ms`.
+    /// Removes a message that was running, or has it run again at `again_ms`.
     pub(crate) fn ended(&self, key: &HeldKey, again_ms: Option<u64>) {
         let mut waiting = self.waiting.lock();
         let again = waiting.entries.get(key).is_some_and(|entry| entry.again);
         match again_ms.or(again.then_some(0)) {
             None => drop(waiting.take(key)),
-            // It waits for its next attempt now, not for another message.
+            // From now on it waits for its next attempt, not for another message.
             ready_ms => waiting.change(key, |entry| {
                 *entry = Entry { ready_ms, until_ms: None, running: false, again: false, ..entry.clone() };
             }),
@@ -227,7 +229,7 @@ impl Entry {
         Self { position: held_message.position.clone(), ready_ms, until_ms, running: false, again: false, at_ms, lane }
     }
 
-    /// When something is to be done about it.
+    /// Returns when it is due: ready to run, or at the end of its wait.
     fn due_ms(&self) -> u64 {
         self.ready_ms.into_iter().chain(self.until_ms).min().unwrap_or(u64::MAX)
     }
@@ -242,58 +244,65 @@ impl Entry {
 }
 
 impl Waiting {
-    /// Notes a message, instead of what was noted of it.
+    /// Adds a message, in place of what was known of it.
     fn put(&mut self, key: HeldKey, entry: Entry) {
         self.take(&key);
+        let first = entry.lane.as_ref().and_then(|lane| self.first_of(lane));
         if let Some(lane) = &entry.lane {
-            // It may be before the one that was first.
-            let first = self.lanes.get(lane).and_then(|lane| lane.first()).map(|(_, first)| first.clone());
-            first.iter().for_each(|first| self.unlist(first));
             self.lanes.entry(lane.clone()).or_default().insert((entry.at_ms, key.clone()));
-            first.iter().for_each(|first| self.list(first));
         }
         self.entries.insert(key.clone(), entry);
-        self.list(&key);
+        self.reindex(&key);
+        // The new message may be before the one that was the first of the lane.
+        first.iter().for_each(|first| self.reindex(first));
     }
 
-    /// Forgets a message; the next of its lane is first then.
+    /// Removes a message. The next one of its lane is the first then.
     fn take(&mut self, key: &HeldKey) -> Option<Entry> {
-        self.unlist(key);
         let entry = self.entries.remove(key)?;
-        if let Some(name) = &entry.lane
-            && let Some(lane) = self.lanes.get_mut(name)
-        {
-            lane.remove(&(entry.at_ms, key.clone()));
-            match lane.first().map(|(_, next)| next.clone()) {
-                Some(next) => self.list(&next),
-                None => drop(self.lanes.remove(name)),
-            }
+        self.reindex(key);
+        if let Some(lane) = &entry.lane {
+            self.leave_lane(lane, &(entry.at_ms, key.clone()));
         }
         Some(entry)
     }
 
-    /// Changes what is noted of a message, but not its lane and its place in it.
+    /// Changes what is known of a message, but not its lane and its place there.
     fn change(&mut self, key: &HeldKey, change: impl FnOnce(&mut Entry)) {
-        self.unlist(key);
         if let Some(entry) = self.entries.get_mut(key) {
             change(entry);
+            self.reindex(key);
         }
-        self.list(key);
     }
 
-    fn list(&mut self, key: &HeldKey) {
+    /// Brings `order` up to date with the entry of a message.
+    fn reindex(&mut self, key: &HeldKey) {
+        if let Some(slot) = self.slots.remove(key) {
+            self.order.remove(&slot);
+        }
         if let Some(entry) = self.entries.get(key).filter(|entry| !entry.running && self.is_first(key, entry)) {
-            self.order.insert(entry.slot(key));
+            let slot = entry.slot(key);
+            self.order.insert(slot.clone());
+            self.slots.insert(key.clone(), slot);
         }
     }
 
-    fn unlist(&mut self, key: &HeldKey) {
-        if let Some(entry) = self.entries.get(key) {
-            self.order.remove(&entry.slot(key));
+    fn leave_lane(&mut self, lane: &str, member: &(u64, HeldKey)) {
+        if let Some(members) = self.lanes.get_mut(lane) {
+            members.remove(member);
+        }
+        match self.first_of(lane) {
+            Some(first) => self.reindex(&first),
+            None => drop(self.lanes.remove(lane)),
         }
     }
 
-    /// Whether no other goes before it: it is in no lane, or the first of its lane.
+    /// Returns the first message of a lane.
+    fn first_of(&self, lane: &str) -> Option<HeldKey> {
+        self.lanes.get(lane)?.first().map(|(_, first)| first.clone())
+    }
+
+    /// Returns whether no other message goes before it: it is in no lane, or the first of its lane.
     fn is_first(&self, key: &HeldKey, entry: &Entry) -> bool {
         let Some(lane) = entry.lane.as_ref().and_then(|lane| self.lanes.get(lane)) else { return true };
         lane.first().is_some_and(|(_, first)| first == key)
@@ -330,7 +339,7 @@ impl Waiting {
         (is_ready || timed_out()).then(|| Due { key: key.clone(), timed_out: !is_ready })
     }
 
-    /// The messages that are kept under a record.
+    /// Returns the messages of a record.
     fn of<'a>(&'a self, record: &'a RecordKey) -> impl Iterator<Item = (&'a HeldKey, &'a Entry)> {
         let from = HeldKey { record: record.clone(), fingerprint: [0; 16] };
         let entries = self.entries.range((Bound::Included(from), Bound::Unbounded));
@@ -438,7 +447,7 @@ mod tests {
             key: held_message.key(&record("a")),
             held_message,
             lane: None,
-            early: *early,
+            awaits_another: *early,
         }));
         assert_eq!(due(&kept, 1), [(at("a", 2).held_key(), false)]);
         assert_eq!(kept.park(&at("a", 2), 0, 900), Ok(100), "and waits as long as before, if it must");
@@ -470,7 +479,7 @@ mod tests {
     }
 
     fn in_lane<'a>(key: &HeldKey, held_message: &'a HeldMessage, lane: Option<&str>) -> DeferredMessage<'a> {
-        DeferredMessage { key: key.clone(), held_message, lane: lane.map(str::to_owned), early: false }
+        DeferredMessage { key: key.clone(), held_message, lane: lane.map(str::to_owned), awaits_another: false }
     }
 
     #[test]

@@ -10,10 +10,14 @@ use crate::pipeline::lanes::LaneTicket;
 /// How a delivery wants to be treated.
 #[derive(Debug, Clone, Copy)]
 pub struct Handling {
-    /// A duplicate of a message in flight waits for its outcome; otherwise it ends as [`Outcome::InFlight`] at once.
+    /// A duplicate of a message in flight waits for its outcome. If `false`, it ends as [`Outcome::InFlight`] at once.
+    ///
+    /// [`Outcome::InFlight`]: crate::Outcome::InFlight
     pub wait_in_flight: bool,
-    /// A retryable failure is run again here, after its backoff; otherwise it ends as [`Outcome::Retry`] and the
-    /// source delivers again.
+    /// A retryable failure runs again here, after its backoff. If `false`, it ends as [`Outcome::Retry`] and the source
+    /// delivers the message again.
+    ///
+    /// [`Outcome::Retry`]: crate::Outcome::Retry
     pub retry_here: bool,
 }
 
@@ -23,17 +27,17 @@ impl Default for Handling {
     }
 }
 
-/// A message in its place: accepted, its order fixed, nothing run yet.
+/// An accepted message: its identity and its place in its lane are fixed, and nothing has run yet.
 pub struct Accepted {
     pub(crate) message: Arc<Message>,
     pub(crate) identity: Identity,
-    /// Why it can never run: the strategy finds nothing to know it by. Its identity is then that of its id.
-    pub(super) refused: Option<Unidentified>,
-    /// The store keeps it: whatever becomes of it, it is kept no longer, or kept as something else.
-    pub(crate) kept: bool,
-    /// It has waited long enough for the one before it.
+    /// Set if the strategy cannot identify the message, which then never runs. `identity` is that of its id.
+    pub(super) unidentified: Option<Unidentified>,
+    /// The store holds the message: whatever its outcome is, the store holds it no longer, or for another reason.
+    pub(crate) is_held: bool,
+    /// The message has waited long enough for the one before it, and runs across the gap.
     pub(crate) past_gap: bool,
-    pub(super) place: Option<LaneTicket>,
+    pub(super) ticket: Option<LaneTicket>,
     pub(crate) handling: Handling,
     pub(super) since: Instant,
 }

@@ -1,139 +1,191 @@
-//! What becomes of a message that does not run: answered by its record, refused, or kept for later. The straight line of those
-//! that run is `consumer.rs`.
+//! Held messages: a message that does not run now is kept in the store, as a dead letter or parked, and is removed from there
+//! when it ends.
 
-use crate::message::identity::Identity;
-use crate::pipeline::admission::{Admission, decide};
-use crate::pipeline::delivery::Accepted;
+use std::sync::Arc;
+
+use crate::message::fingerprint::Fingerprint;
+use crate::message::identity::{HeldKey, Identity};
+use crate::pipeline::{IdempotentConsumer, Parts};
+use crate::pipeline::admission::{Admission, Decision};
+use crate::pipeline::commit_builder::CommitBuilder;
+use crate::pipeline::deferred::{Deferred, DeferredMessage};
+use crate::pipeline::delivery::{Accepted, Handling};
 use crate::pipeline::options::MismatchPolicy;
 use crate::pipeline::outcome::Outcome;
-use crate::pipeline::{Admitted, Inner};
-use crate::record::Record;
 use crate::store::commit::{Commit, Expected, HeldChange, RecordChange};
-use crate::store::feed::FeedEventKind;
-use crate::store::held_message::HoldReason;
+use crate::store::held_message::{HeldMessage, HoldReason};
 use crate::support::error::StoreError;
 use crate::support::fault;
 
-impl Inner {
-    /// What a message gets that must not run, by the record that says so (`None`: there is none); `None` if it may.
-    pub(crate) fn answer(&self, message: &Accepted, record: Option<&Record>) -> Option<Admitted> {
-        let gaps = self.parts.options.strategy.gaps().filter(|_| !message.past_gap);
-        let now_ms = self.parts.clock.now_ms();
-        let outcome = match decide(record, &message.identity, gaps, self.owner(), now_ms) {
-            Admission::Fresh => return None,
-            Admission::Gap { awaits } => return Some(Admitted::Park { awaits }),
-            Admission::Mismatch => return Some(Admitted::Mismatch),
-            Admission::Replay(stored) => {
-                self.note(message, FeedEventKind::Replayed, now_ms);
-                Outcome::Duplicate(stored)
-            }
-            Admission::InFlight { after_ms } => Outcome::InFlight { after_ms },
-            Admission::Stale => {
-                self.note(message, FeedEventKind::Stale, now_ms);
-                Outcome::Stale
-            }
-        };
-        Some(Admitted::Ended(outcome))
+/// Holds and releases the messages of one consumer.
+pub(super) struct Hold {
+    parts: Arc<Parts>,
+    /// Digest of the component.
+    component: Arc<str>,
+    /// Held messages that this consumer is to run.
+    pub(super) deferred: Deferred,
+}
+
+/// The end of an attempt to park a message.
+pub(super) enum Parked {
+    /// It is parked, or put off because too many are.
+    Ended(Outcome),
+    /// The message that it waited for has ended meanwhile: admit it again.
+    MayRun,
+}
+
+impl Hold {
+    pub(super) fn new(parts: Arc<Parts>, component: Arc<str>) -> Self {
+        let deferred = Deferred::new(parts.options.held_max);
+        Self { parts, component, deferred }
     }
 
-    fn owner(&self) -> &str {
-        &self.parts.options.owner
-    }
-
-    /// Has the feed tell of a message that leaves nothing behind. Nobody waits for it, and no record is touched.
-    fn note(&self, message: &Accepted, kind: FeedEventKind, now_ms: u64) {
-        if !fault::mutated("replay-not-noted") {
-            self.parts.committer.note(kind, &message.identity.record, now_ms);
-        }
-    }
-
-    /// The key was used with another body. The record stays byte for byte as it is.
-    pub(crate) async fn mismatch(&self, message: &Accepted) -> Result<Outcome, StoreError> {
+    /// Ends a message whose key was used with another body. The record stays byte for byte as it is.
+    pub(super) async fn mismatch(&self, message: &Accepted) -> Result<Outcome, StoreError> {
         let error = "the idempotency key was used before with another body; give the message a key of its own";
         tracing::error!(key = %message.identity.message_key, "mismatch: {error}");
-        if self.parts.options.mismatch == MismatchPolicy::HeldMessage || message.kept {
-            self.keep(message, HoldReason::Dead, error.to_owned()).await?;
+        if self.parts.options.mismatch == MismatchPolicy::DeadLetter || message.is_held {
+            self.hold(message, HoldReason::Dead, error.to_owned()).await?;
         }
         Ok(Outcome::Mismatch)
     }
 
-    /// The strategy finds nothing to know the message by: it is kept, and never runs.
-    pub(crate) async fn refuse(&self, message: &Accepted, reason: String) -> Result<Outcome, StoreError> {
+    /// Ends a message that the strategy cannot identify. It is held and never runs.
+    pub(super) async fn refuse(&self, message: &Accepted, reason: String) -> Result<Outcome, StoreError> {
         let error = format!("invalid: {reason}");
-        self.keep(message, HoldReason::Dead, error.clone()).await?;
+        self.hold(message, HoldReason::Dead, error.clone()).await?;
         Ok(Outcome::DeadLettered { error })
     }
 
-    /// Keeps a message that does not run. Its record, if there is one, stays byte for byte as it is.
-    pub(crate) async fn keep(
-        &self,
-        message: &Accepted,
-        hold_reason: HoldReason,
-        error: String,
-    ) -> Result<(), StoreError> {
+    /// Holds a message that does not run. Its record, if there is one, stays byte for byte as it is.
+    pub(super) async fn hold(&self, message: &Accepted, reason: HoldReason, error: String) -> Result<(), StoreError> {
         let builder = self.builder(message);
-        let held_message = builder.keep(hold_reason, error, 0);
+        let held = builder.held_message(reason, error, 0);
         let record =
             if fault::mutated("record-goes-with-what-is-kept") { RecordChange::Remove } else { RecordChange::Keep };
         let mut commit =
-            Commit { record, held_message: Some(HeldChange::Put(Box::new(held_message))), ..builder.commit() };
+            Commit { record, held_message: Some(HeldChange::Put(Box::new(held))), ..builder.empty_commit() };
         self.stamp(&mut commit);
         self.parts.committer.submit(commit).durable().await.map(drop)
     }
 
-    /// Parks a message until the version `awaits` has ended; `None` if what it waits for may have ended meanwhile.
-    pub(crate) async fn park(&self, message: &Accepted, awaits: u64) -> Result<Option<Outcome>, StoreError> {
-        let Some(gaps) = self.parts.options.strategy.gaps() else { return Ok(None) };
+    /// Parks a message until the version `awaits` has ended.
+    pub(super) async fn park(
+        &self,
+        admission: &Admission,
+        message: &Accepted,
+        awaits: u64,
+    ) -> Result<Parked, StoreError> {
+        let Some(gaps) = self.parts.options.strategy.gaps() else { return Ok(Parked::MayRun) };
         let identity = &message.identity;
         let now_ms = self.parts.clock.now_ms();
-        // As before, if it is parked already.
-        let until_ms = match self.kept.park(identity, now_ms, now_ms.saturating_add(gaps.timeout_ms)) {
+        // The same time as before, if the message is parked already.
+        let until_ms = match self.deferred.park(identity, now_ms, now_ms.saturating_add(gaps.timeout_ms)) {
             Ok(until_ms) => until_ms,
-            Err(full) => return Ok(Some(full)),
+            Err(full) => return Ok(Parked::Ended(full)),
         };
         let error = format!("waits for version {awaits}");
-        self.keep(message, HoldReason::Parked { awaits, until_ms }, error).await?;
-        // What it waits for may have ended while it was written down: whoever ended it has found it then, or is found here.
-        if self.is_early(identity).await? {
-            return Ok(Some(Outcome::Parked { awaits, until_ms }));
+        self.hold(message, HoldReason::Parked { awaits, until_ms }, error).await?;
+        // The awaited message may have ended during that commit. If it ended before the commit, it is seen here; if after, it
+        // finds this message among the deferred ones.
+        if admission.awaits_another(identity).await? {
+            return Ok(Parked::Ended(Outcome::Parked { awaits, until_ms }));
         }
-        // Another owner may have written it: what is remembered here would answer the same again.
-        self.cache.remove(&identity.record);
-        Ok(None)
+        // Another owner may have written the record: the cached one would give the same answer again.
+        admission.forget(&identity.record);
+        Ok(Parked::MayRun)
     }
 
-    /// Whether a message must wait for another one, by the record as it is now.
-    pub(crate) async fn is_early(&self, identity: &Identity) -> Result<bool, StoreError> {
-        let found = self.parts.storage.admit(&identity.record).await?;
-        let admission = decide(
-            found.as_ref(),
-            identity,
-            self.parts.options.strategy.gaps(),
-            self.owner(),
-            self.parts.clock.now_ms(),
-        );
-        Ok(matches!(admission, Admission::Gap { .. }))
-    }
-
-    /// Whether the store may still keep a message that has ended without a run.
-    pub(crate) fn may_be_kept(&self, message: &Accepted, outcome: &Outcome) -> bool {
+    /// Returns whether the store may still hold a message that has ended without a run.
+    pub(super) fn may_hold(&self, message: &Accepted, outcome: &Outcome) -> bool {
         let over = matches!(outcome, Outcome::Duplicate(_) | Outcome::Stale);
-        over && (message.kept || self.kept.holds(&message.identity))
+        over && (message.is_held || self.deferred.holds(&message.identity))
     }
 
-    /// A message that the store kept and that ended without a run is kept no longer.
-    pub(crate) async fn keep_no_longer(&self, message: &Accepted) -> Result<(), StoreError> {
-        // Who was answered by the cache may be late: an operator may have had the message redriven meanwhile.
-        let found = self.parts.storage.admit(&message.identity.record).await?;
-        let answer = decide(found.as_ref(), &message.identity, None, self.owner(), self.parts.clock.now_ms());
-        if !matches!(answer, Admission::Replay(_) | Admission::Stale) {
+    /// Releases a held message that has ended without a run.
+    pub(super) async fn release(&self, admission: &Admission, message: &Accepted) -> Result<(), StoreError> {
+        let Identity { record, fingerprint, .. } = &message.identity;
+        // The answer may have come from the cache and be late: an operator may have had the message redriven since.
+        let found = self.parts.storage.record(record).await?;
+        let decision = admission.decision(found.as_ref(), &message.identity, None);
+        if !matches!(decision, Decision::Replay(_) | Decision::Stale) {
             return Ok(());
         }
         let commit = Commit {
             expected: Expected::of(found.map(|record| record.epoch)),
-            held_message: Some(HeldChange::Remove(message.identity.fingerprint)),
-            ..self.builder(message).commit()
+            held_message: Some(HeldChange::Remove(*fingerprint)),
+            ..self.builder(message).empty_commit()
         };
         self.parts.committer.submit(commit).durable().await.map(drop)
+    }
+
+    /// Gives a message that `commit` holds its time, which orders held messages.
+    pub(super) fn stamp(&self, commit: &mut Commit) {
+        if let Some(HeldChange::Put(held)) = &mut commit.held_message {
+            held.at_ms = self.deferred.time(held.at_ms);
+        }
+    }
+
+    fn builder<'a>(&'a self, message: &'a Accepted) -> CommitBuilder<'a> {
+        CommitBuilder::new(&self.parts, &self.component, message)
+    }
+}
+
+impl IdempotentConsumer {
+    /// Accepts a held message, as [`accept`](Self::accept) accepts one that was delivered.
+    pub(crate) fn accept_held(&self, held: HeldMessage, past_gap: bool) -> Accepted {
+        let mut accepted = self.accept(held.message, Handling::default());
+        (accepted.is_held, accepted.past_gap) = (true, past_gap);
+        accepted
+    }
+
+    /// Ends a parked message whose wait is over: it becomes a dead letter, unless it may run after all.
+    pub(crate) async fn give_up_parked(&self, held: HeldMessage) -> Result<Outcome, StoreError> {
+        let error = format!("{} and its time was over", held.error);
+        let accepted = self.accept_held(held, false);
+        let record_hold = self.hold_record(&accepted.identity.record).await;
+        if self.pipeline.admission.awaits_another(&accepted.identity).await? {
+            self.pipeline.hold.hold(&accepted, HoldReason::Dead, error.clone()).await?;
+            return Ok(Outcome::DeadLettered { error });
+        }
+        drop(record_hold);
+        self.process(accepted).await
+    }
+
+    /// Releases what is held under `key`: the message has ended under another key.
+    pub(crate) async fn release_key(&self, key: &HeldKey, fingerprint: Fingerprint) -> Result<(), StoreError> {
+        let parts = &self.pipeline.parts;
+        let held_message = Some(HeldChange::Remove(fingerprint));
+        let commit = Commit { held_message, at_ms: parts.clock.now_ms(), ..Commit::of(&key.record) };
+        parts.committer.submit(commit).durable().await.map(drop)
+    }
+
+    /// Runs messages that an operator has redriven.
+    pub(crate) fn run_redriven<'a>(&self, held: impl IntoIterator<Item = &'a (HeldKey, HeldMessage)>) {
+        self.deferred().redriven(held.into_iter().map(|(key, held)| self.deferred_message(key, held, false)));
+    }
+
+    /// Defers messages that were found in the store: redriven ones run at once, parked ones when their time has come.
+    pub(crate) async fn defer(&self, found: &[(HeldKey, HeldMessage)]) -> Result<(), StoreError> {
+        let mut deferred = Vec::with_capacity(found.len());
+        for (key, held) in found {
+            let awaits_another = match held.hold_reason {
+                HoldReason::Parked { .. } => self.pipeline.admission.awaits_another(&held.identity(key)).await?,
+                HoldReason::Redriven | HoldReason::Dead => false,
+            };
+            deferred.push(self.deferred_message(key, held, awaits_another));
+        }
+        self.deferred().found(deferred);
+        Ok(())
+    }
+
+    fn deferred_message<'a>(
+        &self,
+        key: &HeldKey,
+        held_message: &'a HeldMessage,
+        awaits_another: bool,
+    ) -> DeferredMessage<'a> {
+        let lane = self.options().ordering.key(&held_message.message).map(str::to_owned);
+        DeferredMessage { key: key.clone(), held_message, lane, awaits_another }
     }
 }

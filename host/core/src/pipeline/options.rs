@@ -67,7 +67,7 @@ impl Default for Options {
             redelivery_horizon_ms: 24 * 60 * 60 * 1_000,
             runs_max: 1_024,
             held_max: 10_000,
-            mismatch: MismatchPolicy::HeldMessage,
+            mismatch: MismatchPolicy::DeadLetter,
             ordering: Ordering::PartitionKey,
             effects: EffectLimits::default(),
             cache_bytes: 32 << 20,
@@ -82,7 +82,7 @@ impl Default for Options {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MismatchPolicy {
     /// Kept as a dead letter beside the record, and an error in the log.
-    HeldMessage,
+    DeadLetter,
     /// Refused; not kept.
     Reject,
 }
@@ -119,8 +119,15 @@ impl Options {
         self.retention_ms.saturating_add(horizon_ms)
     }
 
-    /// Delay before the attempt after `attempt`, in milliseconds: exponential with full jitter. The jitter comes from
-    /// the key, not from a generator: re-runs are repeatable, different keys still spread.
+    /// Returns the delay before the attempt after `attempt`, in milliseconds: what the processor asked for, within
+    /// `retry_after_max_ms`, or the backoff.
+    pub(crate) fn retry_delay_ms(&self, key: &RecordKey, attempt: u32, asked_ms: Option<u64>) -> u64 {
+        let asked_ms = asked_ms.map(|asked_ms| asked_ms.min(self.retry_after_max_ms));
+        asked_ms.unwrap_or_else(|| self.backoff_ms(key, attempt))
+    }
+
+    /// Returns the backoff before the attempt after `attempt`, in milliseconds: exponential with full jitter. The jitter comes
+    /// from the key, not from a generator: re-runs are repeatable, and different keys still spread.
     pub fn backoff_ms(&self, key: &RecordKey, attempt: u32) -> u64 {
         let doubled =
             self.backoff_base_ms.saturating_mul(1u64.checked_shl(attempt.saturating_sub(1)).unwrap_or(u64::MAX));

@@ -1,32 +1,33 @@
-//! The result of one run: what the processor said, what it read, what it wants to become true.
+//! The result of one run: what the processor answered, what it read, what it wants to become true.
 
 use crate::circuit_breaker::state_machine::CallResult;
-use crate::pipeline::RunRight;
+use crate::pipeline::claim::RunRight;
 use crate::record::Output;
 use crate::run::checkpoint::PriorEffects;
 use crate::run::failure::Failure;
 use crate::state::{Effects, ReadSet};
 use crate::support::fault;
 
-/// A run that ended, as it left its context.
-pub(crate) struct RunResult {
-    /// Attempts made, with this one.
-    pub(crate) attempts: u32,
-    pub(crate) result: Result<Output, Failure>,
-    pub(crate) reads: ReadSet,
-    pub(crate) effects: Effects,
-    /// What it has made durable before.
-    pub(crate) taken: Option<Box<PriorEffects>>,
+/// The result of one run, as it left its context.
+pub(super) struct RunResult {
+    /// Attempts made, this one included.
+    pub(super) attempts: u32,
+    pub(super) result: Result<Output, Failure>,
+    pub(super) reads: ReadSet,
+    pub(super) effects: Effects,
+    /// What this run and earlier ones made durable before the commit.
+    pub(super) prior: Option<Box<PriorEffects>>,
 }
 
 impl RunResult {
-    /// How it went, for the circuit breaker. What a processor refuses is an answer; `None`: it was not called at all.
-    pub(crate) fn went(&self, claim: &RunRight) -> Option<CallResult> {
+    /// Returns the result for the circuit breaker, or `None` if the processor was not called. A message that the processor
+    /// refuses is a success: the processor has answered.
+    pub(super) fn call_result(&self, right: &RunRight) -> Option<CallResult> {
         let failed = match &self.result {
             Ok(_) => false,
             Err(Failure::Retry { .. }) => true,
             Err(Failure::Reject(_) | Failure::Invalid(_)) => fault::mutated("breaker-counts-what-is-refused"),
         };
-        (self.attempts > claim.attempts).then_some(if failed { CallResult::Badly } else { CallResult::Well })
+        (self.attempts > right.attempts).then_some(if failed { CallResult::Failed } else { CallResult::Succeeded })
     }
 }

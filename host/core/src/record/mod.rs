@@ -209,7 +209,15 @@ impl RecordState {
         open || matches!(self, Self::Completed { .. } | Self::DeadLettered { .. } | Self::Compensated { .. })
     }
 
-    /// The error of a message that failed for good.
+    /// Returns when the next attempt is due, in milliseconds since the Unix epoch; 0 if none is awaited.
+    pub(crate) fn due_ms(&self) -> u64 {
+        match self {
+            Self::RetryDue { at_ms, .. } => *at_ms,
+            _ => 0,
+        }
+    }
+
+    /// Returns the error of a message that failed.
     pub fn error(&self) -> Option<&str> {
         match self {
             Self::RetryDue { error, .. }

@@ -11,7 +11,7 @@ use crate::run::outbound_call::CALLS_MAX;
 use crate::state::RESERVED;
 use crate::support::error::StoreError;
 
-/// Answers by the place of their call.
+/// Answers by the index of their call.
 pub(crate) type Journal = BTreeMap<u32, Answered>;
 
 /// A call with its answer, as it is kept until its message has ended.
@@ -24,8 +24,8 @@ pub(crate) struct Answered {
 }
 
 impl Checkpoints {
-    pub(crate) fn journal_key(&self, place: u32) -> String {
-        format!("{RESERVED}call/{:032x}/{place:06}", self.identity.message_key.digest())
+    pub(crate) fn journal_key(&self, index: u32) -> String {
+        format!("{RESERVED}call/{:032x}/{index:06}", self.identity.message_key.digest())
     }
 
     pub(crate) async fn read_journal(&self) -> Result<Journal, StoreError> {
@@ -34,9 +34,9 @@ impl Checkpoints {
         let entries = view.scan(&start, Some(&end), CALLS_MAX as usize).await?;
         let damaged = |key: &str| StoreError::Damaged(format!("an answer from outside, `{key}`").into());
         let read = |(key, _, value): (String, u64, Bytes)| {
-            let place = key.rsplit_once('/').and_then(|(_, place)| place.parse().ok());
+            let index = key.rsplit_once('/').and_then(|(_, index)| index.parse().ok());
             let answered = postcard::from_bytes(&value).ok();
-            Ok((place.ok_or_else(|| damaged(&key))?, answered.ok_or_else(|| damaged(&key))?))
+            Ok((index.ok_or_else(|| damaged(&key))?, answered.ok_or_else(|| damaged(&key))?))
         };
         entries.into_iter().map(read).collect()
     }

@@ -7,77 +7,132 @@ use std::sync::{Arc, OnceLock};
 
 use crate::message::key::RecordKey;
 use crate::run::checkpoint::{Checkpoints, LazyCheckpoints};
+use crate::run::lock::Acquired;
+use crate::run::outbound_call::OutboundCaller;
 use crate::run::failure::ContextError;
 use crate::state::{EffectLimits, Effects, Outgoing, RESERVED, RangeRead, ReadSet, StateView};
 
 /// The first of them: every other key comes before.
 const FIRST_RESERVED: &str = "\u{10ffff}";
 
-/// The processor's hands: reads through to a view of the state, buffers writes, remembers what was read.
+/// What a processor reads and writes through: reads go to a view of the state and are remembered, writes are buffered.
 pub struct Context {
     view: Arc<dyn StateView>,
     limits: Arc<EffectLimits>,
     reads: ReadSet,
     effects: Effects,
     effect_bytes: usize,
-    /// The message's own key, which ids of events are derived from.
+    /// The message's own key, from which the ids of events are derived.
     message_key: Option<RecordKey>,
     /// Events appended so far.
     pub(crate) appended: usize,
-    /// What the run makes durable before it ends, once it has asked for it ...
-    early: OnceLock<Arc<Checkpoints>>,
-    /// ... and what makes it.
+    /// The run's checkpoints, once it has used them.
+    checkpoints: OnceLock<Arc<Checkpoints>>,
+    /// Makes `checkpoints` at their first use.
     lazy: Option<LazyCheckpoints>,
 }
 
 impl Context {
-    /// A context over `view`, with nothing read or written.
+    /// Returns a context over `view`, with nothing read or written.
     pub fn new(view: Arc<dyn StateView>, limits: Arc<EffectLimits>) -> Self {
-        let (reads, effects) = (ReadSet::default(), Effects::default());
-        let early = OnceLock::new();
-        Self { view, limits, reads, effects, effect_bytes: 0, message_key: None, appended: 0, early, lazy: None }
+        Self {
+            view,
+            limits,
+            reads: ReadSet::default(),
+            effects: Effects::default(),
+            effect_bytes: 0,
+            message_key: None,
+            appended: 0,
+            checkpoints: OnceLock::new(),
+            lazy: None,
+        }
     }
 
-    /// The same for the message whose own key is `own`.
+    /// Makes this the context of the message whose own key is `message_key`.
     #[must_use]
     pub fn of(mut self, message_key: &RecordKey) -> Self {
         self.message_key = Some(message_key.clone());
         self
     }
 
-    /// The same with a way to make something durable before the run ends.
-    pub(crate) fn with_early(mut self, early: Arc<Checkpoints>) -> Self {
-        self.early = early.into();
+    /// Gives the run its checkpoints.
+    pub(crate) fn with_checkpoints(mut self, checkpoints: Arc<Checkpoints>) -> Self {
+        self.checkpoints = checkpoints.into();
         self
     }
 
-    /// The same, made when it is asked for.
-    pub(crate) fn with_unmade_early(mut self, lazy: LazyCheckpoints) -> Self {
+    /// Gives the run checkpoints that are made when it first uses them.
+    pub(crate) fn with_lazy_checkpoints(mut self, lazy: LazyCheckpoints) -> Self {
         self.lazy = Some(lazy);
         self
     }
 
-    /// What the run makes durable before it ends; `None` where there is no way to.
-    pub(crate) fn made_early(&self) -> Option<&Arc<Checkpoints>> {
+    /// Returns the run's checkpoints, or `None` where it was given none.
+    pub(crate) fn checkpoints(&self) -> Option<&Arc<Checkpoints>> {
         match &self.lazy {
-            Some(lazy) => Some(self.early.get_or_init(|| Arc::new(lazy.make()))),
-            None => self.early.get(),
+            Some(lazy) => Some(self.checkpoints.get_or_init(|| Arc::new(lazy.make()))),
+            None => self.checkpoints.get(),
         }
     }
 
-    /// The same, if the run has asked for it.
-    pub(crate) fn take_early(&mut self) -> Option<Arc<Checkpoints>> {
-        self.early.take()
+    /// Takes the run's checkpoints, or `None` if the run has not used them.
+    pub(crate) fn take_checkpoints(&mut self) -> Option<Arc<Checkpoints>> {
+        self.checkpoints.take()
     }
 
-    /// A context of the same message in which nothing was read or written yet.
+    /// Returns a context of the same message in which nothing was read or written.
     #[must_use]
     pub fn again(&self) -> Self {
         let again = Self { message_key: self.message_key.clone(), ..Self::new(self.view.clone(), self.limits.clone()) };
-        match self.made_early() {
-            Some(early) => again.with_early(early.clone()),
+        match self.checkpoints() {
+            Some(checkpoints) => again.with_checkpoints(checkpoints.clone()),
             None => again,
         }
+    }
+
+    /// Registers a step before its outbound effect. The step is durable when this returns. A re-run that registers the same
+    /// step again registers nothing. An error ends the run.
+    pub async fn step(&mut self, name: &str, payload: impl Into<Bytes>) -> Result<(), ContextError> {
+        self.required_checkpoints()?.step(name, payload.into()).await
+    }
+
+    /// Passes the pivot: from here on nothing of the saga is compensated. Durable when this returns.
+    pub async fn pivot(&mut self) -> Result<(), ContextError> {
+        self.required_checkpoints()?.pivot().await
+    }
+
+    /// Makes the message a member of the saga `name`. Only allowed before its first step.
+    pub async fn join_saga(&mut self, name: &str) -> Result<(), ContextError> {
+        self.required_checkpoints()?.join(name).await
+    }
+
+    /// Completes the saga once the message has committed.
+    pub async fn complete_saga(&mut self) -> Result<(), ContextError> {
+        self.required_checkpoints()?.complete().await
+    }
+
+    /// Acquires a lock for `ttl_ms` milliseconds. The message commits only if the lock is still held then, and releases it.
+    pub async fn acquire(&mut self, name: &str, ttl_ms: u64) -> Result<Acquired, ContextError> {
+        self.required_checkpoints()?.acquire(name, ttl_ms).await
+    }
+
+    /// Extends a lock to `ttl_ms` milliseconds from now. Returns `false` if the lock is lost.
+    pub async fn extend(&mut self, name: &str, fence: u64, ttl_ms: u64) -> Result<bool, ContextError> {
+        self.required_checkpoints()?.extend(name, fence, ttl_ms).await
+    }
+
+    /// Releases a lock before the message ends.
+    pub async fn release(&mut self, name: &str, fence: u64) -> Result<(), ContextError> {
+        self.required_checkpoints()?.release(name, fence).await
+    }
+
+    /// Returns what makes the run's outbound calls, or `None` where the context belongs to no message.
+    pub fn caller(&self) -> Option<OutboundCaller> {
+        self.checkpoints().cloned().map(OutboundCaller)
+    }
+
+    fn required_checkpoints(&self) -> Result<&Arc<Checkpoints>, ContextError> {
+        self.checkpoints().ok_or_else(|| ContextError::Saga("this context belongs to no message".into()))
     }
 
     /// The value under `key`, as this run left it.
@@ -144,20 +199,20 @@ impl Context {
     ) -> Result<Vec<(String, Bytes)>, ContextError> {
         self.check("entries of a scan", limit, self.limits.scan_entries)?;
         // Own deletes may hide entries of the view: ask for that many more.
-        let message_key = || {
+        let written = || {
             let range = (std::ops::Bound::Included(start), std::ops::Bound::Excluded(end));
             self.effects.writes.range::<str, _>(range)
         };
         if limit == 0 || end <= start {
             return Ok(Vec::new());
         }
-        let asked = limit.saturating_add(message_key().filter(|(_, value)| value.is_none()).count());
+        let asked = limit.saturating_add(written().filter(|(_, value)| value.is_none()).count());
         let below = self.view.scan(start, Some(end), asked).await?;
         let seen = below.iter().map(|(key, version, _)| (key.clone(), *version)).collect();
         let below = below.into_iter().map(|(key, _, value)| (key, value));
         // Mostly the run wrote nothing in the range: the view's order stands.
         let entries =
-            if message_key().next().is_none() { below.collect() } else { merged(below, message_key(), limit) };
+            if written().next().is_none() { below.collect() } else { merged(below, written(), limit) };
         self.reads.ranges.push(RangeRead { start: start.into(), end: Some(end.into()), limit: asked, seen });
         Ok(entries)
     }

@@ -28,6 +28,14 @@ impl Failure {
     pub fn retry(reason: impl Into<String>) -> Self {
         Self::Retry { reason: reason.into(), after_ms: None }
     }
+
+    /// Returns the error of a message that is not run again after `attempts` attempts.
+    pub(crate) fn after_last_attempt(self, attempts: u32) -> String {
+        match self {
+            Self::Retry { reason, .. } => format!("failed {attempts} times, the last time: {reason}"),
+            for_good => for_good.to_string(),
+        }
+    }
 }
 
 /// Why a read or write of the context failed. The run cannot go on.

@@ -163,7 +163,7 @@ impl DistributedLock for StoreLocks {
 
 impl Lock {
     /// Has `change` hold only if the lock is still held, and give it back.
-    pub(crate) fn given_back(&self, change: &mut SharedChange) {
+    pub(crate) fn release_in(&self, change: &mut SharedChange) {
         if !fault::mutated("fence-unchecked") {
             change.reads.insert(key(&self.name), self.version);
         }

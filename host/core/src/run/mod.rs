@@ -9,3 +9,4 @@ pub(crate) mod lock;
 pub(crate) mod outbound;
 pub(crate) mod outbound_call;
 pub(crate) mod processor;
+pub(crate) mod saga_steps;

@@ -19,23 +19,23 @@ pub(super) const CALLS_MAX: u32 = 1_000;
 #[derive(Clone)]
 pub struct OutboundCaller(pub(crate) Arc<Checkpoints>);
 
-/// One call's place among those of its run: the same on every re-run.
+/// One call's index among those of its run: the same on every re-run.
 pub struct OutboundCall {
-    early: Arc<Checkpoints>,
-    place: u32,
+    checkpoints: Arc<Checkpoints>,
+    index: u32,
 }
 
 impl OutboundCaller {
-    /// Gives the next call its place. Asked in the order in which the processor calls.
+    /// Gives the next call its index. Asked in the order in which the processor calls.
     pub fn next(&self) -> OutboundCall {
-        OutboundCall { early: self.0.clone(), place: self.0.calls.fetch_add(1, Ordering::Relaxed) }
+        OutboundCall { checkpoints: self.0.clone(), index: self.0.calls.fetch_add(1, Ordering::Relaxed) }
     }
 }
 
 impl OutboundCall {
     /// The step key: the same on every re-run of the message, and no other call's. 32 hex digits.
     pub fn key(&self) -> String {
-        self.early.identity.message_key.call_id(self.place)
+        self.checkpoints.identity.message_key.call_id(self.index)
     }
 
     /// Makes the call, or answers what an earlier run of the message was answered. Adds `idempotency-key` and `traceparent`
@@ -43,21 +43,21 @@ impl OutboundCall {
     ///
     /// Answers are kept but for those that ask for another try (408, 425, 429 and 5xx): a retry calls these again, under the same key.
     pub async fn send(&self, mut request: OutboundRequest) -> Result<OutboundResponse, OutboundError> {
-        let early = &*self.early;
-        let Some(outbound) = &early.parts.outbound else {
+        let checkpoints = &*self.checkpoints;
+        let Some(outbound) = &checkpoints.parts.outbound else {
             return Err(OutboundError::Denied(
                 "the processor was granted no outside calls (`http` in its settings)".into(),
             ));
         };
-        if self.place >= CALLS_MAX {
-            early.end(Failure::Reject(format!("calls of one message are over their limit of {CALLS_MAX}")));
+        if self.index >= CALLS_MAX {
+            checkpoints.fail(Failure::Reject(format!("calls of one message are over their limit of {CALLS_MAX}")));
             return Err(OutboundError::Ended("too many calls".into()));
         }
         let asked = Asked::of(&request);
         if let Some(response) = self.answered_before(&asked).await? {
             return Ok(response);
         }
-        early.check_claim().map_err(ended)?;
+        checkpoints.check_lease().map_err(ended)?;
         self.complete_headers(&mut request);
         fault::point("call-out");
         let response = outbound.call(&request).await?;
@@ -70,12 +70,12 @@ impl OutboundCall {
     }
 
     async fn answered_before(&self, asked: &Asked) -> Result<Option<OutboundResponse>, OutboundError> {
-        let early = &*self.early;
-        let mut journal = early.journal.lock().await;
+        let checkpoints = &*self.checkpoints;
+        let mut journal = checkpoints.journal.lock().await;
         if journal.is_none() {
-            *journal = Some(early.read_journal().await.map_err(|error| ended(error.into()))?);
+            *journal = Some(checkpoints.read_journal().await.map_err(|error| ended(error.into()))?);
         }
-        let Some(kept) = journal.as_ref().and_then(|journal| journal.get(&self.place)) else { return Ok(None) };
+        let Some(kept) = journal.as_ref().and_then(|journal| journal.get(&self.index)) else { return Ok(None) };
         let now = (&asked.method, &asked.url, &asked.body);
         if now == (&kept.method, &kept.url, &kept.body) || fault::mutated("divergence-unchecked") {
             return Ok(Some(kept.response.clone()));
@@ -84,13 +84,13 @@ impl OutboundCall {
         let text = format!(
             "diverged at its call {}: an earlier run of this message called {} {}, this one calls {} {}{what}; what was \
              answered then does not answer this",
-            self.place + 1,
+            self.index + 1,
             kept.method,
             kept.url,
             asked.method,
             asked.url,
         );
-        early.end(Failure::Reject(text.clone()));
+        checkpoints.fail(Failure::Reject(text.clone()));
         Err(OutboundError::Diverged(text))
     }
 
@@ -103,7 +103,7 @@ impl OutboundCall {
         }
         if !traced {
             request.headers.push(("traceparent".into(), self.traceparent().into()));
-            let state = self.early.identity.message.extensions.get("tracestate");
+            let state = self.checkpoints.identity.message.extensions.get("tracestate");
             request.headers.extend(state.map(|state| ("tracestate".into(), Bytes::copy_from_slice(state.as_bytes()))));
         }
     }
@@ -112,27 +112,27 @@ impl OutboundCall {
     /// re-run.
     fn traceparent(&self) -> String {
         let key = self.key();
-        let given = self.early.identity.message.extensions.get("traceparent").map(String::as_str);
+        let given = self.checkpoints.identity.message.extensions.get("traceparent").map(String::as_str);
         let (trace, flags) = given.and_then(trace_of).unwrap_or_else(|| {
-            let trace = self.early.identity.trace.max(1);
+            let trace = self.checkpoints.identity.trace.max(1);
             (format!("{trace:032x}"), "01".to_owned())
         });
         format!("00-{trace}-{}-{flags}", &key[..16])
     }
 
     async fn keep(&self, asked: Asked, response: OutboundResponse) -> Result<(), OutboundError> {
-        let early = &*self.early;
+        let checkpoints = &*self.checkpoints;
         let Asked { method, url, body } = asked;
         let answered = Answered { method, url, body, response };
         let value = postcard::to_stdvec(&answered).expect("an answer can be encoded");
-        let mut commit = early.commit();
-        commit.effects.writes.insert(early.journal_key(self.place), Some(value.into()));
-        match early.write(commit).await.map_err(ended)? {
+        let mut commit = checkpoints.empty_commit();
+        commit.effects.writes.insert(checkpoints.journal_key(self.index), Some(value.into()));
+        match checkpoints.write(commit).await.map_err(ended)? {
             Verdict::Committed => {
-                early.journal.lock().await.get_or_insert_default().insert(self.place, answered);
+                checkpoints.journal.lock().await.get_or_insert_default().insert(self.index, answered);
                 Ok(())
             }
-            Verdict::Conflict | Verdict::Taken(_) => Err(ended(early.lost())),
+            Verdict::Conflict | Verdict::EpochMismatch(_) => Err(ended(checkpoints.lost())),
         }
     }
 }

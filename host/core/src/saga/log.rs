@@ -91,7 +91,7 @@ impl SagaLog {
     /// Up to `limit` sagas that are being undone or are halted, in the order of their names; however many others there are.
     pub async fn unsettled(&self, after: Option<&SagaId>, limit: usize) -> Result<Vec<SagaListing>, StoreError> {
         let mut listed = Vec::new();
-        for id in self.undone_now(after, limit).await? {
+        for id in self.compensating(after, limit).await? {
             if let (_, Some(value)) = self.view.get(&head(&id)).await? {
                 listed.push(SagaListing::of(id, &value)?);
             }
@@ -100,7 +100,7 @@ impl SagaLog {
     }
 
     /// Up to `limit` sagas that are being undone or are halted, after `after`.
-    pub(crate) async fn undone_now(&self, after: Option<&SagaId>, limit: usize) -> Result<Vec<SagaId>, StoreError> {
+    pub(crate) async fn compensating(&self, after: Option<&SagaId>, limit: usize) -> Result<Vec<SagaId>, StoreError> {
         let start = after.map_or_else(|| UNDOS.to_owned(), |after| format!("{UNDOS}{after}\0"));
         let page = self.view.scan(&start, Some(&past(UNDOS)), limit).await?;
         page.iter().map(|(key, _, _)| id_in(key, UNDOS)).collect()
@@ -108,7 +108,7 @@ impl SagaLog {
 
     /// Up to `limit` sagas whose time is over.
     /// Each with when that was.
-    pub(crate) async fn forgettable(&self, now_ms: u64, limit: usize) -> Result<Vec<(SagaId, u64)>, StoreError> {
+    pub(crate) async fn expired(&self, now_ms: u64, limit: usize) -> Result<Vec<(SagaId, u64)>, StoreError> {
         let page = self.view.scan(ENDED, Some(&format!("{ENDED}{now_ms:013}")), limit).await?;
         let one = |(key, _, _): &(String, Version, Bytes)| {
             let (when, _) = key[ENDED.len()..].split_once('/').unwrap_or_default();
@@ -140,7 +140,7 @@ impl ReadSaga {
         let value = postcard::to_stdvec(&(saga.state, saga.changed_ms)).expect("two numbers can be encoded");
         writes.insert(head(&self.id), Some(value.into()));
         let (was, is) = (self.saga.state, saga.state);
-        match (is_undone_now(was), is_undone_now(is)) {
+        match (is_unsettled(was), is_unsettled(is)) {
             (false, true) => drop(writes.insert(format!("{UNDOS}{}", self.id), Some(Bytes::new()))),
             (true, false) => drop(writes.insert(format!("{UNDOS}{}", self.id), None)),
             _ => {}
@@ -169,7 +169,7 @@ impl ReadSaga {
     }
 }
 
-fn is_undone_now(state: SagaState) -> bool {
+fn is_unsettled(state: SagaState) -> bool {
     matches!(state, SagaState::Compensating | SagaState::Stuck)
 }
 

@@ -132,7 +132,7 @@ pub enum SagaEvent {
         step: u32,
     },
     /// A compensation failed and is due again.
-    AttemptFailed {
+    CompensationFailed {
         /// Of which step.
         step: u32,
         /// What went wrong.
@@ -176,10 +176,10 @@ impl SagaEvent {
             Self::Registered { .. } => "registered",
             Self::PivotPassed { .. } => "pivot-passed",
             Self::Completed => "completed",
-            Self::CompensationStarted { .. } => "undo-started",
-            Self::Compensated { .. } => "undone",
-            Self::AttemptFailed { .. } => "undo-failed",
-            Self::Stuck { .. } => "halted",
+            Self::CompensationStarted { .. } => "compensation-started",
+            Self::Compensated { .. } => "compensated",
+            Self::CompensationFailed { .. } => "compensation-failed",
+            Self::Stuck { .. } => "stuck",
             Self::Retried { .. } => "retried",
             Self::Skipped { .. } => "skipped",
             Self::Resolved { .. } => "resolved",
@@ -215,9 +215,9 @@ impl SagaState {
             Self::Open => "open",
             Self::Pivoted => "pivoted",
             Self::Completed => "completed",
-            Self::Compensating => "undoing",
-            Self::Stuck => "halted",
-            Self::Compensated => "undone",
+            Self::Compensating => "compensating",
+            Self::Stuck => "stuck",
+            Self::Compensated => "compensated",
             Self::Resolved => "resolved",
         }
     }
@@ -268,7 +268,7 @@ impl StepState {
     pub fn name(self) -> &'static str {
         match self {
             Self::Registered => "registered",
-            Self::Compensated => "undone",
+            Self::Compensated => "compensated",
             Self::Skipped => "skipped",
         }
     }
@@ -341,7 +341,7 @@ impl Saga {
                 self.steps[*step as usize].hold_reason = StepState::Compensated;
                 Compensating
             }
-            (SagaEvent::AttemptFailed { step, error, retry_at_ms }, Compensating) if Some(*step) == next => {
+            (SagaEvent::CompensationFailed { step, error, retry_at_ms }, Compensating) if Some(*step) == next => {
                 let step = &mut self.steps[*step as usize];
                 (step.attempts, step.due_ms, step.error) = (step.attempts + 1, *retry_at_ms, Some(error.clone()));
                 Compensating
@@ -471,7 +471,7 @@ mod tests {
                 registered(0, "a"),
                 registered(0, "b"),
                 SagaEvent::CompensationStarted { member: 0, error: error() },
-                SagaEvent::AttemptFailed { step: 1, error: error(), retry_at_ms: 9 },
+                SagaEvent::CompensationFailed { step: 1, error: error(), retry_at_ms: 9 },
                 SagaEvent::Stuck { step: 1, error: error() },
             ]
         };

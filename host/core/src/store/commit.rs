@@ -108,7 +108,7 @@ pub struct Group {
     /// Outbox rows that were sent and can go.
     pub sent: Vec<OutboxPosition>,
     /// What happened beside the commits; for the feed only.
-    pub notes: Vec<FeedEntry>,
+    pub feed_entries: Vec<FeedEntry>,
 }
 
 /// What became of one commit of a group.
@@ -117,7 +117,7 @@ pub enum Verdict {
     /// Durable.
     Committed,
     /// Nothing written: the record is not the expected one. Here is what is there.
-    Taken(Option<Box<Record>>),
+    EpochMismatch(Option<Box<Record>>),
     /// Nothing written: something it read has changed. Run it again.
     Conflict,
 }
@@ -146,7 +146,7 @@ impl Expected {
     }
 
     /// Whether a record of the epoch given (`None`: there is none) is as expected.
-    pub fn stands(self, epoch: Option<u64>) -> bool {
+    pub fn holds(self, epoch: Option<u64>) -> bool {
         match self {
             Self::Anything => true,
             Self::Absent => epoch.is_none(),

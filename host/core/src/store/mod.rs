@@ -21,7 +21,7 @@ use crate::support::error::StoreError;
 /// The store of record.
 pub trait IdempotencyStorage: Send + Sync + 'static {
     /// The record under `key`, as of the last durable commit. Called by many tasks at once; may block for a read.
-    fn admit<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>, StoreError>>;
+    fn record<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>, StoreError>>;
 
     /// Writes a group in one transaction and answers a verdict a commit, in order.
     ///
@@ -59,7 +59,7 @@ pub trait IdempotencyStorage: Send + Sync + 'static {
     /// The stored result of the key's message, if it has completed.
     fn processed_result<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Output>, StoreError>> {
         Box::pin(async move {
-            Ok(self.admit(key).await?.and_then(|record| match record.state {
+            Ok(self.record(key).await?.and_then(|record| match record.state {
                 RecordState::Completed { output } => Some(output),
                 _ => None,
             }))

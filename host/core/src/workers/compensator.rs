@@ -1,26 +1,23 @@
-//! Brings sagas that have failed to their ends: undoes their steps one by one, the last one first, and then says so in the
-//! record of the message that failed. Takes up after a crash at the first step that is not marked as undone. What a saga may
-//! become is `saga.rs`'; how a step's effects commit is here.
+//! The compensator: brings failed sagas to their ends. It compensates their steps one by one, the last one first, and then
+//! writes the result into the record of the message that failed. After a crash it resumes at the first step that is not marked
+//! as compensated. `saga/mod.rs` says what a saga may become; `pipeline/compensate.rs` runs one compensation.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use crate::commit::committer::Committer;
 use crate::message::key::{RecordKey, Scope};
+use crate::pipeline::IdempotentConsumer;
+use crate::pipeline::compensate::{ComponentVersions, NextStep};
 use crate::pipeline::options::Options;
 use crate::pipeline::outcome::Outcome;
-use crate::pipeline::{IdempotentConsumer, Inner};
 use crate::record::{Record, RecordEvent};
-use crate::run::checkpoint::{Checkpoints, Fence, RunIdentity};
-use crate::run::failure::Failure;
-use crate::run::processor::{Invocation, MessageProcessor, StepToCompensate};
 use crate::saga::log::{ReadSaga, SagaLog};
-use crate::saga::{Member, SagaEvent, SagaId, SagaLogEntry, SagaState, Step};
+use crate::saga::{Member, SagaEvent, SagaId, SagaLogEntry, SagaState};
 use crate::store::IdempotencyStorage;
 use crate::store::commit::{Commit, Expected, SharedChange, Verdict};
 use crate::support::clock::Clock;
@@ -30,49 +27,24 @@ use crate::workers::source::{Observer, Report};
 
 /// Sagas read from the store at one time.
 const PAGE: usize = 256;
-/// Looked for at this distance: sagas that were left, and those that may be forgotten.
-const LOOK_AGAIN_MS: u64 = 60_000;
+/// Interval between two searches for sagas that were left behind, and for those that may be forgotten, in milliseconds.
+const POLL_INTERVAL_MS: u64 = 60_000;
 
-/// Finds the components that registered steps, when they are no longer the ones that run.
-pub trait ComponentVersions: Send + Sync + 'static {
-    /// The processor's component of that digest; an error for people where it cannot be had.
-    fn load<'a>(
-        &'a self,
-        processor: &'a str,
-        digest: &'a str,
-    ) -> BoxFuture<'a, Result<Arc<dyn MessageProcessor>, String>>;
-}
-
-/// There are none but those that run.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct CurrentVersionsOnly;
-
-impl ComponentVersions for CurrentVersionsOnly {
-    fn load<'a>(
-        &'a self,
-        processor: &'a str,
-        digest: &'a str,
-    ) -> BoxFuture<'a, Result<Arc<dyn MessageProcessor>, String>> {
-        let text = format!("the component {digest} of `{processor}`, which registered the step, is not here");
-        Box::pin(std::future::ready(Err(text)))
-    }
-}
-
-/// What undoing needs.
+/// The parts of a compensator.
 pub struct CompensatorParts {
-    /// The tenant whose sagas these are, by any scope of it.
+    /// Any scope of the tenant whose sagas these are.
     pub scope: Scope,
     /// The store of record.
     pub storage: Arc<dyn IdempotencyStorage>,
-    /// Its committer.
+    /// The committer of that store.
     pub committer: Arc<Committer>,
-    /// Where time comes from.
+    /// The source of time.
     pub clock: Arc<dyn Clock>,
     /// The processors that are at work here.
     pub consumers: Vec<IdempotentConsumer>,
-    /// Their earlier components.
+    /// Finds the earlier components of these processors.
     pub versions: Arc<dyn ComponentVersions>,
-    /// Is told of the message that failed, when its saga has ended or halted.
+    /// Takes the outcome of the message that failed, when its saga has ended or is stuck.
     pub observer: Arc<dyn Observer>,
 }
 
@@ -83,73 +55,109 @@ struct Compensator {
     stop: watch::Receiver<bool>,
 }
 
-/// Undoes what there is to undo until `stop` turns true; then brings to its end what need not wait.
+/// A task that brings one saga as far as it goes.
+type SagaTask = (SagaId, Result<(), StoreError>);
+
+/// The sagas whose tasks have been started.
+#[derive(Default)]
+struct Started {
+    tasks: JoinSet<SagaTask>,
+    /// Each with the number of requests that had come when its task was started.
+    sagas: BTreeMap<SagaId, u64>,
+    /// Requests to compensate that have come so far.
+    requests: u64,
+}
+
+/// Why the compensator stopped waiting.
+enum Woken {
+    /// There may be sagas to start.
+    Search,
+    /// The host stops, and no task is under way.
+    Stopped,
+}
+
+/// Compensates what is to be compensated until `stop` turns true, then finishes what need not wait.
 pub async fn run_compensator(parts: CompensatorParts, mut stop: watch::Receiver<bool>) -> Result<(), StoreError> {
-    let undo = Compensator::new(parts, stop.clone());
-    let mut under_way: JoinSet<(SagaId, Result<(), StoreError>)> = JoinSet::new();
-    // Each with how often something new had come when it was taken.
-    let (mut taken, mut news): (BTreeMap<SagaId, u64>, u64) = (BTreeMap::new(), 0);
+    let compensator = Compensator::new(parts, stop.clone());
+    let mut started = Started::default();
     loop {
-        for id in undo.left().await? {
-            if let Entry::Vacant(place) = taken.entry(id.clone()) {
-                place.insert(news);
-                let undo = undo.clone();
-                under_way.spawn(async move {
-                    let ended = undo.bring_to_its_end(&id).await;
-                    (id, ended)
-                });
-            }
-        }
-        undo.forget().await?;
-        // Those that have come as far as they can are left alone until there is something new: it may be for them.
-        let mut resting: Vec<SagaId> = Vec::new();
-        loop {
-            let stopping = *stop.borrow();
-            if stopping && under_way.is_empty() {
-                return Ok(());
-            }
-            tokio::select! {
-                biased;
-                () = undo.parts.committer.compensation_requested() => {
-                    news += 1;
-                    break;
-                }
-                _ = stop.wait_for(|stop| *stop), if !stopping => break,
-                Some(ended) = under_way.join_next() => {
-                    let id = ended_one(ended)?;
-                    let missed_something = taken.get(&id).is_some_and(|seen| *seen < news);
-                    resting.push(id);
-                    if missed_something {
-                        break;
-                    }
-                }
-                () = async { undo.parts.clock.sleep(LOOK_AGAIN_MS).await }, if !stopping => break,
-            };
-        }
-        for id in resting {
-            taken.remove(&id);
+        started.start(&compensator, compensator.unsettled().await?);
+        compensator.forget_expired().await?;
+        match started.wait(&compensator, &mut stop).await? {
+            Woken::Search => {}
+            Woken::Stopped => return Ok(()),
         }
     }
 }
 
-/// Undoes what there is to undo now, and waits for compensations that are due again later; until `stop` turns true.
+/// Compensates what is to be compensated now, and waits for retries of compensations, until `stop` turns true.
 pub async fn settle_compensations(parts: CompensatorParts, stop: watch::Receiver<bool>) -> Result<(), StoreError> {
-    let undo = Compensator::new(parts, stop);
-    let mut under_way = JoinSet::new();
-    for id in undo.left().await? {
-        let undo = undo.clone();
-        under_way.spawn(async move {
-            let ended = undo.bring_to_its_end(&id).await;
-            (id, ended)
-        });
-    }
-    while let Some(ended) = under_way.join_next().await {
-        ended_one(ended)?;
+    let compensator = Compensator::new(parts, stop);
+    let mut started = Started::default();
+    started.start(&compensator, compensator.unsettled().await?);
+    while let Some(ended) = started.tasks.join_next().await {
+        joined(ended)?;
     }
     Ok(())
 }
 
-fn ended_one(ended: Result<(SagaId, Result<(), StoreError>), tokio::task::JoinError>) -> Result<SagaId, StoreError> {
+impl Started {
+    /// Starts a task for each saga that has none.
+    fn start(&mut self, compensator: &Arc<Compensator>, sagas: Vec<SagaId>) {
+        for id in sagas {
+            if let Entry::Vacant(entry) = self.sagas.entry(id.clone()) {
+                entry.insert(self.requests);
+                let compensator = compensator.clone();
+                self.tasks.spawn(async move {
+                    let result = compensator.settle(&id).await;
+                    (id, result)
+                });
+            }
+        }
+    }
+
+    /// Waits until there may be sagas to start.
+    ///
+    /// A saga whose task has ended is not started again until then: it has come as far as it can. If a request has come since
+    /// its task was started, that may be for it, and the search begins at once.
+    async fn wait(
+        &mut self,
+        compensator: &Compensator,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<Woken, StoreError> {
+        let Compensator { parts, .. } = compensator;
+        let mut ended_sagas = Vec::new();
+        loop {
+            let stopping = *stop.borrow();
+            if stopping && self.tasks.is_empty() {
+                return Ok(Woken::Stopped);
+            }
+            tokio::select! {
+                biased;
+                () = parts.committer.compensation_requested() => {
+                    self.requests += 1;
+                    break;
+                }
+                _ = stop.wait_for(|stop| *stop), if !stopping => break,
+                Some(ended) = self.tasks.join_next() => {
+                    let id = joined(ended)?;
+                    let missed_a_request = self.sagas.get(&id).is_some_and(|seen| *seen < self.requests);
+                    ended_sagas.push(id);
+                    if missed_a_request {
+                        break;
+                    }
+                }
+                () = async { parts.clock.sleep(POLL_INTERVAL_MS).await }, if !stopping => break,
+            };
+        }
+        for id in ended_sagas {
+            self.sagas.remove(&id);
+        }
+        Ok(Woken::Search)
+    }
+}
+
+fn joined(ended: Result<SagaTask, JoinError>) -> Result<SagaId, StoreError> {
     match ended {
         Ok((id, result)) => result.map(|()| id),
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
@@ -157,12 +165,12 @@ fn ended_one(ended: Result<(SagaId, Result<(), StoreError>), tokio::task::JoinEr
     }
 }
 
-/// What became of an attempt to undo a step.
+/// The progress of a saga.
 enum Progress {
-    /// The saga has gone on, here or elsewhere: read it again.
-    On,
-    /// It waits for something that is not here.
-    Waits,
+    /// The saga has advanced, here or elsewhere: read it again.
+    Advanced,
+    /// It waits for something that this host does not have.
+    Blocked,
 }
 
 impl Compensator {
@@ -172,24 +180,24 @@ impl Compensator {
         Arc::new(Self { log, consumers: parts.consumers.iter().map(by_name).collect(), stop, parts })
     }
 
-    /// The sagas that are not at their ends.
-    async fn left(&self) -> Result<Vec<SagaId>, StoreError> {
-        let mut left: Vec<SagaId> = Vec::new();
+    /// Returns the sagas that are being compensated or are stuck.
+    async fn unsettled(&self) -> Result<Vec<SagaId>, StoreError> {
+        let mut unsettled: Vec<SagaId> = Vec::new();
         loop {
-            let page = self.log.undone_now(left.last(), PAGE).await?;
+            let page = self.log.compensating(unsettled.last(), PAGE).await?;
             let full = page.len() == PAGE;
-            left.extend(page);
+            unsettled.extend(page);
             if !full {
-                return Ok(left);
+                return Ok(unsettled);
             }
         }
     }
 
-    /// Forgets sagas whose time is over.
-    async fn forget(&self) -> Result<(), StoreError> {
+    /// Forgets sagas whose retention is over.
+    async fn forget_expired(&self) -> Result<(), StoreError> {
         loop {
             let now_ms = self.parts.clock.now_ms();
-            let page = self.log.forgettable(now_ms, PAGE).await?;
+            let page = self.log.expired(now_ms, PAGE).await?;
             for (id, expired_ms) in &page {
                 let read = self.log.read(id).await?;
                 let shared = Some(Box::new(read.forget(Some(*expired_ms))));
@@ -203,27 +211,29 @@ impl Compensator {
         }
     }
 
-    async fn bring_to_its_end(&self, id: &SagaId) -> Result<(), StoreError> {
+    /// Brings a saga as far as it goes.
+    async fn settle(&self, id: &SagaId) -> Result<(), StoreError> {
         loop {
             let read = self.log.read(id).await?;
-            let went = match (read.saga.state, read.saga.next_step()) {
+            let progress = match (read.saga.state, read.saga.next_step()) {
                 (SagaState::Compensating, Some((index, step))) => {
                     if !self.wait_until(step.due_ms).await {
                         return Ok(());
                     }
-                    self.undo(&read, index, step).await?
+                    let member = &read.saga.members[step.member as usize];
+                    self.compensate(&NextStep { read: &read, member, index, step }).await?
                 }
-                (SagaState::Compensating, None) => self.tell(&read, RecordEvent::CompensationDone).await?,
-                (SagaState::Stuck, _) => self.tell(&read, RecordEvent::CompensationGivenUp).await?,
+                (SagaState::Compensating, None) => self.conclude(&read, RecordEvent::CompensationDone).await?,
+                (SagaState::Stuck, _) => self.conclude(&read, RecordEvent::CompensationGivenUp).await?,
                 _ => return Ok(()),
             };
-            if let Progress::Waits = went {
+            if let Progress::Blocked = progress {
                 return Ok(());
             }
         }
     }
 
-    /// Waits for a compensation's time; `false` if the host stops meanwhile.
+    /// Waits until a compensation is due. Returns `false` if the host stops meanwhile.
     async fn wait_until(&self, due_ms: u64) -> bool {
         let after_ms = due_ms.saturating_sub(self.parts.clock.now_ms());
         if after_ms == 0 {
@@ -236,63 +246,61 @@ impl Compensator {
         }
     }
 
-    /// Undoes one step; its effects commit with the note that it is undone.
-    async fn undo(&self, read: &ReadSaga, index: u32, step: &Step) -> Result<Progress, StoreError> {
-        let member = &read.saga.members[step.member as usize];
-        let Some(consumer) = self.consumers.get(&member.message_key.scope.processor) else {
-            let processor = &member.message_key.scope.processor;
-            tracing::error!(saga = %read.id, step = step.name, "the step is not undone: this host has no processor `{processor}`");
-            return Ok(Progress::Waits);
+    /// Compensates one step. Its effects commit together with the event that it is compensated.
+    async fn compensate(&self, next: &NextStep<'_>) -> Result<Progress, StoreError> {
+        let NextStep { read, member, step, .. } = next;
+        let processor = &member.message_key.scope.processor;
+        let Some(consumer) = self.consumers.get(processor) else {
+            tracing::error!(saga = %read.id, step = step.name, "the step is not compensated: this host has no processor `{processor}`");
+            return Ok(Progress::Blocked);
         };
-        let inner = &*consumer.inner;
-        let _place = inner.runs.acquire().await.expect("the semaphore is never closed");
-        let running = inner.begin_run();
-        fault::point("undo-begins");
-        let (result, commit) = inner.undo_once(read, index, step, member, &*self.parts.versions).await?;
-        fault::point("step-undone");
-        let event = match result {
-            Ok(()) => SagaEvent::Compensated { step: index },
-            Err(failure) => inner.undo_failed(index, step, &commit.message_key, failure, self.parts.clock.now_ms()),
-        };
-        let undone = matches!(event, SagaEvent::Compensated { .. });
-        if let SagaEvent::AttemptFailed { error, .. } | SagaEvent::Stuck { error, .. } = &event {
-            tracing::warn!(saga = %read.id, step = step.name, "the step is not undone: {error}");
+        let pipeline = &*consumer.pipeline;
+        let _slot = pipeline.permits.slot().await;
+        let reading = pipeline.overlay.begin();
+        fault::point("compensation-begins");
+        let compensated = pipeline.compensate(next, &*self.parts.versions).await?;
+        fault::point("step-compensated");
+        let event = pipeline.compensation_event(next, &compensated);
+        if let SagaEvent::CompensationFailed { error, .. } | SagaEvent::Stuck { error, .. } = &event {
+            tracing::warn!(saga = %read.id, step = step.name, "the step is not compensated: {error}");
         }
+        let is_unmarked = compensated.result.is_ok() && fault::mutated("undone-not-noted");
         let entry = SagaLogEntry { event, at_ms: self.parts.clock.now_ms() };
-        let (appended, _) = read.append(&[entry], u64::MAX).expect("this is the step that is to be undone");
+        let (appended, _) = read.append(&[entry], u64::MAX).expect("this is the next step of the saga");
+        let commit = compensated.commit;
         let mut shared = commit.shared.map_or_else(SharedChange::default, |shared| *shared);
         shared.reads.extend(appended.reads);
-        if !(undone && fault::mutated("undone-not-noted")) {
+        if !is_unmarked {
             shared.writes.extend(appended.writes);
         }
         let commit = Commit { shared: Some(Box::new(shared)), ..commit };
-        let room = inner.parts.committer.room(&commit).await;
-        let Ok(pending) = inner.sequence(Box::new(commit), room) else { return Ok(Progress::On) };
-        drop(running);
+        let room = self.parts.committer.room(&commit).await;
+        let Ok(pending) = pipeline.sequence(Box::new(commit), room) else { return Ok(Progress::Advanced) };
+        drop(reading);
         pending.durable().await?;
-        fault::point("undo-noted");
-        Ok(Progress::On)
+        fault::point("compensation-recorded");
+        Ok(Progress::Advanced)
     }
 
-    /// Has the record of the message that failed say what became of the saga.
-    async fn tell(&self, read: &ReadSaga, event: RecordEvent) -> Result<Progress, StoreError> {
-        let Some(member) = read.saga.failed() else { return Ok(Progress::Waits) };
-        let found = self.parts.storage.admit(&member.record).await?;
+    /// Writes what became of the saga into the record of the message that failed.
+    async fn conclude(&self, read: &ReadSaga, event: RecordEvent) -> Result<Progress, StoreError> {
+        let Some(member) = read.saga.failed() else { return Ok(Progress::Blocked) };
+        let found = self.parts.storage.record(&member.record).await?;
         let now_ms = self.parts.clock.now_ms();
         let life_ms = self.life_ms(member);
-        let told = found.as_ref().and_then(|record| record.after_event(event.clone(), now_ms, life_ms).ok());
+        let record = found.as_ref().and_then(|record| record.after_event(event.clone(), now_ms, life_ms).ok());
         let ended = event == RecordEvent::CompensationDone;
         let shared = if ended {
             let entry = SagaLogEntry { event: SagaEvent::Ended, at_ms: now_ms };
-            read.append(&[entry], now_ms.saturating_add(life_ms)).expect("every step is undone").0
-        } else if told.is_some() {
+            read.append(&[entry], now_ms.saturating_add(life_ms)).expect("every step is compensated").0
+        } else if record.is_some() {
             read.unchanged()
         } else {
-            return Ok(Progress::Waits);
+            return Ok(Progress::Blocked);
         };
         let commit = Commit {
             expected: Expected::of(found.map(|record| record.epoch)),
-            record: told.clone().into(),
+            record: record.clone().into(),
             shared: Some(Box::new(shared)),
             at_ms: now_ms,
             ..Commit::of(&member.record)
@@ -300,9 +308,9 @@ impl Compensator {
         fault::point("saga-ending");
         if self.parts.committer.submit(commit).durable().await? == Verdict::Committed {
             fault::point("saga-ended");
-            self.report(member, told.as_ref(), ended);
+            self.report(member, record.as_ref(), ended);
         }
-        Ok(Progress::On)
+        Ok(Progress::Advanced)
     }
 
     fn life_ms(&self, member: &Member) -> u64 {
@@ -313,101 +321,12 @@ impl Compensator {
     fn report(&self, member: &Member, record: Option<&Record>, ended: bool) {
         let Some(error) = record.and_then(|record| record.state.error()).map(str::to_owned) else { return };
         if !ended {
-            tracing::error!(key = %member.record, "a saga is halted, and waits for `hapax saga retry`, `skip` or `resolve`: {error}");
+            tracing::error!(key = %member.record, "a saga is stuck, and waits for `hapax saga retry`, `skip` or `resolve`: {error}");
         }
         let outcome = if ended { Outcome::Compensated { error } } else { Outcome::CompensationFailed { error } };
         if let Some(consumer) = self.consumers.get(&member.message_key.scope.processor) {
-            consumer.inner.parts.metrics.ended(consumer.scope(), outcome.name(), 0);
+            consumer.pipeline.parts.metrics.ended(consumer.scope(), outcome.name(), 0);
         }
         self.parts.observer.ended(Report::Ended { message: &member.message, outcome: &outcome });
-    }
-}
-
-impl Inner {
-    /// Has a step undone; what it did is to be committed together with the saga's event.
-    async fn undo_once(
-        &self,
-        read: &ReadSaga,
-        index: u32,
-        step: &Step,
-        member: &Member,
-        versions: &dyn ComponentVersions,
-    ) -> Result<(Result<(), Failure>, Commit), StoreError> {
-        let message_key = member.message_key.compensation(read.id.as_str(), index);
-        let invocation = Invocation {
-            message: Arc::new(member.message.clone()),
-            idempotency_key: member.message_key.key.clone(),
-            attempt: step.attempts + 1,
-            seed: message_key.seed(),
-        };
-        let to_undo = StepToCompensate { invocation, name: step.name.clone(), payload: step.payload.clone() };
-        let identity = RunIdentity {
-            record: message_key.clone(),
-            message_key: message_key.clone(),
-            message: to_undo.invocation.message.clone(),
-            trace: member.message_key.digest(),
-        };
-        let early = Arc::new(Checkpoints::new(self.early.clone(), identity, Fence::Saga(Box::new(read.clone()))));
-        let mut context = self.context(&message_key).with_early(early.clone());
-        let result = match self.version(member, versions).await {
-            Ok(version) => match version.compensation() {
-                Some(compensation) => compensation.compensate(&to_undo, &mut context).await,
-                None => Err(Failure::Reject("the component has no compensations".into())),
-            },
-            Err(missing) => Err(Failure::Reject(missing)),
-        };
-        let (reads, effects) = context.finish();
-        let taken = early.take(true).await?;
-        let result = taken.over().map_or(result, Err);
-        let mut shared = SharedChange::default();
-        for lock in &taken.held {
-            lock.given_back(&mut shared);
-        }
-        let mut commit = Commit {
-            reads,
-            effects: if result.is_ok() { effects } else { Default::default() },
-            shared: Some(Box::new(shared)),
-            at_ms: self.parts.clock.now_ms(),
-            ..Commit::of(&message_key)
-        };
-        let forgotten = if result.is_ok() { taken.journal } else { taken.refused };
-        commit.effects.writes.extend(forgotten.into_iter().map(|key| (key, None)));
-        Ok((result, commit))
-    }
-
-    /// The version that registered the member's steps.
-    async fn version(
-        &self,
-        member: &Member,
-        versions: &dyn ComponentVersions,
-    ) -> Result<Arc<dyn MessageProcessor>, String> {
-        if member.component == *self.component() {
-            return Ok(self.parts.processor.clone());
-        }
-        versions.load(&member.message_key.scope.processor, &member.component).await
-    }
-
-    /// What a failed attempt to undo a step makes of the saga.
-    fn undo_failed(
-        &self,
-        index: u32,
-        step: &Step,
-        message_key: &RecordKey,
-        failure: Failure,
-        now_ms: u64,
-    ) -> SagaEvent {
-        let options = &self.parts.options;
-        let attempts = step.attempts + 1;
-        match failure {
-            Failure::Retry { reason, after_ms } if attempts < options.compensation_attempts_max => {
-                let asked_ms = after_ms.map(|after_ms| after_ms.min(options.retry_after_max_ms));
-                let after_ms = asked_ms.unwrap_or_else(|| options.backoff_ms(message_key, attempts));
-                SagaEvent::AttemptFailed { step: index, error: reason, retry_at_ms: now_ms.saturating_add(after_ms) }
-            }
-            Failure::Retry { reason, .. } => {
-                SagaEvent::Stuck { step: index, error: format!("failed {attempts} times, the last time: {reason}") }
-            }
-            for_good => SagaEvent::Stuck { step: index, error: for_good.to_string() },
-        }
     }
 }

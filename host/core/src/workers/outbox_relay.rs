@@ -112,7 +112,7 @@ impl OutboxRelay {
         };
         let published = self.publisher.publish(batch).await;
         if let Some(call) = call {
-            let went = if published.is_ok() { CallResult::Well } else { CallResult::Badly };
+            let went = if published.is_ok() { CallResult::Succeeded } else { CallResult::Failed };
             call.ended(went, self.clock.now_ms(), batch.len() as u64);
         }
         match published {

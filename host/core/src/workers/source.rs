@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use crate::message::Message;
 use crate::pipeline::IdempotentConsumer;
@@ -159,7 +159,8 @@ fn first_failure(tasks: &mut JoinSet<Result<(), SourceError>>) -> Option<SourceE
     None
 }
 
-fn joined(ended: Result<Result<(), SourceError>, tokio::task::JoinError>) -> Result<(), SourceError> {
+/// Returns the result of a task. A panic goes on here; a task that was cancelled has no failure to report.
+pub(super) fn joined<E>(ended: Result<Result<(), E>, JoinError>) -> Result<(), E> {
     match ended {
         Ok(result) => result,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),

@@ -32,7 +32,7 @@ pub(crate) fn commit(core: &Core, journal: &mut Journal, group: &Group) -> Resul
     for sent in &group.sent {
         frame.push_sent(*sent);
     }
-    for note in &group.notes {
+    for note in &group.feed_entries {
         frame.push_event(note);
     }
     if !frame.is_empty() {
@@ -96,7 +96,7 @@ fn in_two(
         effects.push(&Commit { record: RecordChange::Keep, ..commit.clone() });
     }
     group.sent.iter().for_each(|sent| effects.push_sent(*sent));
-    group.notes.iter().for_each(|note| effects.push_event(note));
+    group.feed_entries.iter().for_each(|note| effects.push_event(note));
     write(core, journal, records)?;
     write(core, journal, effects)?;
     Ok(verdicts)
@@ -128,10 +128,10 @@ impl<'a> Validator<'a> {
             Some(record) => record.cloned(),
             None => read::record(self.core, &commit.key)?,
         };
-        if !commit.expected.stands(found.as_ref().map(|record| record.epoch)) {
-            return Ok(Verdict::Taken(found.map(Box::new)));
+        if !commit.expected.holds(found.as_ref().map(|record| record.epoch)) {
+            return Ok(Verdict::EpochMismatch(found.map(Box::new)));
         }
-        Ok(if self.stands(commit)? && self.shared_stands(commit)? { Verdict::Committed } else { Verdict::Conflict })
+        Ok(if self.holds(commit)? && self.shared_holds(commit)? { Verdict::Committed } else { Verdict::Conflict })
     }
 
     fn note(&mut self, commit: &'a Commit) {
@@ -148,7 +148,7 @@ impl<'a> Validator<'a> {
     }
 
     /// Whether everything the run read is still so.
-    fn stands(&self, commit: &Commit) -> Result<bool, StoreError> {
+    fn holds(&self, commit: &Commit) -> Result<bool, StoreError> {
         let Some(written) = &self.written else { return Ok(true) };
         let scope = &commit.key.scope;
         let prefix = layout::scope_prefix(scope);
@@ -170,7 +170,7 @@ impl<'a> Validator<'a> {
     }
 
     /// The same for what is no processor's.
-    fn shared_stands(&self, commit: &Commit) -> Result<bool, StoreError> {
+    fn shared_holds(&self, commit: &Commit) -> Result<bool, StoreError> {
         let Some(shared) = &commit.shared else { return Ok(true) };
         if fault::mutated("shared-unchecked") {
             return Ok(true);

@@ -50,7 +50,7 @@ struct Twins {
 impl Twins {
     fn commit(&mut self, key: RecordKey) -> Commit {
         self.version += 1;
-        let found = now(self.memory.admit(&key));
+        let found = now(self.memory.record(&key));
         // Now and then one that expects what is not so.
         let epoch = found.map(|record| record.epoch + u64::from(self.random.below(10) == 0));
         let expected = if self.random.below(10) == 0 { Expected::Anything } else { Expected::of(epoch) };
@@ -143,7 +143,7 @@ impl Twins {
         let context = &self.context;
         for number in 0..KEYS {
             let key = key(number);
-            assert_eq!(now(self.redb.admit(&key)), now(self.memory.admit(&key)), "{context}: record {number}");
+            assert_eq!(now(self.redb.record(&key)), now(self.memory.record(&key)), "{context}: record {number}");
             assert_eq!(now(self.redb.held_under(&key)), now(self.memory.held_under(&key)), "{context}: letters");
         }
         let after = (self.random.below(2) == 0).then(|| {

@@ -148,7 +148,7 @@ impl RedbStore {
 }
 
 impl IdempotencyStorage for RedbStore {
-    fn admit<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
+    fn record<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
         Box::pin(ready(read::record(&self.core, key)))
     }
 

@@ -100,7 +100,7 @@ pub(super) async fn show(store: &dyn Store, text: &str) -> Result<Value, Request
             "there is no dead letter {key}; `hapax dlq list` shows all there are"
         )));
     };
-    let record = store.admit(&key.record).await.map_err(failed)?;
+    let record = store.record(&key.record).await.map_err(failed)?;
     let mut shown = whole(&key, held_message);
     shown["record"] = json!(key.record.to_string());
     shown["state"] = json!(record.as_ref().map(|record| record.state.name()));

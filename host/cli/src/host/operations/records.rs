@@ -35,7 +35,7 @@ pub(super) async fn show(store: &dyn Store, text: &str) -> Result<Value, Request
 /// What is known of a key's past; `rebuilt` says whether that makes the record that is stored, and is null where there is none.
 pub(super) async fn history(store: &dyn Store, text: &str) -> Result<Value, RequestError> {
     let key = parse_key(text)?;
-    let record = store.admit(&key).await.map_err(failed)?;
+    let record = store.record(&key).await.map_err(failed)?;
     let beyond = feed::beyond(store, &key, record.is_none()).await?;
     let (mut all, rebuilt) = match &record {
         Some(record) => (events(record).0, json!(events(record).1)),
@@ -49,7 +49,7 @@ pub(super) async fn history(store: &dyn Store, text: &str) -> Result<Value, Requ
 
 async fn find(store: &dyn Store, text: &str) -> Result<(RecordKey, Record), RequestError> {
     let key = parse_key(text)?;
-    match store.admit(&key).await.map_err(failed)? {
+    match store.record(&key).await.map_err(failed)? {
         Some(record) => Ok((key, record)),
         None => Err(absent(&key)),
     }

@@ -106,7 +106,7 @@ fn event(entry: &SagaLogEntry) -> Value {
             event["error"] = json!(error);
         }
         SagaEvent::Compensated { step } => event["step"] = json!(step),
-        SagaEvent::AttemptFailed { step, error, retry_at_ms } => {
+        SagaEvent::CompensationFailed { step, error, retry_at_ms } => {
             event["step"] = json!(step);
             event["error"] = json!(error);
             event["retry_at_ms"] = json!(retry_at_ms);
