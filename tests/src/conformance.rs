@@ -453,7 +453,10 @@ async fn the_feed_tells_of_each_commit_once_and_in_order(store: &impl Store) {
         let taken = Commit { expected: Expected::Epoch(99), version, ..commit.clone() };
         let state_only = Commit { record: RecordChange::Keep, ..self::commit("b", version, &[("k", Some("v"))]) };
         let verdicts = write(store, vec![taken, state_only, Commit { version, ..commit }]).await;
-        assert!(matches!(verdicts[..], [Verdict::EpochMismatch(_), Verdict::Committed, Verdict::Committed]), "{verdicts:?}");
+        assert!(
+            matches!(verdicts[..], [Verdict::EpochMismatch(_), Verdict::Committed, Verdict::Committed]),
+            "{verdicts:?}"
+        );
         let now: Vec<_> = feed(store).await.into_iter().map(|event| event.entry).collect();
         assert_eq!(now, told);
     }

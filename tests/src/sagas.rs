@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::future::BoxFuture;
 use hapax_core::{
-    Clock, Committer, CompensatorParts, Counters, Group, Handling, IdempotencyStorage,
-    IdempotentConsumer, Message, MessageProcessor, Observer, Options, Outcome, Parts, Record, RecordKey, Report,
-    SagaId, SagaLog, SagaState, Scope, StateView, StoreError, Verdict, Version, run_compensator,
+    Clock, Committer, CompensatorParts, Counters, Group, Handling, IdempotencyStorage, IdempotentConsumer, Message,
+    MessageProcessor, Observer, Options, Outcome, Parts, Record, RecordKey, Report, SagaId, SagaLog, SagaState, Scope,
+    StateView, StoreError, Verdict, Version, run_compensator,
 };
 use hapax_store::MemoryStore;
 use parking_lot::Mutex;

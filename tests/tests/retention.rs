@@ -50,7 +50,8 @@ async fn a_record_counts_until_its_retention_ends<S: Store>(make: impl Fn() -> A
             matches!(bench.handle(message("m", "[]")).await, Outcome::Completed { .. }),
             "another body is another life"
         );
-        let record = store.record(&RecordKey::by_message_id(&Scope::of("p"), &message("m", ""))).await.unwrap().unwrap();
+        let record =
+            store.record(&RecordKey::by_message_id(&Scope::of("p"), &message("m", ""))).await.unwrap().unwrap();
         assert_eq!((record.attempts, record.received_ms), (1, START_MS + 3 * RETENTION_MS), "{context}");
         assert_eq!(counter.runs(), 4, "{context}");
     }

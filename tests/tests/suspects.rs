@@ -71,7 +71,7 @@ impl IdempotencyStorage for Noted {
     }
 
     fn crash_tracker(&self) -> Arc<dyn CrashTracker> {
-        self.feed_entries.clone()
+        self.notes.clone()
     }
 }
 

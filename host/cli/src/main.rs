@@ -29,37 +29,37 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run a file of messages through a processor, to its end.
-    Run(run::Args),
+    Run(commands::run::Args),
     /// Serve processors over HTTP until told to stop.
-    Up(up::Args),
+    Up(commands::up::Args),
     /// Check a configuration, or a component against the contract, without running anything.
-    Check(check::Args),
+    Check(commands::check::Args),
     /// Send a message to a running host.
-    Send(send::Args),
+    Send(commands::send::Args),
     /// Ask a running host how it is doing.
-    Status(status::Args),
+    Status(commands::status::Args),
     /// Look at messages that failed for good or wait, run them again, or forget them.
     #[command(subcommand)]
-    Dlq(dlq::Command),
+    Dlq(commands::dlq::Command),
     /// What operators did.
-    Audit(audit::Args),
+    Audit(commands::audit::Args),
     /// Look at deduplication records, or forget one.
     #[command(subcommand)]
-    Records(records::Command),
+    Records(commands::records::Command),
     /// Look at what was done outside and the way back, and go on where that is halted.
     #[command(subcommand)]
-    Saga(saga::Command),
+    Saga(commands::saga::Command),
     /// Look at a processor's state.
     #[command(subcommand)]
-    State(state::Command),
+    State(commands::state::Command),
     /// Look at a processor's event streams.
-    Events(events::Args),
+    Streams(commands::streams::Args),
     /// Examine a store that nobody has open, and mend a damaged journal if told to.
-    Doctor(doctor::Args),
+    Doctor(commands::doctor::Args),
     /// Give the space of what was forgotten back to the disk. The store must not be open.
-    Compact(doctor::CompactArgs),
+    Compact(commands::doctor::CompactArgs),
     /// Build a guest's folder into a component.
-    Build(build::Args),
+    Build(commands::build::Args),
 }
 
 /// Messages are allocated by one thread and freed by another, many at a time, which this allocator is made for.
@@ -77,20 +77,20 @@ fn main() -> ExitCode {
 
 fn run(command: Command, json: bool) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Run(args) => run::command(args, json),
-        Command::Up(args) => up::command(&args, json),
-        Command::Check(args) => check::command(&args, json),
-        Command::Send(args) => send::command(&args, json),
-        Command::Status(args) => status::command(&args, json),
-        Command::Dlq(command) => dlq::command(command, json),
-        Command::Audit(args) => audit::command(args, json),
-        Command::Records(command) => records::command(command, json),
-        Command::Saga(command) => saga::command(command, json),
-        Command::State(command) => state::command(command, json),
-        Command::Events(args) => events::command(args, json),
-        Command::Doctor(args) => doctor::command(&args, json),
-        Command::Compact(args) => doctor::compact(&args, json),
-        Command::Build(args) => build::command(&args, json),
+        Command::Run(args) => commands::run::command(args, json),
+        Command::Up(args) => commands::up::command(&args, json),
+        Command::Check(args) => commands::check::command(&args, json),
+        Command::Send(args) => commands::send::command(&args, json),
+        Command::Status(args) => commands::status::command(&args, json),
+        Command::Dlq(command) => commands::dlq::command(command, json),
+        Command::Audit(args) => commands::audit::command(args, json),
+        Command::Records(command) => commands::records::command(command, json),
+        Command::Saga(command) => commands::saga::command(command, json),
+        Command::State(command) => commands::state::command(command, json),
+        Command::Streams(args) => commands::streams::command(args, json),
+        Command::Doctor(args) => commands::doctor::command(&args, json),
+        Command::Compact(args) => commands::doctor::compact(&args, json),
+        Command::Build(args) => commands::build::command(&args, json),
     }
 }
 
@@ -98,7 +98,7 @@ fn run(command: Command, json: bool) -> anyhow::Result<ExitCode> {
 fn log_to_stderr(filter: &str) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_new(filter)
         .map_err(|error| exit::Failed::usage(format!("--log {filter}: {error}; give it a level, such as `info`")))?;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| progress::Stderr);
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| output::progress::Stderr);
     if std::io::stderr().is_terminal() {
         subscriber.without_time().with_target(false).init();
     } else {

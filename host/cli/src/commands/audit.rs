@@ -6,7 +6,7 @@ use hapax_transport::{AuditFilter, OperatorRequest};
 
 use crate::commands::dlq::{print_list, text};
 use crate::commands::target::Target;
-use crate::host::operations::rfc3339;
+use crate::output::time::rfc3339;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

@@ -8,8 +8,8 @@ use serde_json::Value;
 use crate::commands::dlq::{AuditEntry, print_deed, print_list, text};
 use crate::commands::target::Target;
 use crate::exit::DAMAGED;
-use crate::host::operations::rfc3339;
 use crate::output::run_printer::line;
+use crate::output::time::rfc3339;
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {

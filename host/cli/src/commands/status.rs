@@ -2,7 +2,9 @@
 
 use std::process::ExitCode;
 
-use hapax_core::{Breaker, Clock as _, Counted, IdempotentConsumer, SagaLog, SagaState, Scope, Store, SystemClock};
+use hapax_core::{
+    CircuitBreaker, Clock as _, Counted, IdempotentConsumer, SagaLog, SagaState, Scope, Store, SystemClock,
+};
 use serde_json::{Map, Value, json};
 
 use crate::exit::Failed;
@@ -47,7 +49,7 @@ async fn ask(url: &str) -> anyhow::Result<Value> {
 pub(crate) fn of<'a>(
     host: &Host,
     consumers: impl Iterator<Item = (&'a str, &'a IdempotentConsumer)>,
-    outbox_breaker: Option<&Breaker>,
+    outbox_breaker: Option<&CircuitBreaker>,
 ) -> Result<Value, String> {
     let facts = host.store.facts().map_err(|error| error.to_string())?;
     let mut processors = Map::new();
@@ -61,7 +63,7 @@ pub(crate) fn of<'a>(
         "version": env!("CARGO_PKG_VERSION"),
         "now_ms": SystemClock.now_ms(),
         "processors": processors,
-        "outbox": { "pending": facts.outbox_pending, "breaker": outbox_breaker.map(Breaker::status) },
+        "outbox": { "pending": facts.outbox_pending, "breaker": outbox_breaker.map(CircuitBreaker::status) },
         "store": {
             "dead_letters": facts.kept_messages.saturating_sub(waiting),
             "unapplied_bytes": facts.unapplied_bytes,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use hapax_core::{IdempotencyStorage as _, Scope, StateView, StreamEvent};
+use hapax_core::{IdempotencyStorage as _, Scope, StateView, StreamEvent, list_streams, read_stream};
 use hapax_store::RedbStore;
 use serde_json::{Value, json};
 
@@ -39,7 +39,7 @@ pub(crate) fn command(args: Args, json: bool) -> anyhow::Result<ExitCode> {
         match &args.stream {
             Some(stream) => print_events(&*view, &args, stream, json).await?,
             None => {
-                for (stream, version) in event_stream::list_streams(&*view, None, args.limit).await? {
+                for (stream, version) in list_streams(&*view, None, args.limit).await? {
                     if json {
                         line(&json!({ "stream": stream, "version": version }).to_string());
                     } else {
@@ -55,7 +55,7 @@ pub(crate) fn command(args: Args, json: bool) -> anyhow::Result<ExitCode> {
 async fn print_events(view: &dyn StateView, args: &Args, stream: &str, json: bool) -> anyhow::Result<()> {
     let (mut after, mut left) = (args.after, args.limit);
     loop {
-        let page = event_stream::read_stream(view, stream, after, left.min(PAGE)).await?;
+        let page = read_stream(view, stream, after, left.min(PAGE)).await?;
         let Some(last) = page.last() else { break };
         after = last.version;
         left -= page.len();

@@ -7,7 +7,7 @@ use hapax_transport::RequestError;
 const UNITS: [(&str, u64); 5] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 
 /// RFC 3339, or how long before `now_ms`; in milliseconds since the Unix epoch.
-pub(super) fn parse(name: &str, text: &str, now_ms: u64) -> Result<u64, RequestError> {
+pub(crate) fn parse(name: &str, text: &str, now_ms: u64) -> Result<u64, RequestError> {
     let ago = || {
         let digits = text.find(|character: char| !character.is_ascii_digit())?;
         let (count, unit) = text.split_at(digits);

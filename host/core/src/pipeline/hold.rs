@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use crate::message::fingerprint::Fingerprint;
 use crate::message::identity::{HeldKey, Identity};
-use crate::pipeline::{IdempotentConsumer, Parts};
 use crate::pipeline::admission::{Admission, Decision};
 use crate::pipeline::commit_builder::CommitBuilder;
 use crate::pipeline::deferred::{Deferred, DeferredMessage};
 use crate::pipeline::delivery::{Accepted, Handling};
 use crate::pipeline::options::MismatchPolicy;
 use crate::pipeline::outcome::Outcome;
+use crate::pipeline::{IdempotentConsumer, Parts};
 use crate::store::commit::{Commit, Expected, HeldChange, RecordChange};
 use crate::store::held_message::{HeldMessage, HoldReason};
 use crate::support::error::StoreError;

@@ -7,9 +7,9 @@ use std::sync::{Arc, OnceLock};
 
 use crate::message::key::RecordKey;
 use crate::run::checkpoint::{Checkpoints, LazyCheckpoints};
+use crate::run::failure::ContextError;
 use crate::run::lock::Acquired;
 use crate::run::outbound_call::OutboundCaller;
-use crate::run::failure::ContextError;
 use crate::state::{EffectLimits, Effects, Outgoing, RESERVED, RangeRead, ReadSet, StateView};
 
 /// The first of them: every other key comes before.
@@ -211,8 +211,7 @@ impl Context {
         let seen = below.iter().map(|(key, version, _)| (key.clone(), *version)).collect();
         let below = below.into_iter().map(|(key, _, value)| (key, value));
         // Mostly the run wrote nothing in the range: the view's order stands.
-        let entries =
-            if written().next().is_none() { below.collect() } else { merged(below, written(), limit) };
+        let entries = if written().next().is_none() { below.collect() } else { merged(below, written(), limit) };
         self.reads.ranges.push(RangeRead { start: start.into(), end: Some(end.into()), limit: asked, seen });
         Ok(entries)
     }

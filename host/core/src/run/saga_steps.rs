@@ -170,13 +170,11 @@ impl Checkpoints {
         for _ in 0..APPENDS_MAX {
             let read = self.forward(progress).await?;
             let at_ms = self.parts.clock.now_ms();
-            let entries: Vec<_> =
-                events(self, read).into_iter().map(|event| SagaLogEntry { event, at_ms }).collect();
+            let entries: Vec<_> = events(self, read).into_iter().map(|event| SagaLogEntry { event, at_ms }).collect();
             if entries.is_empty() {
                 return Ok(());
             }
-            let (shared, _) =
-                read.append(&entries, u64::MAX).map_err(|error| ContextError::Saga(error.to_string()))?;
+            let (shared, _) = read.append(&entries, u64::MAX).map_err(|error| ContextError::Saga(error.to_string()))?;
             self.check_lease()?;
             let commit = Commit { shared: Some(Box::new(shared)), ..self.empty_commit() };
             let verdict = self.write(commit).await?;

@@ -120,11 +120,7 @@ impl Started {
     ///
     /// A saga whose task has ended is not started again until then: it has come as far as it can. If a request has come since
     /// its task was started, that may be for it, and the search begins at once.
-    async fn wait(
-        &mut self,
-        compensator: &Compensator,
-        stop: &mut watch::Receiver<bool>,
-    ) -> Result<Woken, StoreError> {
+    async fn wait(&mut self, compensator: &Compensator, stop: &mut watch::Receiver<bool>) -> Result<Woken, StoreError> {
         let Compensator { parts, .. } = compensator;
         let mut ended_sagas = Vec::new();
         loop {

@@ -2,7 +2,7 @@
 //! through the generated trait, so that data is not copied on its way to the guest's memory.
 
 use bytes::Bytes;
-use hapax_core::{Conflict, NewEvent, StreamEvent};
+use hapax_core::{AppendConflict, StreamEvent};
 use wasmtime::component::{ComponentType, Lift, Linker, Lower};
 use wasmtime::{Error, StoreContextMut};
 
@@ -44,9 +44,10 @@ pub(crate) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<
     let mut instance = linker.instance("hapax:processor/events@0.1.0")?;
     instance.func_wrap_async("append", |mut store: Store<'_>, (stream, expected, events): Append| {
         Box::new(async move {
-            let events = events.into_iter().map(|event| NewEvent { kind: event.kind, data: event.data });
+            let events =
+                events.into_iter().map(|event: NewEvent| hapax_core::NewEvent { kind: event.kind, data: event.data });
             let appended = store.data_mut().context()?.append(&stream, expected, events.collect()).await;
-            let conflict = |conflict: Conflict| Conflict { actual_version: conflict.actual_version };
+            let conflict = |conflict: AppendConflict| Conflict { actual_version: conflict.actual_version };
             Ok((appended.map_err(Error::new)?.map_err(conflict),))
         })
     })?;

@@ -15,7 +15,7 @@ use crate::format::frame::{Builder, ChecksumKey, Entry, Frame, HEADER_BYTES, Hea
 use crate::format::layout::{self, Applied, FeedFacts};
 
 const STORE: &str = "000102030405060708090a0b0c0d0e0f";
-const GOLDEN: &str = include_str!("../golden/format-3.txt");
+const GOLDEN: &str = include_str!("../../golden/format-3.txt");
 
 fn key() -> RecordKey {
     RecordKey::new(Scope { tenant: "t\0t".into(), processor: "orders".into() }, "/shop".into(), "o-1".into())

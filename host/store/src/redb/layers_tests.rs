@@ -129,7 +129,7 @@ impl Twins {
         };
         let notes =
             if self.random.below(4) == 0 { (0..self.random.below(KEYS)).map(note).collect() } else { Vec::new() };
-        Group { commits, sent, notes }
+        Group { commits, sent, feed_entries: notes }
     }
 
     fn write(&mut self) {

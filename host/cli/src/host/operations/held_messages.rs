@@ -7,7 +7,8 @@ use hapax_core::{HeldKey, HeldMessage, HoldReason, Message, Store};
 use hapax_transport::{HeldFilter, RequestError, StandingName};
 use serde_json::{Value, json};
 
-use super::{entry, failed, records};
+use super::{failed, records};
+use crate::output::time;
 
 /// Kept messages read from the store at one time.
 const PAGE: usize = 256;
@@ -23,7 +24,7 @@ pub(super) struct Wanted<'a> {
 impl<'a> Wanted<'a> {
     pub(super) fn by(filter: &'a HeldFilter, now_ms: u64) -> Result<Self, RequestError> {
         let parse = |name, text: &Option<String>, default| match text {
-            Some(text) => entry::parse(name, text, now_ms),
+            Some(text) => time::parse(name, text, now_ms),
             None => Ok(default),
         };
         let after = filter.after.as_deref().map(parse_key).transpose()?;

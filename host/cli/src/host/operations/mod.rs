@@ -16,7 +16,7 @@ use hapax_transport::{AuditFilter, FeedPage, Operations, OperatorRequest, Reques
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-pub(crate) use entry::rfc3339;
+use crate::output::time;
 
 /// A store and who changes it.
 #[derive(Clone)]
@@ -56,7 +56,7 @@ impl Ops {
     async fn audit(&self, filter: &AuditFilter) -> Result<Value, RequestError> {
         let limit = filter.listed()?;
         let since_ms = match &filter.since {
-            Some(since) => entry::parse("since", since, SystemClock.now_ms())?,
+            Some(since) => time::parse("since", since, SystemClock.now_ms())?,
             None => 0,
         };
         let mut lines = self.operator.trail_since(&filter.processor, since_ms, limit + 1).await.map_err(failed)?;

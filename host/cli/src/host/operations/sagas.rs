@@ -69,7 +69,7 @@ fn state_of(name: SagaStateName) -> SagaState {
 
 fn member(member: &Member) -> Value {
     json!({
-        "record": member.record.to_string(), "processor": member.own.scope.processor, "source": member.message.source,
+        "record": member.record.to_string(), "processor": member.message_key.scope.processor, "source": member.message.source,
         "id": member.message.id, "component": member.component,
     })
 }
