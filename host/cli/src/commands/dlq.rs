@@ -57,7 +57,7 @@ pub(crate) struct Filter {
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
     /// Only those that wait for this.
-    #[arg(long)]
+    #[arg(long = "standing")]
     hold_reason: Option<HoldReason>,
     /// So many, at most: 1000 are listed, 10000 redriven or discarded, unless told otherwise.
     #[arg(long, value_name = "N")]
@@ -192,7 +192,7 @@ pub(crate) fn print_list(answer: &Value, name: &str, json: bool, as_line: impl F
         line(&if json { item.to_string() } else { as_line(item) });
     }
     if let Some(next) = answer["next"].as_str() {
-        eprintln!("there are more: go on with --after '{next}'");
+        eprintln!("more remain: continue with --after '{next}'");
     }
 }
 
@@ -241,7 +241,7 @@ pub(crate) fn print_deed(answer: &Value, json: bool) -> ExitCode {
         done.iter().for_each(|key| line(&format!("{verb} {}", text(key))));
         refused.iter().for_each(|one| line(&format!("refused {}: {}", text(&one["key"]), text(&one["error"]))));
         let nothing = if dry_run { "; this was a dry run: nothing was done" } else { "" };
-        let more = if answer["more"] == true { "; there are more: say it again" } else { "" };
+        let more = if answer["more"] == true { "; more remain: run the command again" } else { "" };
         line(&format!("{verb}: {} done, {} refused{nothing}{more}", done.len(), refused.len()));
     }
     if refused.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(REFUSED) }

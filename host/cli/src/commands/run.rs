@@ -15,7 +15,7 @@ use crate::config::{self, Config, Outbox, Processor};
 use crate::exit::{Failed, INTERRUPTED, INVALID_INPUT};
 use crate::host::{self, Host};
 use crate::output::progress::Progress;
-use crate::output::run_printer::{KeptPrinter, Printer, Style, UndonePrinter};
+use crate::output::run_printer::{KeptPrinter, Printer, Style, CompensatedPrinter};
 
 /// Messages that are taken for each that may be in flight.
 const TAKEN_PER_RUN: usize = 16;
@@ -124,7 +124,7 @@ async fn run(args: Args, json: bool) -> anyhow::Result<ExitCode> {
     let kept = Arc::new(KeptPrinter(printer.clone()));
     let keeper = tokio::spawn(host.keeper(&consumer, kept, kept_stop));
     let (undo_ended, undo_stop) = watch::channel(false);
-    let undone = Arc::new(UndonePrinter(printer.clone()));
+    let undone = Arc::new(CompensatedPrinter(printer.clone()));
     let undo = tokio::spawn(host.undo(vec![consumer.clone()], undone.clone(), undo_stop));
     let progress = if style == Style::Quiet { Progress::on_terminal(source.total_bytes()) } else { None };
     let ticking = progress.map(|bar| tokio::spawn(tick(bar, printer.clone(), source.bytes_read())));

@@ -16,9 +16,9 @@ use crate::output::run_printer::line;
 pub(crate) struct Args {
     /// The processor's name.
     processor: String,
-    /// The host.
+    /// Address of the running host.
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
-    url: String,
+    host: String,
     /// CloudEvents JSON, one a line, instead of one message; `-` is standard input.
     #[arg(long, value_name = "FILE|-", conflicts_with_all = ["id", "data"])]
     input: Option<PathBuf>,
@@ -41,7 +41,7 @@ pub(crate) fn command(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
 }
 
 async fn send(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
-    let url = format!("{}/v1/processors/{}/messages", args.url.trim_end_matches('/'), args.processor);
+    let url = format!("{}/v1/processors/{}/messages", args.host.trim_end_matches('/'), args.processor);
     let publisher = HttpPublisher::new(&url).map_err(|error| Failed::usage(error.to_string()))?;
     let mut refused = false;
     let Some(input) = &args.input else {

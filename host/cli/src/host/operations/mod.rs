@@ -62,7 +62,7 @@ impl Ops {
         let mut lines = self.operator.trail_since(&filter.processor, since_ms, limit + 1).await.map_err(failed)?;
         let more = lines.len() > limit;
         lines.truncate(limit);
-        Ok(json!({ "deeds": lines, "more": more }))
+        Ok(json!({ "actions": lines, "more": more }))
     }
 }
 
