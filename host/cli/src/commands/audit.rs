@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use hapax_transport::{AuditFilter, OperatorRequest};
 
-use crate::commands::dlq::{print_list, text};
 use crate::commands::target::Target;
+use crate::output::list::{print_list, text};
 use crate::output::time::rfc3339;
 
 #[derive(clap::Args)]

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::config::{Config, Processor};
 use crate::host;
-use crate::output::run_printer::line;
+use crate::output::line;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -35,7 +35,8 @@ pub(crate) fn command(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
             let said = json!({ "processor": name, "component": path, "digest": digest, "steps": steps, "ok": true });
             line(&said.to_string());
         } else {
-            let compensates = if steps.is_empty() { String::new() } else { format!(", compensates {}", steps.join(", ")) };
+            let compensates =
+                if steps.is_empty() { String::new() } else { format!(", compensates {}", steps.join(", ")) };
             line(&format!("{path}: fits the contract, {digest}{compensates}"));
         }
     }

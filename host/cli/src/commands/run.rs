@@ -12,10 +12,10 @@ use tokio::sync::watch;
 
 use crate::config::outbound::GrantSetting;
 use crate::config::{self, Config, Outbox, Processor};
-use crate::exit::{Failed, INTERRUPTED, INVALID_INPUT};
+use crate::exit::{Failed, INTERRUPTED, INVALID_INPUT, SUCCESS};
 use crate::host::{self, Host};
 use crate::output::progress::Progress;
-use crate::output::run_printer::{KeptPrinter, Printer, Style, CompensatedPrinter};
+use crate::output::run_printer::{CompensatedPrinter, KeptPrinter, Printer, Style};
 
 /// Messages that are taken for each that may be in flight.
 const TAKEN_PER_RUN: usize = 16;
@@ -158,7 +158,7 @@ async fn run(args: Args, json: bool) -> anyhow::Result<ExitCode> {
     printer.summary(sent, host.store.outbox_len()?);
     Ok(ExitCode::from(match (*stop.borrow(), printer.invalid()) {
         (true, _) => INTERRUPTED,
-        (false, 0) => 0,
+        (false, 0) => SUCCESS,
         (false, _) => INVALID_INPUT,
     }))
 }

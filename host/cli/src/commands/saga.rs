@@ -5,9 +5,10 @@ use std::process::ExitCode;
 use hapax_transport::{OperatorRequest, SagaFilter, SagaStateName, SagaVerb};
 use serde_json::Value;
 
-use crate::commands::dlq::{AuditEntry, print_deed, print_list, text};
+use crate::commands::audit_args::AuditArgs;
 use crate::commands::target::Target;
-use crate::output::run_printer::line;
+use crate::output::line;
+use crate::output::list::{print_action, print_list, text};
 use crate::output::time::rfc3339;
 
 #[derive(clap::Subcommand)]
@@ -46,7 +47,7 @@ pub(crate) struct Stuck {
     /// Id of the saga, as `hapax saga list` prints it.
     id: String,
     #[command(flatten)]
-    audit: AuditEntry,
+    audit: AuditArgs,
     #[command(flatten)]
     place: Target,
 }
@@ -85,8 +86,8 @@ impl From<State> for SagaStateName {
 
 pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> {
     let resume = |verb, Stuck { id, audit, place }: Stuck| {
-        let answer = place.ask(OperatorRequest::ResumeSaga(verb, audit.to(vec![id])))?;
-        Ok(print_deed(&answer, json))
+        let answer = place.ask(OperatorRequest::ResumeSaga(verb, audit.select(vec![id])))?;
+        Ok(print_action(&answer, json))
     };
     match command {
         Command::List { state, after, limit, place } => {
@@ -128,9 +129,9 @@ fn print(saga: &Value) {
         show("message", format!("{index}: {}", text(&member["record"])));
     }
     for (index, step) in listed("steps") {
-        let error = step["error"]
-            .as_str()
-            .map_or_else(String::new, |error| format!(", not compensated after {} attempts: {error}", step["attempts"]));
+        let error = step["error"].as_str().map_or_else(String::new, |error| {
+            format!(", not compensated after {} attempts: {error}", step["attempts"])
+        });
         let (name, hold_reason) = (text(&step["name"]), text(&step["standing"]));
         show("step", format!("{index}: {name} of message {}, {hold_reason}{error}", step["member"]));
     }

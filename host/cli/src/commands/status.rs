@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::exit::Failed;
 use crate::host::{self, Host};
-use crate::output::run_printer::line;
+use crate::output::line;
 
 /// Sagas that are counted, at most.
 const SAGAS_COUNTED: usize = 10_000;
@@ -36,7 +36,7 @@ pub(crate) fn command(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
 async fn ask(url: &str) -> anyhow::Result<Value> {
     let answer = hapax_transport::get(&format!("{}/v1/status", url.trim_end_matches('/')))
         .await
-        .map_err(|error| Failed::unreachable(format!("is the host running? `hapax up` starts it: {error}")))?;
+        .map_err(|error| Failed::no_answer(error))?;
     let body = String::from_utf8_lossy(&answer.body);
     let status = serde_json::from_slice::<Value>(&answer.body);
     match (answer.status, status) {

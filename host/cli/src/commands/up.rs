@@ -17,7 +17,7 @@ use crate::commands::status;
 use crate::config::Config;
 use crate::exit::Failed;
 use crate::host::{self, Host};
-use crate::output::run_printer::line;
+use crate::output::line;
 
 /// Runs under way at most; the engine's pool has as many places.
 const CONCURRENCY: usize = 256;

@@ -8,6 +8,8 @@ use std::time::Instant;
 use hapax_core::{Observer, Outcome, Output, Report, StoredOutcome};
 use serde_json::{Value, json};
 
+// Re-exported for the commands that still take it from here.
+pub(crate) use crate::output::line;
 use crate::output::progress::Stderr;
 
 /// Prints and counts outcomes.
@@ -242,10 +244,4 @@ pub(crate) fn result(output: &Output) -> Value {
         Ok(text) => serde_json::from_str(text).unwrap_or_else(|_| json!(text)),
         Err(_) => json!({ "bytes": output.data.len() }),
     }
-}
-
-/// One whole line on standard output. A reader that went away is no reason to stop processing.
-pub(crate) fn line(text: &str) {
-    let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{text}");
 }
