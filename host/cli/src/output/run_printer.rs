@@ -161,10 +161,10 @@ impl Observer for Printer {
     }
 }
 
-/// Prints messages that the store kept: those that were parked are parked no longer.
-pub(crate) struct KeptPrinter(pub(crate) Arc<Printer>);
+/// Prints the outcomes of held messages: they no longer count as parked.
+pub(crate) struct HeldPrinter(pub(crate) Arc<Printer>);
 
-impl Observer for KeptPrinter {
+impl Observer for HeldPrinter {
     fn ended(&self, report: Report<'_>) {
         let _ = self.0.parked.fetch_update(Relaxed, Relaxed, |parked| parked.checked_sub(1));
         self.0.ended(report);
