@@ -185,7 +185,7 @@ fn a_running_host_is_asked_over_http_and_goes_on_at_once() {
     assert_eq!(shop.undone(), ["/shipments/cancel", "/charges/refund", "/reservations/release"]);
     let (status, body) = host.ask("POST /v1/sagas/skip", &json_type, &order);
     assert_eq!(status, 409, "{body}");
-    for (order, what) in [("{}", "say what"), (r#"{"keys":[""],"actor":"ann"}"#, "1 to 256"), ("[", "the order")] {
+    for (order, what) in [("{}", "give `keys`"), (r#"{"keys":[""],"actor":"ann"}"#, "1 to 256"), ("[", "the order")] {
         let (status, body) = host.ask("POST /v1/sagas/resolve", &json_type, order);
         assert!(status == 400 && body.contains(what), "{status} {body}");
     }

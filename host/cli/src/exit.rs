@@ -1,5 +1,5 @@
-//! Exit codes, one for each kind of failure, so that scripts can tell them apart. `docs/operating/exit-codes.md` explains
-//! each of them.
+//! Exit codes, one for each kind of failure, so that scripts can tell them apart.
+//! `docs/operating/exit-codes.md` explains each of them.
 
 use std::fmt::Display;
 use std::process::ExitCode;
@@ -90,7 +90,8 @@ pub(crate) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Returns the code of the outermost cause that has one: context that was added later does not hide it.
+/// Returns the code of the outermost cause that has one: context that was added later does not hide
+/// it.
 fn code(error: &anyhow::Error) -> u8 {
     error.chain().find_map(code_of_cause).unwrap_or(UNKNOWN)
 }

@@ -1,4 +1,5 @@
-//! The binary: reads the command line, joins the parts, runs a command. Decides nothing about messages.
+//! The binary: parses the command line, joins the parts, and runs a command. It decides nothing
+//! about messages.
 
 mod commands;
 mod config;
@@ -11,15 +12,16 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// A host for message processors that ship as WebAssembly components: a message may be delivered many times, its effects
-/// happen once.
+/// Host for message processors that are WebAssembly components. A message may be delivered many
+/// times; its effects happen once.
 #[derive(Parser)]
 #[command(name = "hapax", version, propagate_version = true)]
 struct Cli {
     /// Print JSON on standard output.
     #[arg(long, global = true)]
     json: bool,
-    /// What to log to standard error, such as `info` or `hapax_core=debug`.
+    /// Log filter for standard error: a level or a list of targets, such as `info` or
+    /// `hapax_core=debug`.
     #[arg(long, global = true, value_name = "FILTER", default_value = "warn")]
     log: String,
     #[command(subcommand)]
@@ -28,41 +30,41 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run a file of messages through a processor, to its end.
+    /// Run the messages of a file through a processor, to the end of the file.
     Run(commands::run::Args),
-    /// Serve processors over HTTP until told to stop.
+    /// Serve processors over HTTP until a signal comes.
     Up(commands::up::Args),
-    /// Check a configuration, or a component against the contract, without running anything.
+    /// Check a configuration, or a component, without running it.
     Check(commands::check::Args),
     /// Send a message to a running host.
     Send(commands::send::Args),
-    /// Ask a running host how it is doing.
+    /// Print the status of a running host.
     Status(commands::status::Args),
-    /// Look at messages that failed for good or wait, run them again, or forget them.
+    /// List, redrive or discard held messages: dead letters, and messages that wait.
     #[command(subcommand)]
     Dlq(commands::dlq::Command),
-    /// What operators did.
+    /// Print the audit trail: the actions of operators.
     Audit(commands::audit::Args),
-    /// Look at deduplication records, or forget one.
+    /// List deduplication records, or evict one.
     #[command(subcommand)]
     Records(commands::records::Command),
-    /// Look at what was done outside and the way back, and go on where that is halted.
+    /// List sagas, and resume those that are stuck.
     #[command(subcommand)]
     Saga(commands::saga::Command),
-    /// Look at a processor's state.
+    /// Print a processor's state.
     #[command(subcommand)]
     State(commands::state::Command),
-    /// Look at a processor's event streams.
+    /// Print a processor's event streams.
     Streams(commands::streams::Args),
-    /// Examine a store that nobody has open, and mend a damaged journal if told to.
+    /// Examine a store that no host has open; repair a damaged journal on request.
     Doctor(commands::doctor::Args),
-    /// Give the space of what was forgotten back to the disk. The store must not be open.
+    /// Return the space of expired data to the disk. No host may have the store open.
     Compact(commands::doctor::CompactArgs),
-    /// Build a guest's folder into a component.
+    /// Build a component from the folder of its source.
     Build(commands::build::Args),
 }
 
-/// Messages are allocated by one thread and freed by another, many at a time, which this allocator is made for.
+/// Messages are allocated by one thread and freed by another. mimalloc is fast at that.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -94,7 +96,7 @@ fn run(command: Command, json: bool) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// For people on a terminal, JSON otherwise.
+/// Logs lines for people if standard error is a terminal, and JSON otherwise.
 fn log_to_stderr(filter: &str) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_new(filter)
         .map_err(|error| exit::Failed::usage(format!("--log {filter}: {error}; give it a level, such as `info`")))?;

@@ -1,4 +1,4 @@
-//! `hapax audit`: what operators did. Asks and prints.
+//! `hapax audit`: prints the actions of operators.
 
 use std::process::ExitCode;
 
@@ -10,13 +10,13 @@ use crate::output::time::rfc3339;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The processor.
+    /// Name of the processor.
     #[arg(long, value_name = "NAME")]
     processor: String,
-    /// From this time on: RFC 3339, or how long ago, such as 2h.
+    /// Print actions from this time on: RFC 3339, or a time span before now, such as 2h.
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
-    /// Lines to print, at most.
+    /// Print at most this many actions.
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
     #[command(flatten)]

@@ -1,4 +1,5 @@
-//! Arguments that every operator action takes: actor and reason for the audit trail, and the dry run.
+//! Arguments that every operator action takes: actor and reason for the audit trail, and the dry
+//! run.
 
 use hapax_transport::Selection;
 

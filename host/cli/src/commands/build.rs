@@ -1,4 +1,4 @@
-//! `hapax build`: a guest's folder to a component.
+//! `hapax build`: builds a component from the folder of its source.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,10 +10,10 @@ use crate::output::line;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The guest's folder, with its Cargo.toml.
+    /// Folder of the source, with its Cargo.toml.
     #[arg(default_value = ".")]
     dir: PathBuf,
-    /// Folder of the component [default: the guest's folder]
+    /// Folder for the component [default: the folder of the source]
     #[arg(long, short, value_name = "FOLDER")]
     out: Option<PathBuf>,
 }

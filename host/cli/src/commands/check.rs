@@ -1,4 +1,4 @@
-//! `hapax check`: everything that can be found wrong without running anything.
+//! `hapax check`: finds errors in a configuration or a component without running it.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,10 +12,10 @@ use crate::output::line;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The configuration.
+    /// Configuration file.
     #[arg(long, value_name = "FILE", default_value = "hapax.toml", conflicts_with = "component")]
     config: PathBuf,
-    /// A component to check against the contract, instead of a configuration.
+    /// Component to check against the contract, instead of a configuration.
     #[arg(long, value_name = "X.wasm")]
     component: Option<PathBuf>,
 }

@@ -1,4 +1,4 @@
-//! `hapax dlq`: messages that failed for good, and those that wait. Asks and prints; what may be done is core's to say.
+//! `hapax dlq`: lists, redrives and discards held messages. Core decides which actions are legal.
 
 use std::process::ExitCode;
 
@@ -15,7 +15,7 @@ use crate::output::time::rfc3339;
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
-    /// List kept messages in the order of their keys.
+    /// List held messages in the order of their keys.
     List {
         #[command(flatten)]
         filter: Filter,
@@ -25,63 +25,66 @@ pub(crate) enum Command {
         #[command(flatten)]
         place: Target,
     },
-    /// Show one: body, attributes, error, attempts, history, what it waits for and what it blocks.
+    /// Show one held message: body, attributes, error, attempts, history, and the messages that it
+    /// waits for or blocks.
     Show {
-        /// The key: tenant/processor/source/key#fingerprint, as `list` prints it.
+        /// Key of the message, as `hapax dlq list` prints it:
+        /// tenant/processor/source/key#fingerprint.
         key: String,
         #[command(flatten)]
         place: Target,
     },
-    /// Run dead letters again, with all their attempts before them: at once where the host runs, else when it is started.
+    /// Run dead letters again, with all their attempts: at once if a host runs, or at its next
+    /// start.
     Redrive(OrderArgs),
-    /// Forget kept messages. Their records stay: a duplicate still gets the stored error.
+    /// Remove held messages. Their records stay: a duplicate still gets the stored error.
     Discard(OrderArgs),
 }
 
 #[derive(clap::Args)]
 pub(crate) struct Filter {
-    /// Only this processor's.
+    /// Select messages of this processor.
     #[arg(long, value_name = "NAME")]
     processor: Option<String>,
-    /// Only of this type.
+    /// Select messages of this CloudEvents type.
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<String>,
-    /// Only from this source.
+    /// Select messages of this CloudEvents source.
     #[arg(long)]
     source: Option<String>,
-    /// Only those whose error contains this text.
+    /// Select messages whose error contains this text.
     #[arg(long, value_name = "TEXT")]
     error: Option<String>,
-    /// Only those kept since then: RFC 3339, or how long ago, such as 2h.
+    /// Select messages held since this time: RFC 3339, or a time span before now, such as 2h.
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
-    /// Only those kept before then, likewise.
+    /// Select messages held before this time, written like --since.
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
-    /// Only those that wait for this.
-    #[arg(long = "standing")]
+    /// Select messages with this hold reason.
+    #[arg(long = "standing", value_name = "REASON")]
     hold_reason: Option<HoldReason>,
-    /// So many, at most: 1000 are listed, 10000 redriven or discarded, unless told otherwise.
+    /// Select at most this many messages [default: 1000 to list, 10000 to redrive or discard]
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum HoldReason {
-    /// They failed for good and wait for an operator.
+    /// The message failed for good and waits for an operator.
     Dead,
-    /// They wait for the message before them.
+    /// The message waits for the message before it.
     Parked,
-    /// They are to run again.
+    /// The message waits to run again.
     Redriven,
 }
 
 #[derive(clap::Args)]
 pub(crate) struct OrderArgs {
-    /// The key of one, as `list` prints it.
+    /// Key of one message, as `hapax dlq list` prints it.
     #[arg(conflicts_with = "all")]
     key: Option<String>,
-    /// All that the filters find; without `--standing`, only those that are dead.
+    /// Take all messages that the filters select; without `--standing`, only dead ones.
     #[arg(long)]
     all: bool,
     #[command(flatten)]
@@ -108,7 +111,7 @@ impl OrderArgs {
     fn chosen(self) -> anyhow::Result<(Target, Selection)> {
         let filter = HeldFilter::from(self.filter);
         if self.key.is_none() && !self.all {
-            return Err(Failed::usage("name one message by its KEY, or say --all, with filters or without"));
+            return Err(Failed::usage("name one message by its KEY, or give --all, with or without filters"));
         }
         if self.key.is_some() && filter != HeldFilter::default() {
             return Err(Failed::usage("a KEY names one message: give filters with --all only"));
@@ -156,7 +159,7 @@ pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> 
     }
 }
 
-/// One kept message, for people.
+/// Prints one held message for people.
 fn print(held_message: &Value) {
     let show = |name: &str, value: String| line(&format!("{:<12} {value}", format!("{name}:")));
     show("key", text(&held_message["key"]));
@@ -173,7 +176,7 @@ fn print(held_message: &Value) {
     }
     show("attempts", text(&held_message["attempts"]));
     show("component", text(&held_message["component"]));
-    show("kept", time_or(&held_message["at_ms"], "?"));
+    show("held since", time_or(&held_message["at_ms"], "?"));
     for name in ["position", "idempotency_key", "headers"].iter().filter(|name| !held_message[**name].is_null()) {
         show(name, text(&held_message[*name]));
     }

@@ -1,4 +1,4 @@
-//! `hapax doctor` and `hapax compact`: a store that no host has open.
+//! `hapax doctor` and `hapax compact`: examine, repair and compact a store that no host has open.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,8 +14,8 @@ pub(crate) struct Args {
     /// Folder of the store.
     #[arg(long, value_name = "PATH", default_value = "hapax-store")]
     store: PathBuf,
-    /// Make a damaged or missing journal readable: what was acknowledged after the damage is lost, and counts as new when
-    /// it is delivered again. The journal as it was is kept.
+    /// Make a damaged or missing journal readable. Messages acknowledged after the damage are lost,
+    /// and run again if they are delivered again. The damaged journal is kept beside it.
     #[arg(long)]
     cut_journal: bool,
 }
@@ -51,7 +51,7 @@ pub(crate) fn command(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
             None => format!("journal: whole; {applied} frames are in the tables, {unapplied} follow at the next start"),
             Some(damage) => format!(
                 "journal: DAMAGED: {damage}. {unapplied} frames before that can be read. Put back a backup of the folder, or \
-                 give up what comes after with `hapax doctor --cut-journal`"
+                 remove the rest with `hapax doctor --cut-journal`"
             ),
         });
     }

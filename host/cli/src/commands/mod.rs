@@ -1,4 +1,5 @@
-//! The commands of `hapax`, one file each: read arguments, ask, print.
+//! The commands of `hapax`, one file each. A command parses its arguments, asks, and prints the
+//! answer.
 
 pub(crate) mod audit;
 pub(crate) mod audit_args;

@@ -1,4 +1,4 @@
-//! `hapax records`: deduplication records, for people. Asks and prints.
+//! `hapax records`: lists deduplication records, shows their history, and evicts them.
 
 use std::process::ExitCode;
 
@@ -16,25 +16,26 @@ use crate::output::time::rfc3339;
 pub(crate) enum Command {
     /// List records in the order of their keys.
     List {
-        /// Only this processor's.
+        /// List only records of this processor.
         #[arg(long, value_name = "NAME")]
         processor: Option<String>,
         /// Start after this key.
         #[arg(long, value_name = "KEY")]
         after: Option<String>,
-        /// Records to list, at most.
+        /// List at most this many records.
         #[arg(long, value_name = "N", default_value_t = 1_000)]
         limit: usize,
         #[command(flatten)]
         place: Target,
     },
-    /// Show one record, and its dead letters.
+    /// Show one record, with its held messages.
     Show(One),
-    /// What happened to a record, oldest first, and whether it can be made again from that.
+    /// Show the events of a record, oldest first, and check that the record follows from them.
     History(One),
-    /// Forget a record before its time: a message under its key counts as new, and runs again.
+    /// Remove a record before it expires: a message under its key then counts as new, and runs
+    /// again.
     Evict {
-        /// The key, as `list` prints it.
+        /// Key of the record, as `hapax records list` prints it.
         key: String,
         #[command(flatten)]
         audit: AuditArgs,
@@ -45,7 +46,7 @@ pub(crate) enum Command {
 
 #[derive(clap::Args)]
 pub(crate) struct One {
-    /// The key: tenant/processor/source/key, with `/` inside a part as %2F.
+    /// Key of the record: tenant/processor/source/key, with `/` inside a part as %2F.
     key: String,
     #[command(flatten)]
     place: Target,
@@ -71,7 +72,7 @@ pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> 
     }
 }
 
-/// The events, and whether they make the record; fails if they do not.
+/// Prints the events; returns [`DAMAGED`] if the stored record does not follow from them.
 fn print_history(answer: &Value, json: bool) -> ExitCode {
     let rebuilt = answer["rebuilt"].as_bool();
     if json {
@@ -87,7 +88,7 @@ fn print_history(answer: &Value, json: bool) -> ExitCode {
     if rebuilt == Some(false) { ExitCode::from(DAMAGED) } else { ExitCode::SUCCESS }
 }
 
-/// One event of a record's history.
+/// Returns one event of a record's history as a line.
 pub(crate) fn event_line(event: &Value) -> String {
     let at = rfc3339(event["at_ms"].as_u64().unwrap_or(0));
     let mut said = format!("{at:<24} {}", text(&event["event"]));

@@ -1,4 +1,4 @@
-//! `hapax run`: a file of messages through one processor, to its end.
+//! `hapax run`: runs the messages of a file through one processor, to the end of the file.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -27,37 +27,41 @@ const TICK_EVERY: Duration = Duration::from_millis(200);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The processor's component, with every setting at its default.
+    /// Component to run, with every setting at its default.
     #[arg(long, value_name = "X.wasm", required_unless_present = "config", conflicts_with = "config")]
     component: Option<PathBuf>,
-    /// A configuration: its store, and the processor that --processor names, with its settings.
+    /// Configuration file that has the store, and the processor that --processor names.
     #[arg(long, value_name = "FILE", requires = "processor")]
     config: Option<PathBuf>,
-    /// An origin that the processor may call, as `http` in a configuration; may be given more than once.
+    /// Origin that the processor may call, like `http` in a configuration; may be given more than
+    /// once.
     #[arg(long, value_name = "URL", conflicts_with = "config")]
     http: Vec<String>,
-    /// What the component reads under KEY through `config`; may be given more than once.
+    /// Setting that the component reads through `config`; may be given more than once.
     #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "config", value_parser = setting)]
     set: Vec<(String, String)>,
-    /// Folder of the store; created where it is absent [default: hapax-store, or what the configuration says]
+    /// Folder of the store, which is created if it is absent [default: hapax-store, or the `store`
+    /// of the configuration]
     #[arg(long, value_name = "PATH")]
     store: Option<PathBuf>,
-    /// The processor's name, which scopes its records and state [default: the component's file name]
+    /// Name of the processor, which scopes its records and state [default: the component's file
+    /// name]
     #[arg(long, value_name = "NAME")]
     processor: Option<String>,
-    /// CloudEvents JSON, one a line; `-` is standard input.
+    /// File of messages, one CloudEvent in JSON on each line; `-` is standard input.
     #[arg(long, value_name = "FILE|-", default_value = "-")]
     input: PathBuf,
-    /// Where outbox messages are appended, one CloudEvent a line; without it they stay in the outbox.
+    /// File to which outbox messages are appended, one CloudEvent on each line; without it they
+    /// stay in the outbox.
     #[arg(long, value_name = "FILE|-")]
     outbox: Option<PathBuf>,
-    /// Messages in flight, at most. With 1, each ends before the next is read.
+    /// Maximum number of messages in flight. With 1, each has an outcome before the next is read.
     #[arg(long, value_name = "N", default_value_t = 64)]
     concurrency: usize,
-    /// Bytes of one message, at most.
+    /// Maximum size of one message, in bytes.
     #[arg(long, value_name = "BYTES", default_value_t = config::default_max_message_bytes())]
     max_message_bytes: usize,
-    /// Print a line a message.
+    /// Print one line for each message.
     #[arg(long, short)]
     verbose: bool,
 }
@@ -77,7 +81,7 @@ fn setting(text: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
-/// What is run, over which store.
+/// The processor to run, and its store.
 struct Selection {
     name: String,
     processor: Processor,
@@ -85,7 +89,7 @@ struct Selection {
     options: StoreOptions,
 }
 
-/// By the arguments, or by the configuration that they name.
+/// Takes the processor and the store from the arguments, or from the configuration that they name.
 fn chosen(args: &Args) -> anyhow::Result<Selection> {
     let Some(path) = &args.config else {
         let component = args.component.clone().unwrap_or_default();
@@ -137,9 +141,9 @@ fn style(json: bool, verbose: bool) -> Style {
     }
 }
 
-/// Returns the number of messages that are taken from the source at the same time. Many more than run at the same time:
-/// messages that wait for their turn or their retry hold up no others. With one run at a time, each message has an outcome
-/// before the next is read.
+/// Returns the number of messages that are taken from the source at the same time. Many more than
+/// run at the same time: messages that wait for their turn or their retry hold up no others. With
+/// one run at a time, each message has an outcome before the next is read.
 fn taken_max(concurrency: usize) -> usize {
     if concurrency == 1 { 1 } else { concurrency.saturating_mul(TAKEN_PER_RUN) }
 }
@@ -152,7 +156,8 @@ fn exit_code(is_stopped: bool, invalid: u64) -> u8 {
     }
 }
 
-/// Background tasks beside the source. Each kind has its own sender, since they stop one after the other.
+/// Background tasks beside the source. Each kind has its own sender, since they stop one after the
+/// other.
 struct Workers {
     stop_deferred: watch::Sender<bool>,
     stop_compensator: watch::Sender<bool>,
@@ -183,8 +188,9 @@ impl Workers {
         Ok(Self { stop_deferred, stop_compensator, stop_others, deferred, compensator, compensated, relay, sweeper })
     }
 
-    /// Stops the tasks, and returns the number of outbox messages that were sent. The order follows the messages: a deferred
-    /// message that fails may need compensation, and both may add to the outbox, which the relay sends until it is empty.
+    /// Stops the tasks, and returns the number of outbox messages that were sent. The order follows
+    /// the messages: a deferred message that fails may need compensation, and both may add to the
+    /// outbox, which the relay sends until it is empty.
     async fn finish(
         self,
         host: &Host,
@@ -195,7 +201,8 @@ impl Workers {
         let deferred = joined(self.deferred.await);
         self.stop_compensator.send_replace(true);
         let compensated = match joined(self.compensator.await) {
-            // Compensations that wait for their retry are waited for, as messages that wait for theirs are.
+            // Compensations that wait for their retry are waited for, as messages that wait for
+            // theirs are.
             Ok(()) => host.settle(vec![consumer.clone()], self.compensated, stop).await.map_err(Into::into),
             failed => failed,
         };

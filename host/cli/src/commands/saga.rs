@@ -1,4 +1,5 @@
-//! `hapax saga`: the steps of sagas and their compensation. Asks and prints; core decides which actions are legal.
+//! `hapax saga`: lists sagas, shows their steps, and resumes stuck ones. Core decides which actions
+//! are legal.
 
 use std::process::ExitCode;
 
@@ -36,9 +37,11 @@ pub(crate) enum Command {
     },
     /// Compensate the step at which a saga is stuck again, with all its attempts.
     Retry(Stuck),
-    /// Treat the step at which a saga is stuck as compensated by hand; continue with the step before it.
+    /// Treat the step at which a saga is stuck as compensated by hand; continue with the step
+    /// before it.
     Skip(Stuck),
-    /// Treat all remaining steps of a stuck saga as compensated by hand; its message becomes `compensated`.
+    /// Treat all remaining steps of a stuck saga as compensated by hand; its message becomes
+    /// `compensated`.
     Resolve(Stuck),
 }
 
@@ -116,7 +119,7 @@ fn at(at_ms: &Value) -> String {
     rfc3339(at_ms.as_u64().unwrap_or(0))
 }
 
-/// One saga, for people.
+/// Prints one saga for people.
 fn print(saga: &Value) {
     let show = |name: &str, value: String| line(&format!("{:<9} {value}", format!("{name}:")));
     let listed = |name: &str| saga[name].as_array().into_iter().flatten().enumerate();

@@ -1,4 +1,4 @@
-//! `hapax send`: messages to a running host, over HTTP.
+//! `hapax send`: sends messages to a running host over HTTP.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,24 +14,25 @@ use crate::output::line;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The processor's name.
+    /// Name of the processor.
     processor: String,
     /// Address of the running host.
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
     host: String,
-    /// CloudEvents JSON, one a line, instead of one message; `-` is standard input.
+    /// File of messages to send instead of one message, one CloudEvent in JSON on each line; `-` is
+    /// standard input.
     #[arg(long, value_name = "FILE|-", conflicts_with_all = ["id", "data"])]
     input: Option<PathBuf>,
-    /// The message's id.
+    /// Id of the message.
     #[arg(long, required_unless_present = "input")]
     id: Option<String>,
-    /// Its source.
+    /// Source of the message.
     #[arg(long, default_value = "/hapax-send")]
     source: String,
-    /// Its type.
+    /// Type of the message.
     #[arg(long = "type", default_value = "message")]
     kind: String,
-    /// Its payload, JSON.
+    /// Payload of the message, JSON.
     #[arg(long, default_value = "null")]
     data: String,
 }
@@ -66,7 +67,7 @@ async fn send(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(if refused { INVALID_INPUT } else { SUCCESS }))
 }
 
-/// Posts one message and prints the answer; whether it was accepted.
+/// Posts one message and prints the answer. Returns true if the host accepted the message.
 async fn post(publisher: &HttpPublisher, message: &Message, json: bool) -> anyhow::Result<bool> {
     let answer = publisher.post(message).await.map_err(|error| Failed::no_answer(error))?;
     let body = String::from_utf8_lossy(&answer.body);

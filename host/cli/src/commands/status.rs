@@ -1,4 +1,4 @@
-//! How a running host is doing: what `GET /v1/status` says, and `hapax status`, which asks for it. Changes nothing.
+//! `hapax status`: prints the status of a running host. Also makes the answer of `GET /v1/status`.
 
 use std::process::ExitCode;
 
@@ -11,7 +11,8 @@ use crate::exit::Failed;
 use crate::host::{self, Host};
 use crate::output::line;
 
-/// Sagas that are counted, at most.
+/// Maximum number of sagas that one status counts: a status must stay cheap however many sagas are
+/// unsettled.
 const SAGAS_COUNTED: usize = 10_000;
 
 #[derive(clap::Args)]
@@ -45,7 +46,7 @@ async fn ask(url: &str) -> anyhow::Result<Value> {
     }
 }
 
-/// Everything there is to say of a host.
+/// Returns the status of a host as JSON, without its sagas.
 pub(crate) fn of<'a>(
     host: &Host,
     consumers: impl Iterator<Item = (&'a str, &'a IdempotentConsumer)>,
@@ -73,7 +74,7 @@ pub(crate) fn of<'a>(
     }))
 }
 
-/// Sagas that are being undone, and those that wait for an operator; counted up to a bound, so that asking costs little.
+/// Returns the numbers of compensating and of stuck sagas, up to [`SAGAS_COUNTED`].
 pub(crate) async fn sagas(store: &dyn Store) -> Result<Value, String> {
     let unsettled = SagaLog::new(store, &Scope::of("")).unsettled(None, SAGAS_COUNTED).await;
     let unsettled = unsettled.map_err(|error| error.to_string())?;
@@ -93,7 +94,7 @@ fn processor(counted: &Counted, consumer: &IdempotentConsumer) -> Value {
     value
 }
 
-/// The same for people.
+/// Returns the status as lines for people.
 fn lines(status: &Value) -> Vec<String> {
     let now_ms = status["now_ms"].as_u64().unwrap_or_default();
     let mut lines = Vec::new();
@@ -130,7 +131,7 @@ fn sagas_line(sagas: &Value) -> String {
     format!("sagas: {} compensating, {stuck}", sagas["compensating"])
 }
 
-/// Those that there are.
+/// Returns the outcomes that have occurred, with their counts.
 fn outcomes(outcomes: &Value) -> String {
     let there_are = outcomes.as_object().into_iter().flatten().filter(|(_, count)| count.as_u64() != Some(0));
     let named: Vec<_> = there_are.map(|(name, count)| format!("{count} {name}")).collect();

@@ -1,4 +1,5 @@
-//! Where an operator's command is answered: from a store that no host has open, or by a running host. Both answer the same.
+//! Target of an operator's command: a store that no host has open, or a running host. Both give the
+//! same answers.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,16 +16,16 @@ use crate::host::operations::Ops;
 
 #[derive(clap::Args)]
 pub(crate) struct Target {
-    /// Folder of the store; no host may have it open.
+    /// Folder of the store, if no host has it open.
     #[arg(long, value_name = "PATH", default_value = "hapax-store", conflicts_with = "host")]
     store: PathBuf,
-    /// A running host to ask instead, such as http://127.0.0.1:8080.
+    /// Address of a running host to ask instead, such as http://127.0.0.1:8080.
     #[arg(long, value_name = "URL")]
     host: Option<String>,
 }
 
 impl Target {
-    /// The answer to `ask`.
+    /// Sends the request to the target, and returns the answer.
     pub(crate) fn ask(&self, ask: OperatorRequest) -> anyhow::Result<Value> {
         host::block_on(async {
             match &self.host {
@@ -39,7 +40,7 @@ async fn open(path: &Path) -> anyhow::Result<Ops> {
     let store = Arc::new(RedbStore::open_existing(path).map_err(|error| {
         let locked = matches!(error, OpenError::Locked(_));
         let error = anyhow::Error::from(error);
-        if locked { error.context("a host that has the store open is asked with --host URL") } else { error }
+        if locked { error.context("to ask the host that has the store open, give --host URL") } else { error }
     })?);
     let committer = Committer::start(store.clone()).await?;
     let operator = Operator::new(store.clone(), committer, Arc::new(SystemClock), []);

@@ -134,8 +134,9 @@ impl Workers {
         }
     }
 
-    /// Stops the tasks. Deferred messages and compensations end before the relay is waited for: their last commits may
-    /// add to the outbox, which the relay sends until it is empty. The sweeper changes nothing that others wait for.
+    /// Stops the tasks. Deferred messages and compensations end before the relay is waited for:
+    /// their last commits may add to the outbox, which the relay sends until it is empty. The
+    /// sweeper changes nothing that others wait for.
     async fn finish(mut self) -> anyhow::Result<()> {
         self.ended.send_replace(true);
         while let Some(ended) = self.deferred.join_next().await {

@@ -1,9 +1,9 @@
-//! The settings of a circuit breaker: a processor's, and the outbox destination's.
+//! Settings of a circuit breaker, of a processor or of the outbox destination.
 
 use hapax_core::BreakerPolicy;
 use serde::Deserialize;
 
-/// `[processors.NAME.breaker]` or `[outbox_breaker]`; what is not set is the default.
+/// `[processors.NAME.breaker]` or `[outbox_breaker]`. Absent settings have their defaults.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct BreakerSetting {
@@ -18,12 +18,13 @@ pub(crate) struct BreakerSetting {
 }
 
 impl BreakerSetting {
-    /// No circuit breaker.
+    /// Returns settings that switch the circuit breaker off.
     pub(crate) fn off() -> Self {
         Self { enabled: Some(false), ..Self::default() }
     }
 
-    /// What core knows it as; `None`: there is none. The error is a sentence for the file's author.
+    /// Returns the policy, or `None` if the circuit breaker is off. The error is written for the
+    /// author of the file.
     pub(crate) fn policy(&self, default: BreakerPolicy) -> Result<Option<BreakerPolicy>, String> {
         let policy = BreakerPolicy {
             window_calls: self.window_calls.unwrap_or(default.window_calls),

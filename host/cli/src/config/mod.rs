@@ -1,4 +1,4 @@
-//! `hapax.toml`: what may be set, with units in the names. Unknown settings are refused by name.
+//! `hapax.toml`: every setting, with its unit in its name. Unknown settings are refused by name.
 
 pub(crate) mod breaker;
 pub(crate) mod outbound;
@@ -16,41 +16,41 @@ use hapax_transport::HttpLimits;
 use serde::Deserialize;
 
 use crate::config::breaker::BreakerSetting;
-use crate::config::outbound::{GrantSetting, OutsideSettings, SecretSetting};
+use crate::config::outbound::{GrantSetting, OutboundSettings, SecretSetting};
 use crate::config::strategy::StrategySetting;
 use crate::exit::Failed;
 
-/// The whole file.
+/// A configuration file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Config {
     /// Folder of the store.
     pub(crate) store: PathBuf,
-    /// Where HTTP is served.
+    /// Address of the HTTP server.
     #[serde(default = "default_listen")]
     pub(crate) listen: SocketAddr,
-    /// Bytes of one message at most.
+    /// Maximum size of one message.
     #[serde(default = "default_max_message_bytes")]
     pub(crate) max_message_bytes: usize,
-    /// Bytes of one batch at most.
+    /// Maximum size of one batch.
     #[serde(default = "default_max_batch_bytes")]
     pub(crate) max_batch_bytes: usize,
-    /// Messages of one batch at most.
+    /// Maximum number of messages in one batch.
     #[serde(default = "default_max_batch_items")]
     pub(crate) max_batch_items: usize,
-    /// Where the outbox is sent; without it, messages stay in the outbox.
+    /// Destination of the outbox. Without one, messages stay in the outbox.
     pub(crate) outbox: Option<Outbox>,
-    /// When the destination of the outbox is left alone for a while.
+    /// Circuit breaker of the destination of the outbox.
     #[serde(default)]
     outbox_breaker: BreakerSetting,
-    /// What the store may use.
+    /// Limits of the store.
     #[serde(default)]
     pub(crate) limits: StoreLimits,
     /// Processors by name.
     pub(crate) processors: BTreeMap<String, Processor>,
 }
 
-/// What the store may use of memory and disk.
+/// Limits of the store on memory and disk.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct StoreLimits {
@@ -71,26 +71,27 @@ impl StoreLimits {
     }
 }
 
-/// Where outbox messages go.
+/// Destination of outbox messages.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Outbox {
-    /// Appended to a file, one CloudEvent a line; `-` is standard output.
+    /// File to which messages are appended, one CloudEvent on each line; `-` is standard output.
     File(PathBuf),
-    /// Posted to a URL, one request a message.
+    /// URL to which messages are posted, one request for each message.
     Url(String),
 }
 
-/// One processor.
+/// Settings of one processor.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Processor {
-    /// The component's file.
+    /// File of the component.
     pub(crate) component: PathBuf,
-    /// What the component reads through `config`.
+    /// Settings that the component reads through `config`.
     #[serde(default)]
     pub(crate) config: BTreeMap<String, String>,
-    /// Over HTTP: whether a duplicate of a message in flight waits for its outcome; if not, it is answered with 409.
+    /// Makes a duplicate of a message in flight wait for its outcome. Otherwise HTTP answers the
+    /// duplicate with 409.
     #[serde(default = "yes")]
     pub(crate) wait_in_flight: bool,
     strategy: Option<StrategySetting>,
@@ -102,7 +103,8 @@ pub(crate) struct Processor {
     breaker: BreakerSetting,
     retention_ms: Option<u64>,
     redelivery_horizon_ms: Option<u64>,
-    /// Lets the host start though records are forgotten while the source may still deliver their messages again.
+    /// Lets the host start although records expire while the source may still deliver their
+    /// messages again.
     #[serde(default)]
     allow_short_retention: bool,
     cache_bytes: Option<u64>,
@@ -113,7 +115,7 @@ pub(crate) struct Processor {
     batch_wait_ms: Option<u64>,
     ordering: Option<OrderingName>,
     mismatch: Option<MismatchName>,
-    /// Origins that it may call; none without.
+    /// Origins that the processor may call.
     #[serde(default)]
     pub(crate) http: Vec<GrantSetting>,
     #[serde(default)]
@@ -123,7 +125,7 @@ pub(crate) struct Processor {
     http_calls: Option<usize>,
     http_ca_file: Option<PathBuf>,
     lease_ms: Option<u64>,
-    /// How long its source waits for an acknowledgement before it delivers again, where that is known.
+    /// Time after which the source delivers an unacknowledged message again, if that is known.
     redelivery_after_ms: Option<u64>,
     compensation_attempts_max: Option<u32>,
 }
@@ -181,7 +183,7 @@ fn default_max_batch_items() -> usize {
 }
 
 impl Config {
-    /// Reads a file; paths in it are relative to its folder.
+    /// Reads a file. Paths in it are relative to its folder.
     pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|error| {
             Failed::usage(format!("cannot read the configuration {}: {error}; name one with --config", path.display()))
@@ -207,7 +209,7 @@ impl Config {
         Ok(config)
     }
 
-    /// When the destination of the outbox is left alone; the error is for the file's author.
+    /// Returns the policy of the circuit breaker of the outbox destination, or `None` if it is off.
     pub(crate) fn outbox_breaker(&self) -> anyhow::Result<Option<BreakerPolicy>> {
         let policy = self.outbox_breaker.policy(BreakerPolicy::of_destination());
         policy.map_err(|error| Failed::usage(format!("outbox_breaker: {error}")))
@@ -215,8 +217,8 @@ impl Config {
 }
 
 impl Processor {
-    /// A processor with nothing set but its component, and without a circuit breaker: who runs a file to its end wants to
-    /// see how each of its messages ends.
+    /// Returns the defaults for a component, without a circuit breaker: `hapax run` must reach the
+    /// outcome of each message of its file.
     pub(crate) fn plain(component: PathBuf) -> Self {
         Self {
             component,
@@ -251,9 +253,9 @@ impl Processor {
         }
     }
 
-    /// What it may call, and how.
-    pub(crate) fn outbound(&self) -> OutsideSettings<'_> {
-        OutsideSettings {
+    /// Returns the settings of outbound calls.
+    pub(crate) fn outbound(&self) -> OutboundSettings<'_> {
+        OutboundSettings {
             grants: &self.http,
             secrets: Some(&self.secrets),
             timeout_ms: self.http_timeout_ms,
@@ -263,8 +265,8 @@ impl Processor {
         }
     }
 
-    /// Whether a claim holds for as long as it must, where there are claims: longer than a run may take, and not so long that the source has
-    /// delivered again before it is over.
+    /// Checks the lease of processors that claim messages: it must outlast a run, and end before
+    /// the source delivers the message again. The error is written for the author of the file.
     pub(crate) fn check_lease(&self) -> Result<(), String> {
         let (lease_ms, deadline_ms) =
             (self.lease_ms.unwrap_or(Options::default().lease_ms), self.limits().deadline.as_millis());
@@ -277,13 +279,13 @@ impl Processor {
         match self.redelivery_after_ms {
             Some(after_ms) if after_ms <= lease_ms => Err(format!(
                 "redelivery_after_ms is {after_ms}, and a claim holds for {lease_ms} ms (lease_ms): its source would deliver \
-                 again what nobody may take over yet; lower lease_ms or raise the source's redelivery time"
+                 again before another owner may take over; lower lease_ms or raise the source's redelivery time"
             )),
             _ => Ok(()),
         }
     }
 
-    /// The pipeline's settings; the error is a sentence for the file's author.
+    /// Returns the settings of the pipeline. The error is written for the author of the file.
     pub(crate) fn options(&self) -> Result<Options, String> {
         let default = Options::default();
         let strategy = self.strategy.as_ref().map_or(Ok(default.strategy), StrategySetting::strategy);
@@ -327,7 +329,8 @@ impl Processor {
         Ok(options)
     }
 
-    /// A record that is forgotten while its message may still be delivered again lets it run twice.
+    /// Refuses a retention after which the source may still deliver a message: its record would be
+    /// gone, and the message would run twice.
     fn check_retention(&self, options: &Options) -> Result<(), String> {
         let (retention_ms, horizon_ms) = (options.retention_ms, options.redelivery_horizon_ms);
         if retention_ms >= horizon_ms || self.allow_short_retention {
@@ -335,12 +338,12 @@ impl Processor {
         }
         Err(format!(
             "retention_ms is {retention_ms}, but its source may deliver a message again for {horizon_ms} ms \
-             (redelivery_horizon_ms), and a record that is gone lets it run twice: raise retention_ms, lower \
+             (redelivery_horizon_ms), and a message whose record has expired runs twice: raise retention_ms, lower \
              redelivery_horizon_ms to what the source does, or set allow_short_retention = true"
         ))
     }
 
-    /// How long an instance lives.
+    /// Returns the lifetime of instances.
     pub(crate) fn instance(&self) -> InstanceMode {
         match self.instance {
             None | Some(InstanceName::Fresh) => InstanceMode::Fresh,
@@ -348,7 +351,7 @@ impl Processor {
         }
     }
 
-    /// How many messages go in one call of a component that takes batches.
+    /// Returns the limits of one call of a component that takes batches.
     pub(crate) fn batching(&self) -> Batching {
         let default = Batching::default();
         Batching {
@@ -357,20 +360,21 @@ impl Processor {
         }
     }
 
-    /// Whether what is set about batches fits the component; the error is a sentence for the file's author.
+    /// Checks that the settings of batches fit the component. The error is written for the author
+    /// of the file.
     pub(crate) fn check_batching(&self, takes_batches: bool) -> Result<(), String> {
         let set = [("batch_max", self.batch_max.is_some()), ("batch_wait_ms", self.batch_wait_ms.is_some())];
         match set.into_iter().find(|(_, set)| *set) {
             Some((name, _)) if !takes_batches => Err(format!(
                 "{name} is set, but its component handles one message a call: it exports `handler` and not \
-                 `batch-handler`. Leave {name} out"
+                 `batch-handler`. Remove {name}"
             )),
-            _ if self.batch_max == Some(0) => Err("batch_max is 0: a call has one message at least".to_owned()),
+            _ if self.batch_max == Some(0) => Err("batch_max is 0: a call has at least one message".to_owned()),
             _ => Ok(()),
         }
     }
 
-    /// The engine's limits.
+    /// Returns the limits of the engine.
     pub(crate) fn limits(&self) -> ProcessorLimits {
         let mut limits = ProcessorLimits::default();
         if let Some(deadline_ms) = self.deadline_ms {

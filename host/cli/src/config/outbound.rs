@@ -1,5 +1,5 @@
-//! What a processor may do outside its transaction, as `hapax.toml` says it: calls, secrets, and how long a claim holds. Checked at
-//! the start, so that nothing is found out by a message.
+//! Settings of a processor's outbound calls: grants, secrets and limits. They are checked at the
+//! start, so that no message fails because of them later.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,25 +24,25 @@ pub(crate) enum GrantSetting {
 #[serde(deny_unknown_fields)]
 pub(crate) struct GrantTable {
     url: String,
-    /// Whether its name may lead to an address of a private network, or of this host.
+    /// Permits addresses of private networks and of this machine.
     #[serde(default)]
     private: bool,
 }
 
-/// Where a secret comes from, and where it may go.
+/// Source of a secret, and the grants to which it may be sent.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SecretSetting {
     env: Option<String>,
     file: Option<PathBuf>,
-    /// Of the processor's grants; all of them if absent.
+    /// Grants to which the secret may be sent; all grants of the processor if empty.
     #[serde(default, rename = "for")]
     only_to: Vec<String>,
 }
 
-/// The settings of one processor's calls.
+/// Settings of the outbound calls of one processor.
 #[derive(Debug, Default)]
-pub(crate) struct OutsideSettings<'a> {
+pub(crate) struct OutboundSettings<'a> {
     pub(crate) grants: &'a [GrantSetting],
     pub(crate) secrets: Option<&'a BTreeMap<String, SecretSetting>>,
     pub(crate) timeout_ms: Option<u64>,
@@ -67,12 +67,13 @@ impl GrantSetting {
     }
 }
 
-impl OutsideSettings<'_> {
-    /// Who makes the calls; `None` where none is granted. The error is a sentence for the file's author.
+impl OutboundSettings<'_> {
+    /// Returns the client that makes the calls, or `None` if none is granted. The error is written
+    /// for the author of the file.
     pub(crate) fn client(&self) -> Result<Option<Arc<dyn Outbound>>, String> {
         if self.grants.is_empty() {
             return self.unused().map_or(Ok(None), |name| {
-                Err(format!("{name} is set, but no calls are granted: name the origins in `http`, or leave {name} out"))
+                Err(format!("{name} is set, but no calls are granted: name the origins in `http`, or remove {name}"))
             });
         }
         let grants = self.grants.iter().map(GrantSetting::grant).collect::<Result<Vec<_>, _>>()?;
@@ -93,7 +94,7 @@ impl OutsideSettings<'_> {
         Ok(Some(Arc::new(client.map_err(|error| format!("http_ca_file: {error}"))?)))
     }
 
-    /// A setting that has no use without calls.
+    /// Returns the name of a setting that has no use without grants.
     fn unused(&self) -> Option<&'static str> {
         [
             ("secrets", self.secrets.is_some_and(|secrets| !secrets.is_empty())),
@@ -127,7 +128,7 @@ impl SecretSetting {
     fn value(&self) -> Result<String, String> {
         let value = match (&self.env, &self.file) {
             (Some(variable), None) => std::env::var(variable)
-                .map_err(|_| format!("the environment variable {variable} is not set, or is no text"))?,
+                .map_err(|_| format!("the environment variable {variable} is not set, or is not UTF-8"))?,
             (None, Some(file)) => {
                 let text = std::fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
                 text.trim_end_matches(['\r', '\n']).to_owned()
@@ -137,7 +138,7 @@ impl SecretSetting {
         if value.is_empty() { Err("it is empty".to_owned()) } else { Ok(value) }
     }
 
-    /// The same with paths relative to `folder`.
+    /// Makes the path of the file relative to `folder`.
     pub(crate) fn settle(&mut self, folder: &Path) {
         if let Some(file) = &mut self.file {
             *file = folder.join(&file);

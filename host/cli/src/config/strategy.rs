@@ -1,9 +1,9 @@
-//! The setting `strategy` of a processor: its words, and what core makes of them.
+//! The setting `strategy` of a processor, and its translation for core.
 
 use hapax_core::{Fields, GapPolicy, Gaps, Select, Strategy, VersionOrder};
 use serde::Deserialize;
 
-/// A name alone, or a table with what the strategy needs.
+/// Name of a strategy, or a table with its settings.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum StrategySetting {
@@ -47,7 +47,7 @@ pub(crate) enum Table {
     },
 }
 
-/// Where a value comes from.
+/// Source of a value in a message.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum From {
@@ -73,13 +73,13 @@ pub(crate) enum Then {
     DeadLetter,
 }
 
-/// How long a message waits for the one before it, unless set.
+/// Default time for which a message waits for the one before it.
 const GAP_TIMEOUT_MS: u64 = 60_000;
-/// How far ahead a timestamp may be, unless set.
+/// Default limit on how far a timestamp may be ahead of the host's clock.
 const MAX_FUTURE_SKEW_MS: u64 = 60_000;
 
 impl StrategySetting {
-    /// What core knows it as; the error is a sentence for the file's author.
+    /// Returns the strategy. The error is written for the author of the file.
     pub(crate) fn strategy(&self) -> Result<Strategy, String> {
         match self {
             Self::Name(name) => name.table().strategy(),
@@ -169,7 +169,7 @@ fn pointers(texts: &[String]) -> Result<Vec<String>, String> {
     texts.iter().map(|text| pointer(text)).collect()
 }
 
-/// A JSON pointer to a part of a payload.
+/// Checks that the text is a JSON pointer to a part of a payload.
 fn pointer(text: &str) -> Result<String, String> {
     if text.starts_with('/') {
         Ok(text.to_owned())

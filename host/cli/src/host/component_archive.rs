@@ -1,5 +1,5 @@
-//! The components of processors that take steps, kept beside the store under their digests: the one that registered a step undoes it, also
-//! when another one has taken its place long ago.
+//! Archive of the components that register steps, beside the store, by digest. The component that
+//! registered a step compensates it, also after another version has replaced it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
@@ -12,39 +12,41 @@ use hapax_core::{ComponentVersions, MessageProcessor, SagaLog, Scope, Store, Sto
 use hapax_engine::{Engine, LoadOptions};
 use parking_lot::Mutex;
 
-/// In the store's folder.
+/// Name of the archive's folder in the store's folder.
 const FOLDER: &str = "components";
-/// Sagas that are read to find out which components are still needed; where there are more, all are kept.
+/// Maximum number of sagas read to find the components that are still needed. If there are more,
+/// all components stay.
 const SAGAS_READ_MAX: usize = 10_000;
-/// Sagas listed at one time.
+/// Sagas read from the store at one time.
 const PAGE: usize = 1_000;
 
-/// Keeps components and loads them again.
+/// Keeps components, and loads them for compensations.
 #[derive(Clone)]
-pub(crate) struct KeptComponents(Arc<Inner>);
+pub(crate) struct ComponentArchive(Arc<Inner>);
 
 struct Inner {
     folder: PathBuf,
     engine: Engine,
-    /// How each processor's components are run here.
+    /// Load options of each processor.
     options: Mutex<BTreeMap<String, LoadOptions>>,
-    /// Those that were needed since the start, by processor and digest.
+    /// Components loaded since the start, by processor and digest.
     loaded: Mutex<BTreeMap<(String, String), Arc<dyn MessageProcessor>>>,
 }
 
-impl KeptComponents {
-    /// Those of the store in the folder `store`.
+impl ComponentArchive {
+    /// Opens the archive of the store in the folder `store`.
     pub(crate) fn of(store: &Path, engine: Engine) -> Self {
         let folder = store.join(FOLDER);
         Self(Arc::new(Inner { folder, engine, options: Mutex::default(), loaded: Mutex::default() }))
     }
 
-    /// Has the earlier components of a processor be run as its present one is, whether or not that takes steps itself.
+    /// Sets the options with which earlier components of a processor run: those of its present
+    /// component, also if that registers no steps itself.
     pub(crate) fn run_as(&self, options: LoadOptions) {
         self.0.options.lock().insert(options.name.clone(), options);
     }
 
-    /// Keeps a component, durably, before its first step can be registered.
+    /// Stores a component durably. Must return before the component can register its first step.
     pub(crate) fn keep(&self, digest: &str, bytes: &[u8]) -> anyhow::Result<()> {
         let path = self.0.path(digest);
         if path.exists() {
@@ -57,13 +59,13 @@ impl KeptComponents {
             file.as_file().sync_all()?;
             file.persist(&path)?;
             std::fs::File::open(&self.0.folder)?.sync_all()?;
-            // The folder itself may be new.
+            // The folder may be new: its own entry in the store's folder must be durable too.
             self.0.folder.parent().map_or(Ok(()), |store| std::fs::File::open(store)?.sync_all())
         };
         write().with_context(|| format!("cannot keep a copy of the component as {}", path.display()))
     }
 
-    /// Removes the components that no saga needs any more, but for those at work.
+    /// Removes the components that no saga needs, except those `at_work`.
     pub(crate) async fn clean(&self, store: &dyn Store, at_work: &BTreeSet<String>) -> Result<(), StoreError> {
         let Ok(entries) = std::fs::read_dir(&self.0.folder) else { return Ok(()) };
         let kept: BTreeSet<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
@@ -75,16 +77,17 @@ impl KeptComponents {
         let Some(needed) = needed(store).await? else { return Ok(()) };
         let needed: BTreeSet<PathBuf> = needed.iter().map(|digest| self.0.path(digest)).collect();
         for path in old.into_iter().filter(|path| !needed.contains(*path)) {
-            // What cannot be removed takes space, and does no harm.
+            // A leftover file only takes space.
             if let Err(error) = std::fs::remove_file(path) {
-                tracing::warn!("cannot remove the component {}, which nothing needs: {error}", path.display());
+                tracing::warn!("cannot remove the component {}, which no saga needs: {error}", path.display());
             }
         }
         Ok(())
     }
 }
 
-/// Digests of the components that registered steps which may still have to be undone; `None` where there are too many sagas to tell.
+/// Returns the digests of the components whose steps may still have to be compensated, or `None` if
+/// there are more than [`SAGAS_READ_MAX`] unsettled sagas.
 async fn needed(store: &dyn Store) -> Result<Option<BTreeSet<String>>, StoreError> {
     let log = SagaLog::new(store, &Scope::of(""));
     let (mut needed, mut read, mut after) = (BTreeSet::new(), 0, None);
@@ -116,7 +119,7 @@ impl Inner {
         let path = self.path(digest);
         let cannot = |why: String| {
             format!(
-                "the component {digest} of `{processor}`, which registered the step, cannot be had: {}: {why}",
+                "the component {digest} of `{processor}`, which registered the step, cannot be loaded: {}: {why}",
                 path.display()
             )
         };
@@ -124,7 +127,7 @@ impl Inner {
         let options = self.options.lock().get(processor).cloned().unwrap_or_default();
         let loaded = self.engine.load(&bytes, options).map_err(|error| cannot(error.to_string()))?;
         if loaded.digest() != digest {
-            return Err(cannot(format!("it is another one, {}", loaded.digest())));
+            return Err(cannot(format!("the file holds another component, {}", loaded.digest())));
         }
         let loaded: Arc<dyn MessageProcessor> = Arc::new(loaded);
         self.loaded.lock().insert(name, loaded.clone());
@@ -132,7 +135,7 @@ impl Inner {
     }
 }
 
-impl ComponentVersions for KeptComponents {
+impl ComponentVersions for ComponentArchive {
     fn load<'a>(
         &'a self,
         processor: &'a str,
@@ -141,7 +144,7 @@ impl ComponentVersions for KeptComponents {
         let inner = self.0.clone();
         let (processor, digest) = (processor.to_owned(), digest.to_owned());
         Box::pin(async move {
-            // Compiling takes long.
+            // Compiling takes seconds, and would block the runtime.
             let loading = tokio::task::spawn_blocking(move || inner.load(&processor, &digest));
             loading.await.map_err(|error| format!("loading an earlier component failed: {error}"))?
         })

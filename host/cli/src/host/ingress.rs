@@ -1,4 +1,5 @@
-//! HTTP ingress of a running host: hands messages to consumers, and stops accepting them after a signal.
+//! HTTP ingress of a running host: hands messages to consumers, and stops accepting them after a
+//! signal.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use crate::config::Processor;
 use crate::host::Host;
 
 /// Reason for a refusal after a signal.
-const STOPPING: &str = "the host is stopping; send it again when it is back, or to another";
+const STOPPING: &str = "the host is stopping; send the message again later, or to another host";
 
 /// The routes of a host's processors, by name.
 pub(crate) struct Routes(BTreeMap<String, Route>);
@@ -76,8 +77,8 @@ impl HttpIngress {
         }
     }
 
-    /// Completes when a signal has come and every accepted message has an outcome. The server answers until then, so that
-    /// clients learn that the host is stopping.
+    /// Completes when a signal has come and every accepted message has an outcome. The server
+    /// answers until then, so that clients learn that the host is stopping.
     pub(crate) async fn drained(self: Arc<Self>) {
         let mut stop = self.stop.clone();
         if stop.wait_for(|stop| *stop).await.is_err() {
@@ -107,7 +108,8 @@ impl Drop for UnderWay {
 
 impl Ingress for HttpIngress {
     fn deliver(&self, processor: &str, message: Message) -> BoxFuture<'static, Answer> {
-        // Counted before `stop` is read: `drained`, which reads the count after the signal, misses no accepted message.
+        // Counted before `stop` is read: `drained`, which reads the count after the signal, misses
+        // no accepted message.
         let under_way = UnderWay::begin(&self.under_way);
         let (consumer, handling) = match self.route(processor) {
             Ok(route) => (route.consumer.clone(), route.handling),

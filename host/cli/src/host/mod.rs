@@ -1,4 +1,5 @@
-//! The composition root: joins store, committer, engine and consumers. Knows every part, decides nothing.
+//! The composition root: joins store, committer, engine and consumers. It knows every part and
+//! decides nothing.
 
 pub(crate) mod component_archive;
 pub(crate) mod ingress;
@@ -22,18 +23,18 @@ use tokio::task::{JoinError, JoinHandle};
 
 use crate::config::{Outbox, Processor};
 use crate::exit::Failed;
-use crate::host::component_archive::KeptComponents;
+use crate::host::component_archive::ComponentArchive;
 use crate::host::operations::Ops;
 
-/// A host that is joined and not yet fed.
+/// The joined parts of a host, before it gets messages.
 pub(crate) struct Host {
     pub(crate) store: Arc<RedbStore>,
-    /// What each processor's consumer counts, by its name.
+    /// Counters of each processor's consumer, by the processor's name.
     pub(crate) counters: Mutex<BTreeMap<String, Arc<Counters>>>,
     committer: Arc<Committer>,
     engine: Engine,
-    components: KeptComponents,
-    /// Runs of one processor under way, at most.
+    components: ComponentArchive,
+    /// Maximum number of runs of one processor at the same time.
     concurrency: usize,
 }
 
@@ -42,11 +43,11 @@ impl Host {
         let (folder, engine) = (store, engine(concurrency)?);
         let store = Arc::new(RedbStore::open_with(folder, options)?);
         let committer = Committer::start(store.clone()).await?;
-        let components = KeptComponents::of(folder, engine.clone());
+        let components = ComponentArchive::of(folder, engine.clone());
         Ok(Self { store, committer, counters: Mutex::default(), engine, components, concurrency })
     }
 
-    /// Loads a processor's component and joins its consumer.
+    /// Loads a processor's component, and makes its consumer.
     pub(crate) fn consumer(&self, name: &str, processor: &Processor) -> anyhow::Result<IdempotentConsumer> {
         let bytes = read(processor)?;
         let component = load(&self.engine, name, processor, &bytes)?;
@@ -71,7 +72,8 @@ impl Host {
         }))
     }
 
-    /// Answers operators, while these consumers are at work; until `stop` turns true.
+    /// Makes the operations that answer operators while these consumers work. Requests stop waiting
+    /// once `stop` turns true.
     pub(crate) fn operations(
         &self,
         consumers: impl IntoIterator<Item = IdempotentConsumer>,
@@ -81,12 +83,12 @@ impl Host {
         Arc::new(Ops::new(self.store.clone(), operator, stop))
     }
 
-    /// The failure that closed the store, if one did.
+    /// Returns the failure that closed the store, if one did.
     pub(crate) fn failure(&self) -> Option<&StoreError> {
         self.committer.failure()
     }
 
-    /// Starts forgetting what has expired; runs until `stop` turns true.
+    /// Starts removing expired records; runs until `stop` turns true.
     pub(crate) fn sweeper(&self, stop: watch::Receiver<bool>) -> JoinHandle<Result<(), StoreError>> {
         tokio::spawn(run_sweeper(self.store.clone(), Arc::new(SystemClock), SWEEP_EVERY_MS, stop))
     }
@@ -123,7 +125,8 @@ impl Host {
         }
     }
 
-    /// Removes components that no saga needs any more, then compensates failed sagas until `stop` turns true.
+    /// Removes components that no saga needs any more, then compensates failed sagas until `stop`
+    /// turns true.
     pub(crate) fn compensator(
         &self,
         consumers: Vec<IdempotentConsumer>,
@@ -150,7 +153,8 @@ impl Host {
         Ok(tokio::spawn(relay.guarded_by(breaker).run(stop)))
     }
 
-    /// The circuit breaker of a destination, as an earlier process has left it.
+    /// Returns the circuit breaker of a destination, in the state in which an earlier process left
+    /// it.
     pub(crate) async fn breaker(&self, of: &Outbox, policy: BreakerPolicy) -> Result<Arc<CircuitBreaker>, StoreError> {
         let breaker = CircuitBreaker::new(CircuitBreakerParts {
             name: format!("outbox/{of}"),
@@ -164,20 +168,21 @@ impl Host {
     }
 }
 
-/// The engine, with its cache of compiled code in the user's cache folder.
+/// Makes the engine, with its cache of compiled code in the user's cache folder.
 pub(crate) fn engine(concurrency: usize) -> anyhow::Result<Engine> {
     let config = EngineConfig { cache_dir: cache_dir(), max_instances: concurrency as u32, ..EngineConfig::default() };
     Ok(Engine::new(config)?)
 }
 
-/// Reads a processor's component.
+/// Reads the file of a processor's component.
 pub(crate) fn read(processor: &Processor) -> anyhow::Result<Vec<u8>> {
     let path = &processor.component;
     std::fs::read(path)
         .map_err(|error| Failed::component(format!("cannot read the component {}: {error}", path.display())))
 }
 
-/// What a processor's settings come to, with its component: who makes its calls, and the pipeline's options.
+/// Checks a processor's settings against its component. Returns the client of its outbound calls
+/// and the options of the pipeline.
 pub(crate) fn settings(
     name: &str,
     processor: &Processor,
@@ -191,7 +196,7 @@ pub(crate) fn settings(
     }
     if component.imports_http() && outbound.is_none() {
         tracing::warn!(
-            "processors.{name}: it imports wasi:http and is granted no calls (`http`): each of them will be denied"
+            "processors.{name}: it imports wasi:http and is granted no calls (`http`): every call will be denied"
         );
     }
     Ok((outbound, options))
@@ -229,14 +234,16 @@ fn publisher(to: Outbox) -> anyhow::Result<Box<dyn Publisher>> {
     })
 }
 
-/// `$XDG_CACHE_HOME/hapax/compiled`, or the same under `$HOME/.cache`; nowhere if neither is set.
+/// Returns `$XDG_CACHE_HOME/hapax/compiled`, or `$HOME/.cache/hapax/compiled`, or `None` if neither
+/// variable is set.
 fn cache_dir() -> Option<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let base = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
     Some(base.join("hapax").join("compiled"))
 }
 
-/// Turns true at SIGTERM or SIGINT. The second signal ends the process at once.
+/// Returns a receiver that turns true at SIGTERM or SIGINT. The second signal ends the process at
+/// once.
 pub(crate) fn stop_on_signal() -> anyhow::Result<watch::Receiver<bool>> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -247,7 +254,7 @@ pub(crate) fn stop_on_signal() -> anyhow::Result<watch::Receiver<bool>> {
             if stopping.send_replace(true) {
                 std::process::exit(i32::from(crate::exit::INTERRUPTED));
             }
-            tracing::info!("draining: what is in flight ends, nothing new is taken");
+            tracing::info!("draining: messages in flight finish, new ones are not accepted");
         }
     });
     Ok(stop)

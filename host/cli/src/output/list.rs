@@ -18,7 +18,8 @@ pub(crate) fn print_list(answer: &Value, name: &str, json: bool, as_line: impl F
     }
 }
 
-/// Prints one line for each key that an operator action reached; returns [`REFUSED`] if one was refused.
+/// Prints one line for each key that an operator action reached; returns [`REFUSED`] if one was
+/// refused.
 pub(crate) fn print_action(answer: &Value, json: bool) -> ExitCode {
     let listed = |name: &str| answer[name].as_array().cloned().unwrap_or_default();
     let (done, refused) = (listed("done"), listed("refused"));

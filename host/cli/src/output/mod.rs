@@ -7,7 +7,8 @@ pub(crate) mod time;
 
 use std::io::Write as _;
 
-/// Prints one whole line on standard output. Ignores errors: a reader that went away does not stop processing.
+/// Prints one whole line on standard output. Ignores errors: a reader that went away does not stop
+/// processing.
 pub(crate) fn line(text: &str) {
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{text}");

@@ -1,5 +1,5 @@
-//! The progress bar of `hapax run`, and standard error as its neighbours write to it: what they say goes above the bar, whole.
-//! There is one terminal, so there is one bar. Counts nothing.
+//! The progress bar of `hapax run`, and a standard error that writes whole lines above it. There is
+//! one terminal, so there is one bar.
 
 use std::io::{self, IsTerminal as _, Write};
 use std::time::Duration;
@@ -7,14 +7,15 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use parking_lot::Mutex;
 
-/// The bar that stands on the terminal, if one does.
+/// The bar on the terminal, if there is one.
 static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
-/// A bar on the terminal until it is dropped.
+/// Shows a bar on the terminal until it is dropped.
 pub(crate) struct Progress(ProgressBar);
 
 impl Progress {
-    /// A bar over `total` bytes of input, or over what comes if they are not known; none if standard error is no terminal.
+    /// Makes a bar for `total` bytes of input, or a spinner if the size is unknown. Returns `None`
+    /// if standard error is not a terminal.
     pub(crate) fn on_terminal(total: Option<u64>) -> Option<Self> {
         if !io::stderr().is_terminal() {
             return None;

@@ -1,4 +1,4 @@
-//! What `hapax run` prints: a line a message, a summary. Counts what it prints.
+//! Printing of `hapax run`: one line for each message, and the summary of all.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ pub(crate) struct Printer {
     duplicates: AtomicU64,
     mismatches: AtomicU64,
     stale: AtomicU64,
-    /// Parked and not yet ended.
+    /// Parked messages that have no outcome yet.
     parked: AtomicU64,
     dead_lettered: AtomicU64,
     /// Failed for good, with steps that are not all compensated yet.
@@ -31,19 +31,19 @@ pub(crate) struct Printer {
     invalid: AtomicU64,
 }
 
-/// What to print a message.
+/// Form in which each message is printed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Style {
-    /// A JSON object.
+    /// Prints a JSON object.
     Json,
-    /// A line for people.
+    /// Prints a line for people.
     Lines,
-    /// Nothing.
+    /// Prints nothing.
     Quiet,
 }
 
 impl Printer {
-    /// A printer that has counted nothing.
+    /// Makes a printer that has counted nothing.
     pub(crate) fn new(style: Style) -> Self {
         Self {
             style,
@@ -62,12 +62,12 @@ impl Printer {
         }
     }
 
-    /// How many pieces of input were no message.
+    /// Returns the number of lines of input that were not messages.
     pub(crate) fn invalid(&self) -> u64 {
         self.invalid.load(Relaxed)
     }
 
-    /// The counts so far, in short.
+    /// Returns the counts so far, in short form.
     pub(crate) fn counts(&self) -> String {
         let [completed, duplicates] = [&self.completed, &self.duplicates].map(|count| count.load(Relaxed));
         let failed = [&self.mismatches, &self.dead_lettered, &self.invalid].map(|count| count.load(Relaxed));
@@ -75,12 +75,13 @@ impl Printer {
         format!("{completed} completed, {duplicates} duplicates, {failed} failed")
     }
 
-    /// Compensating, compensated, compensation failed.
+    /// Returns the counts of messages that are compensating, are compensated, or whose compensation
+    /// failed.
     fn of_sagas(&self) -> [u64; 3] {
         [&self.compensating, &self.compensated, &self.compensation_failed].map(|count| count.load(Relaxed))
     }
 
-    /// The last line: counts, and what became of the outbox.
+    /// Prints the last line: the counts of messages, and of sent and pending outbox messages.
     pub(crate) fn summary(&self, sent: u64, pending: u64) {
         let [completed, duplicates, mismatches, dead_lettered, put_off, invalid] =
             [&self.completed, &self.duplicates, &self.mismatches, &self.dead_lettered, &self.put_off, &self.invalid]
@@ -152,7 +153,7 @@ impl Observer for Printer {
                 if self.style == Style::Lines {
                     line(&text);
                 } else {
-                    // Where standard error went away, there is nobody to tell.
+                    // If standard error was closed, nobody reads the line.
                     let _ = Stderr.write_all(format!("{text}\n").as_bytes());
                 }
             }
@@ -235,7 +236,7 @@ fn as_json(report: &Report<'_>) -> Value {
     line
 }
 
-/// A stored result: JSON where it is JSON, text where it is text, else its size.
+/// Returns a stored result: as JSON if it is JSON, as text if it is UTF-8, or its size.
 pub(crate) fn result(output: &Output) -> Value {
     if output.data.is_empty() {
         return Value::Null;

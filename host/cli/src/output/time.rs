@@ -1,12 +1,12 @@
-//! Moments, as people write and read them.
+//! Times as people write and read them.
 
 use hapax_core::parse_rfc3339_ms;
 use hapax_transport::RequestError;
 
-/// Units of "how long ago", in milliseconds.
+/// Units of a time span, in milliseconds.
 const UNITS: [(&str, u64); 5] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 
-/// RFC 3339, or how long before `now_ms`; in milliseconds since the Unix epoch.
+/// Parses RFC 3339, or a time span before `now_ms`. Returns milliseconds since the Unix epoch.
 pub(crate) fn parse(name: &str, text: &str, now_ms: u64) -> Result<u64, RequestError> {
     let ago = || {
         let digits = text.find(|character: char| !character.is_ascii_digit())?;
@@ -15,12 +15,12 @@ pub(crate) fn parse(name: &str, text: &str, now_ms: u64) -> Result<u64, RequestE
         Some(now_ms.saturating_sub(count.parse::<u64>().ok()?.checked_mul(*unit_ms)?))
     };
     parse_rfc3339_ms(text).or_else(ago).ok_or_else(|| {
-        let how = "a time such as 2026-01-31T12:00:00Z, or how long ago, such as 90s, 30m, 2h or 7d";
+        let how = "a time such as 2026-01-31T12:00:00Z, or a time span before now, such as 90s, 30m, 2h or 7d";
         RequestError::Invalid(format!("{name}: `{text}` is no time; give {how}"))
     })
 }
 
-/// Milliseconds since the Unix epoch in RFC 3339.
+/// Formats milliseconds since the Unix epoch by RFC 3339.
 pub(crate) fn rfc3339(at_ms: u64) -> String {
     let format =
         time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");

@@ -1,4 +1,5 @@
-//! The feed of record events as JSON: pages of it, and what it tells of one record beyond the record's own history. Reads only.
+//! The feed of record events as JSON: its pages, and the events of one record that the record's own
+//! history lacks. Reads only.
 
 use hapax_core::{Cursor, FeedEvent, FeedEventKind, RecordKey, Store};
 use hapax_transport::{FeedPage, RequestError};
@@ -6,10 +7,10 @@ use serde_json::{Value, json};
 
 use super::failed;
 
-/// Events of one record that are shown at most, the oldest of those that are kept.
+/// Maximum number of events of one record, counted from the oldest in the feed.
 const OF_RECORD_MAX: usize = 10_000;
 
-/// Up to `limit` events after the cursor `after`.
+/// Returns up to `limit` events after the cursor `after`.
 pub(super) async fn page(store: &dyn Store, after: Option<&str>, limit: usize) -> Result<FeedPage, RequestError> {
     let after = after.map(str::parse::<Cursor>).transpose();
     let after = after.map_err(|error| RequestError::Invalid(format!("after: {error}")))?;
@@ -18,7 +19,8 @@ pub(super) async fn page(store: &dyn Store, after: Option<&str>, limit: usize) -
     Ok(FeedPage { events: page.events.iter().map(as_json).collect(), next, truncated: page.truncated })
 }
 
-/// What the feed tells of a record that the record does not know of itself; of one that is gone, all that is kept.
+/// Returns the events of a record that its own history lacks. If the record is gone, returns all
+/// its events in the feed.
 pub(super) async fn beyond(store: &dyn Store, key: &RecordKey, is_gone: bool) -> Result<Vec<Value>, RequestError> {
     let page = store.events(Some(key.digest()), None, OF_RECORD_MAX).await.map_err(failed)?;
     let told = page.events.iter().filter(|event| is_gone || is_beyond(event.entry.kind));

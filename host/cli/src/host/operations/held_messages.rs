@@ -1,4 +1,4 @@
-//! Kept messages as JSON: lists with filters, and one with everything that is known of it. Reads only.
+//! Held messages as JSON: filtered lists, and one message with all its data. Reads only.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{PAGE, failed, records};
 use crate::output::time;
 
-/// A filter that was understood.
+/// A parsed filter.
 pub(super) struct Wanted<'a> {
     filter: &'a HeldFilter,
     after: Option<HeldKey>,
@@ -38,7 +38,8 @@ impl<'a> Wanted<'a> {
             && (self.since_ms..self.until_ms).contains(&held_message.at_ms)
     }
 
-    /// Hands over all that it finds, in the order of their keys, while they are `taken`.
+    /// Passes each message that the filter selects to `taken`, in the order of the keys, until it
+    /// returns false.
     pub(super) async fn each(
         self,
         store: &dyn Store,
@@ -95,7 +96,7 @@ pub(super) async fn show(store: &dyn Store, text: &str) -> Result<Value, Request
     let held_message = held_messages.iter().find(|held_message| held_message.fingerprint.digest == key.fingerprint);
     let Some(held_message) = held_message else {
         return Err(RequestError::NotFound(format!(
-            "there is no dead letter {key}; `hapax dlq list` shows all there are"
+            "there is no dead letter {key}; `hapax dlq list` shows every held message"
         )));
     };
     let record = store.record(&key.record).await.map_err(failed)?;
@@ -107,7 +108,7 @@ pub(super) async fn show(store: &dyn Store, text: &str) -> Result<Value, Request
     Ok(shown)
 }
 
-/// The parked messages that come after this one, in the order in which they will run.
+/// Returns the parked messages after this one, in the order in which they will run.
 fn blocks(key: &HeldKey, held_message: &HeldMessage, held_messages: &[HeldMessage]) -> Value {
     let behind = |other: &&HeldMessage| {
         matches!(other.hold_reason, HoldReason::Parked { .. })
@@ -119,7 +120,7 @@ fn blocks(key: &HeldKey, held_message: &HeldMessage, held_messages: &[HeldMessag
     behind.into_iter().map(|other| json!(other.key(&key.record).to_string())).collect()
 }
 
-/// In a list.
+/// Returns a held message for a list.
 fn summary(key: &HeldKey, held_message: &HeldMessage) -> Value {
     let mut summary = json!({
         "key": key.to_string(), "processor": key.record.scope.processor, "source": held_message.message.source,
@@ -136,7 +137,7 @@ fn summary(key: &HeldKey, held_message: &HeldMessage) -> Value {
     summary
 }
 
-/// With its message.
+/// Returns a held message with its body and attributes.
 pub(super) fn whole(key: &HeldKey, held_message: &HeldMessage) -> Value {
     let mut whole = summary(key, held_message);
     let message = &held_message.message;
@@ -152,7 +153,7 @@ pub(super) fn whole(key: &HeldKey, held_message: &HeldMessage) -> Value {
     whole
 }
 
-/// The payload, under the name that CloudEvents gives it: text, or else base64.
+/// Returns the payload under its CloudEvents name: text, or base64 if it is not UTF-8.
 fn body(message: &Message) -> (&'static str, String) {
     match std::str::from_utf8(&message.data) {
         Ok(text) => ("data", text.to_owned()),

@@ -1,5 +1,5 @@
-//! What an operator asks for, answered from a store: the same whether it is asked on the command line or over HTTP. Decides
-//! nothing: whether something may be done is core's to say.
+//! Answers the requests of operators from a store, alike for the command line and for HTTP. Core
+//! decides which actions are legal.
 
 mod feed;
 mod held_messages;
@@ -18,12 +18,12 @@ use tokio::sync::watch;
 
 use crate::output::time;
 
-/// A store and who changes it.
+/// A store, and the operator that changes it.
 #[derive(Clone)]
 pub(crate) struct Ops {
     store: Arc<dyn Store>,
     operator: Arc<Operator>,
-    /// True once the host stops: nobody waits any more.
+    /// True once the host stops: requests wait no longer.
     stop: watch::Receiver<bool>,
 }
 
@@ -38,7 +38,7 @@ impl Ops {
         Self { store, operator: Arc::new(operator), stop }
     }
 
-    /// Answers or does it.
+    /// Answers a request, or performs its action.
     pub(crate) async fn ask(&self, ask: OperatorRequest) -> Result<Value, RequestError> {
         match ask {
             OperatorRequest::Letters(filter) => held_messages::list(&*self.store, &filter, SystemClock.now_ms()).await,
@@ -52,7 +52,7 @@ impl Ops {
             OperatorRequest::Audit(filter) => self.audit(&filter).await,
             OperatorRequest::Sagas(filter) => sagas::list(&*self.store, &filter).await,
             OperatorRequest::Saga(id) => sagas::show(&*self.store, &id).await,
-            OperatorRequest::ResumeSaga(verb, chosen) => self.go_on(verb, &chosen).await,
+            OperatorRequest::ResumeSaga(verb, chosen) => self.resume(verb, &chosen).await,
         }
     }
 
@@ -91,7 +91,7 @@ impl Operations for Ops {
     }
 }
 
-/// The store failed.
+/// Translates a failure of the store.
 fn failed(error: StoreError) -> RequestError {
     RequestError::Unavailable(error.to_string())
 }
@@ -105,7 +105,7 @@ fn refusal(error: OperatorError) -> RequestError {
             RequestError::NotFound(format!("{error}; `hapax saga list` shows every {what}"))
         }
         OperatorError::NotFound { .. } => {
-            RequestError::NotFound(format!("{error}; `hapax dlq list` shows all there are"))
+            RequestError::NotFound(format!("{error}; `hapax dlq list` shows every held message"))
         }
         OperatorError::Refused(_) | OperatorError::Changed(_) => RequestError::Refused(error.to_string()),
         OperatorError::Store(error) => failed(error),

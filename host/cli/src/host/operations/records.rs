@@ -1,4 +1,4 @@
-//! Deduplication records as JSON: lists, one of them, and its history. Reads only.
+//! Deduplication records as JSON: lists, one record, and its history. Reads only.
 
 use hapax_core::{
     HistoryEntry, Record, RecordEvent, RecordKey, RecordOrigin, RecordState, Store, StoredOutcome, rebuild_record,
@@ -32,7 +32,8 @@ pub(super) async fn show(store: &dyn Store, text: &str) -> Result<Value, Request
     Ok(shown)
 }
 
-/// What is known of a key's past; `rebuilt` says whether that makes the record that is stored, and is null where there is none.
+/// Returns the events under a key. `rebuilt` is true if they make the stored record, and null if
+/// there is no record.
 pub(super) async fn history(store: &dyn Store, text: &str) -> Result<Value, RequestError> {
     let key = parse_key(text)?;
     let record = store.record(&key).await.map_err(failed)?;
@@ -59,7 +60,7 @@ fn absent(key: &RecordKey) -> RequestError {
     RequestError::NotFound(format!("there is no record {key}; `hapax records list` shows every record"))
 }
 
-/// What happened to a record, oldest first; and whether the record can be made again from that.
+/// Returns the events of a record, oldest first, and true if they make the stored record.
 pub(super) fn events(record: &Record) -> (Vec<Value>, bool) {
     let (received, entries) = record_history(record);
     let rebuilt = rebuild_record(&received, &entries).is_ok_and(|rebuilt| rebuilt.as_ref() == Some(record));

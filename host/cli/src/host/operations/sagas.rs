@@ -1,4 +1,4 @@
-//! Sagas as JSON: lists, and one with its messages, steps and log. Reads only.
+//! Sagas as JSON: lists, and one saga with its messages, steps and log. Reads only.
 
 use base64::Engine as _;
 use hapax_core::{Member, SagaEvent, SagaId, SagaListing, SagaLog, SagaLogEntry, SagaState, Scope, Step, Store};
@@ -18,7 +18,7 @@ fn log(store: &dyn Store) -> SagaLog {
 pub(super) async fn list(store: &dyn Store, filter: &SagaFilter) -> Result<Value, RequestError> {
     let (limit, log) = (filter.listed()?, log(store));
     let wanted = filter.state.map(state_of);
-    // Those that need somebody stand by themselves: they are found however many others there are.
+    // Unsettled sagas have an index of their own: it finds them among any number of others.
     let unsettled = matches!(wanted, Some(SagaState::Compensating | SagaState::Stuck));
     let mut after = filter.after.as_deref().map(parse_id).transpose()?;
     let mut found: Vec<SagaListing> = Vec::new();
@@ -81,7 +81,7 @@ fn step(step: &Step) -> Value {
     shown
 }
 
-/// Text, or else base64, under a name that says which.
+/// Returns text, or base64 if the payload is not UTF-8, under a name that tells them apart.
 fn payload(bytes: &[u8]) -> (&'static str, String) {
     match std::str::from_utf8(bytes) {
         Ok(text) => ("payload", text.to_owned()),

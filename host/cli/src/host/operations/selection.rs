@@ -1,4 +1,5 @@
-//! What is done to what an operator has chosen: redrive, discard, evict, go on with a saga; or only said, in a dry run.
+//! Actions on the keys or the filter that an operator selected: redrive, discard, evict, resume a
+//! saga. A dry run only checks them.
 
 use hapax_core::{Actor, Clock as _, OperatorAction, OperatorError, SagaAction, SystemClock, fault};
 use hapax_transport::{HeldFilter, RequestError, SagaVerb, Selection, StandingName};
@@ -7,16 +8,16 @@ use serde_json::{Value, json};
 use super::held_messages::{self, Wanted};
 use super::{Ops, records, refusal, sagas};
 
-/// Keys that may be named at one time.
+/// Maximum number of keys in one order.
 const KEYS_MAX: usize = 10_000;
 
 impl Ops {
     pub(super) async fn redrive(&self, chosen: &Selection) -> Result<Value, RequestError> {
-        self.perform_on_letters("redrive", chosen, OperatorAction::Redrive).await
+        self.perform_on_held("redrive", chosen, OperatorAction::Redrive).await
     }
 
     pub(super) async fn discard(&self, chosen: &Selection) -> Result<Value, RequestError> {
-        self.perform_on_letters("discard", chosen, OperatorAction::Discard).await
+        self.perform_on_held("discard", chosen, OperatorAction::Discard).await
     }
 
     pub(super) async fn evict(&self, chosen: &Selection) -> Result<Value, RequestError> {
@@ -28,42 +29,44 @@ impl Ops {
         self.perform_chosen("evict", chosen, keys.into_iter().map(OperatorAction::Evict).collect(), false).await
     }
 
-    pub(super) async fn go_on(&self, verb: SagaVerb, chosen: &Selection) -> Result<Value, RequestError> {
+    pub(super) async fn resume(&self, verb: SagaVerb, chosen: &Selection) -> Result<Value, RequestError> {
         if chosen.filter.is_some() {
             return Err(RequestError::Invalid("sagas are named by their ids, not by a filter".into()));
         }
         check(chosen)?;
-        let deed = match verb {
+        let action = match verb {
             SagaVerb::Retry => SagaAction::Retry,
             SagaVerb::Skip => SagaAction::Skip,
             SagaVerb::Resolve => SagaAction::Resolve,
         };
         let ids = chosen.keys.iter().map(|id| sagas::parse_id(id)).collect::<Result<Vec<_>, _>>()?;
-        let deeds = ids.into_iter().map(|id| OperatorAction::Saga(deed, id)).collect();
-        self.perform_chosen(verb.name(), chosen, deeds, false).await
+        let actions = ids.into_iter().map(|id| OperatorAction::Saga(action, id)).collect();
+        self.perform_chosen(verb.name(), chosen, actions, false).await
     }
 
-    async fn perform_on_letters(
+    async fn perform_on_held(
         &self,
-        action: &str,
+        verb: &str,
         chosen: &Selection,
-        deed: fn(hapax_core::HeldKey) -> OperatorAction,
+        action_on: fn(hapax_core::HeldKey) -> OperatorAction,
     ) -> Result<Value, RequestError> {
         check(chosen)?;
         let (keys, more) = match &chosen.filter {
             Some(filter) => self.find(filter).await?,
             None => (chosen.keys.iter().map(|key| held_messages::parse_key(key)).collect::<Result<_, _>>()?, false),
         };
-        self.perform_chosen(action, chosen, keys.into_iter().map(deed).collect(), more).await
+        self.perform_chosen(verb, chosen, keys.into_iter().map(action_on).collect(), more).await
     }
 
-    /// The keys of the kept messages that a filter finds, in the order in which they were kept; and whether there are more.
+    /// Returns the keys of the held messages that a filter selects, the earliest first, and true if
+    /// more remain.
     async fn find(&self, filter: &HeldFilter) -> Result<(Vec<hapax_core::HeldKey>, bool), RequestError> {
         let limit = filter.done()?;
         if filter.after.is_some() {
-            return Err(RequestError::Invalid("after: is for lists only".into()));
+            return Err(RequestError::Invalid("after: only lists take it".into()));
         }
-        // What waits goes by itself: who means that says so.
+        // Waiting messages run by themselves: a filter selects them only if it names their hold
+        // reason.
         let filter = HeldFilter { hold_reason: filter.hold_reason.or(Some(StandingName::Dead)), ..filter.clone() };
         let mut found = Vec::new();
         let take = |key, held_message: hapax_core::HeldMessage| {
@@ -78,45 +81,46 @@ impl Ops {
 
     async fn perform_chosen(
         &self,
-        action: &str,
+        verb: &str,
         chosen: &Selection,
-        deeds: Vec<OperatorAction>,
+        actions: Vec<OperatorAction>,
         more: bool,
     ) -> Result<Value, RequestError> {
         let by = Actor { actor: chosen.actor.clone(), reason: chosen.reason.clone() };
         let results = if chosen.dry_run && !fault::mutated("dry-run-does-it") {
             let mut results = Vec::new();
-            for deed in &deeds {
-                results.push(self.operator.check(deed, &by).await);
+            for action in &actions {
+                results.push(self.operator.check(action, &by).await);
             }
             results
         } else {
-            self.operator.perform_all(&deeds, &by).await
+            self.operator.perform_all(&actions, &by).await
         };
         let (mut done, mut refused) = (Vec::new(), Vec::new());
-        for (deed, result) in deeds.iter().zip(results) {
+        for (action, result) in actions.iter().zip(results) {
             match result {
-                Ok(()) => done.push(deed.key()),
-                // One that was named is answered for itself; and a store that fails does so for all.
+                Ok(()) => done.push(action.key()),
+                // The refusal of a single key is the answer. A store that has failed would refuse
+                // every other key too.
                 Err(error) if chosen.keys.len() == 1 => return Err(refusal(error)),
                 Err(error @ OperatorError::Store(_)) if done.is_empty() => return Err(refusal(error)),
-                Err(error) => refused.push(json!({ "key": deed.key(), "error": refusal(error).to_string() })),
+                Err(error) => refused.push(json!({ "key": action.key(), "error": refusal(error).to_string() })),
             }
         }
-        Ok(json!({ "action": action, "dry_run": chosen.dry_run, "done": done, "refused": refused, "more": more }))
+        Ok(json!({ "action": verb, "dry_run": chosen.dry_run, "done": done, "refused": refused, "more": more }))
     }
 }
 
 fn check(chosen: &Selection) -> Result<(), RequestError> {
     let wrong = |text: &str| Err(RequestError::Invalid(text.to_owned()));
     match (chosen.keys.len(), &chosen.filter) {
-        (0, None) => return wrong("say what: `keys`, or a `filter` ({} is everything that is dead)"),
+        (0, None) => return wrong("give `keys`, or a `filter` ({} selects every dead message)"),
         (1.., Some(_)) => return wrong("give `keys` or a `filter`, not both"),
         (count, _) if count > KEYS_MAX => return wrong(&format!("{count} keys are more than {KEYS_MAX} at one time")),
         _ => {}
     }
     if chosen.actor.trim().is_empty() && !chosen.dry_run {
-        return wrong("actor: say who does it; it is kept in the audit trail");
+        return wrong("actor: give your name, for the audit trail");
     }
     Ok(())
 }
