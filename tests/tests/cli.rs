@@ -255,7 +255,7 @@ fn logs_are_json_where_nobody_watches() {
     let log = stderr(&output);
     let lines: Vec<Value> =
         log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"))).collect();
-    assert!(lines.iter().any(|line| line["level"] == "ERROR" && line["target"] == "hapax_core::answer"), "{log}");
+    assert!(lines.iter().any(|line| line["level"] == "ERROR" && line["target"] == "hapax_core::pipeline::hold"), "{log}");
 }
 
 #[test]

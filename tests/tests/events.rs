@@ -141,7 +141,7 @@ fn the_command_line_lists_streams_and_their_events() {
     assert!(run.status.success(), "{run:?}");
     let ask = |arguments: &[&str]| hapax().args(arguments).arg("--store").arg(&store).output().unwrap();
     let lines = |arguments: &[&str]| String::from_utf8(ask(arguments).stdout).unwrap();
-    let listed = lines(&["events", "--json", "--processor", "accounts"]);
+    let listed = lines(&["streams", "--json", "--processor", "accounts"]);
     assert_eq!(listed, "{\"stream\":\"account/alice\",\"version\":2}\n{\"stream\":\"account/bob\",\"version\":2}\n");
     let events = lines(&["streams", "--processor", "accounts", "account/alice", "--after", "1"]);
     let fields: Vec<_> = events.trim_end().split('\t').collect();

@@ -20,12 +20,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
     #[command(flatten)]
-    place: Target,
+    target: Target,
 }
 
 pub(crate) fn command(args: Args, json: bool) -> anyhow::Result<ExitCode> {
-    let Args { processor, since, limit, place } = args;
-    let answer = place.ask(OperatorRequest::Audit(AuditFilter { processor, since, limit }))?;
+    let Args { processor, since, limit, target } = args;
+    let answer = target.ask(OperatorRequest::Audit(AuditFilter { processor, since, limit }))?;
     print_list(&answer, "actions", json, |action| {
         let at = rfc3339(action["at_ms"].as_u64().unwrap_or(0));
         let [actor, name, key, reason] = ["actor", "action", "key", "reason"].map(|name| text(&action[name]));

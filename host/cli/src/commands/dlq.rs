@@ -23,7 +23,7 @@ pub(crate) enum Command {
         #[arg(long, value_name = "KEY")]
         after: Option<String>,
         #[command(flatten)]
-        place: Target,
+        target: Target,
     },
     /// Show one held message: body, attributes, error, attempts, history, and the messages that it
     /// waits for or blocks.
@@ -32,7 +32,7 @@ pub(crate) enum Command {
         /// tenant/processor/source/key#fingerprint.
         key: String,
         #[command(flatten)]
-        place: Target,
+        target: Target,
     },
     /// Run dead letters again, with all their attempts: at once if a host runs, or at its next
     /// start.
@@ -92,7 +92,7 @@ pub(crate) struct OrderArgs {
     #[command(flatten)]
     audit: AuditArgs,
     #[command(flatten)]
-    place: Target,
+    target: Target,
 }
 
 impl From<Filter> for HeldFilter {
@@ -117,14 +117,14 @@ impl OrderArgs {
             return Err(Failed::usage("a KEY names one message: give filters with --all only"));
         }
         let chosen = self.audit.select(self.key.into_iter().collect());
-        Ok((self.place, Selection { filter: self.all.then_some(filter), ..chosen }))
+        Ok((self.target, Selection { filter: self.all.then_some(filter), ..chosen }))
     }
 }
 
 pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> {
     match command {
-        Command::List { filter, after, place } => {
-            let answer = place.ask(OperatorRequest::Letters(HeldFilter { after, ..filter.into() }))?;
+        Command::List { filter, after, target } => {
+            let answer = target.ask(OperatorRequest::Letters(HeldFilter { after, ..filter.into() }))?;
             print_list(&answer, "letters", json, |held_message| {
                 let waits = held_message["awaits"].as_u64().map_or_else(String::new, |version| {
                     format!(" (until {})", time_or(&held_message["until_ms"], &format!("version {version}")))
@@ -139,8 +139,8 @@ pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> 
             });
             Ok(ExitCode::SUCCESS)
         }
-        Command::Show { key, place } => {
-            let held_message = place.ask(OperatorRequest::Letter(key))?;
+        Command::Show { key, target } => {
+            let held_message = target.ask(OperatorRequest::Letter(key))?;
             if json {
                 line(&held_message.to_string())
             } else {
@@ -149,12 +149,12 @@ pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> 
             Ok(ExitCode::SUCCESS)
         }
         Command::Redrive(action) => {
-            let (place, chosen) = action.chosen()?;
-            Ok(print_action(&place.ask(OperatorRequest::Redrive(chosen))?, json))
+            let (target, chosen) = action.chosen()?;
+            Ok(print_action(&target.ask(OperatorRequest::Redrive(chosen))?, json))
         }
         Command::Discard(action) => {
-            let (place, chosen) = action.chosen()?;
-            Ok(print_action(&place.ask(OperatorRequest::Discard(chosen))?, json))
+            let (target, chosen) = action.chosen()?;
+            Ok(print_action(&target.ask(OperatorRequest::Discard(chosen))?, json))
         }
     }
 }

@@ -26,7 +26,7 @@ pub(crate) enum Command {
         #[arg(long, value_name = "N", default_value_t = 1_000)]
         limit: usize,
         #[command(flatten)]
-        place: Target,
+        target: Target,
     },
     /// Show one record, with its held messages.
     Show(One),
@@ -40,7 +40,7 @@ pub(crate) enum Command {
         #[command(flatten)]
         audit: AuditArgs,
         #[command(flatten)]
-        place: Target,
+        target: Target,
     },
 }
 
@@ -49,25 +49,25 @@ pub(crate) struct One {
     /// Key of the record: tenant/processor/source/key, with `/` inside a part as %2F.
     key: String,
     #[command(flatten)]
-    place: Target,
+    target: Target,
 }
 
 pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> {
     match command {
-        Command::List { processor, after, limit, place } => {
-            let answer = place.ask(OperatorRequest::Records(RecordFilter { processor, after, limit: Some(limit) }))?;
+        Command::List { processor, after, limit, target } => {
+            let answer = target.ask(OperatorRequest::Records(RecordFilter { processor, after, limit: Some(limit) }))?;
             let as_line = |record: &Value| format!("{:<13} {}", text(&record["state"]), text(&record["key"]));
             print_list(&answer, "records", json, as_line);
             Ok(ExitCode::SUCCESS)
         }
-        Command::Show(One { key, place }) => {
-            let record = place.ask(OperatorRequest::Record(key))?;
+        Command::Show(One { key, target }) => {
+            let record = target.ask(OperatorRequest::Record(key))?;
             line(&if json { record.to_string() } else { serde_json::to_string_pretty(&record)? });
             Ok(ExitCode::SUCCESS)
         }
-        Command::History(One { key, place }) => Ok(print_history(&place.ask(OperatorRequest::History(key))?, json)),
-        Command::Evict { key, audit, place } => {
-            Ok(print_action(&place.ask(OperatorRequest::Evict(audit.select(vec![key])))?, json))
+        Command::History(One { key, target }) => Ok(print_history(&target.ask(OperatorRequest::History(key))?, json)),
+        Command::Evict { key, audit, target } => {
+            Ok(print_action(&target.ask(OperatorRequest::Evict(audit.select(vec![key])))?, json))
         }
     }
 }

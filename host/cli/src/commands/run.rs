@@ -82,7 +82,7 @@ fn setting(text: &str) -> Result<(String, String), String> {
 }
 
 /// The processor to run, and its store.
-struct Selection {
+struct Setup {
     name: String,
     processor: Processor,
     store: PathBuf,
@@ -90,7 +90,7 @@ struct Selection {
 }
 
 /// Takes the processor and the store from the arguments, or from the configuration that they name.
-fn chosen(args: &Args) -> anyhow::Result<Selection> {
+fn setup(args: &Args) -> anyhow::Result<Setup> {
     let Some(path) = &args.config else {
         let component = args.component.clone().unwrap_or_default();
         let name = args.processor.clone().or_else(|| Some(component.file_stem()?.to_str()?.to_owned()));
@@ -99,7 +99,7 @@ fn chosen(args: &Args) -> anyhow::Result<Selection> {
         let mut processor = Processor::plain(component);
         processor.http = args.http.iter().cloned().map(GrantSetting::Url).collect();
         processor.config = args.set.iter().cloned().collect();
-        return Ok(Selection { name, processor, store, options: StoreOptions::default() });
+        return Ok(Setup { name, processor, store, options: StoreOptions::default() });
     };
     let mut config = Config::read(path)?;
     let name = args.processor.clone().unwrap_or_default();
@@ -108,11 +108,11 @@ fn chosen(args: &Args) -> anyhow::Result<Selection> {
         Failed::usage(format!("{}: it has no processor {name}; it has {}", path.display(), known.join(", ")))
     })?;
     let store = args.store.clone().unwrap_or(config.store);
-    Ok(Selection { name, processor, store, options: config.limits.store_options() })
+    Ok(Setup { name, processor, store, options: config.limits.store_options() })
 }
 
 async fn run(args: Args, json: bool) -> anyhow::Result<ExitCode> {
-    let Selection { name, processor, store, options } = chosen(&args)?;
+    let Setup { name, processor, store, options } = setup(&args)?;
     let mut source = JsonlSource::open(&args.input, args.max_message_bytes)
         .map_err(|error| Failed::usage(format!("cannot read the input {}: {error}", args.input.display())))?;
     let host = Host::open(&store, options, args.concurrency).await?;

@@ -26,14 +26,14 @@ pub(crate) enum Command {
         #[arg(long, value_name = "N", default_value_t = 1_000)]
         limit: usize,
         #[command(flatten)]
-        place: Target,
+        target: Target,
     },
     /// Show one saga: its messages, its steps, its log.
     Show {
         /// Id of the saga, as `hapax saga list` prints it.
         id: String,
         #[command(flatten)]
-        place: Target,
+        target: Target,
     },
     /// Compensate the step at which a saga is stuck again, with all its attempts.
     Retry(Stuck),
@@ -52,7 +52,7 @@ pub(crate) struct Stuck {
     #[command(flatten)]
     audit: AuditArgs,
     #[command(flatten)]
-    place: Target,
+    target: Target,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -88,20 +88,20 @@ impl From<State> for SagaStateName {
 }
 
 pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> {
-    let resume = |verb, Stuck { id, audit, place }: Stuck| {
-        let answer = place.ask(OperatorRequest::ResumeSaga(verb, audit.select(vec![id])))?;
+    let resume = |verb, Stuck { id, audit, target }: Stuck| {
+        let answer = target.ask(OperatorRequest::ResumeSaga(verb, audit.select(vec![id])))?;
         Ok(print_action(&answer, json))
     };
     match command {
-        Command::List { state, after, limit, place } => {
+        Command::List { state, after, limit, target } => {
             let filter = SagaFilter { state: state.map(Into::into), after, limit: Some(limit) };
-            print_list(&place.ask(OperatorRequest::Sagas(filter))?, "sagas", json, |saga| {
+            print_list(&target.ask(OperatorRequest::Sagas(filter))?, "sagas", json, |saga| {
                 format!("{:<12} {:<24} {}", text(&saga["state"]), at(&saga["changed_ms"]), text(&saga["id"]))
             });
             Ok(ExitCode::SUCCESS)
         }
-        Command::Show { id, place } => {
-            let saga = place.ask(OperatorRequest::Saga(id))?;
+        Command::Show { id, target } => {
+            let saga = target.ask(OperatorRequest::Saga(id))?;
             if json {
                 line(&saga.to_string());
             } else {

@@ -26,11 +26,11 @@ pub(crate) struct Target {
 
 impl Target {
     /// Sends the request to the target, and returns the answer.
-    pub(crate) fn ask(&self, ask: OperatorRequest) -> anyhow::Result<Value> {
+    pub(crate) fn ask(&self, request: OperatorRequest) -> anyhow::Result<Value> {
         host::block_on(async {
             match &self.host {
-                Some(url) => ask_host(url, &ask).await,
-                None => Ok(open(&self.store).await?.ask(ask).await.map_err(Failed::from)?),
+                Some(url) => ask_host(url, &request).await,
+                None => Ok(open(&self.store).await?.ask(request).await.map_err(Failed::from)?),
             }
         })
     }
@@ -47,9 +47,9 @@ async fn open(path: &Path) -> anyhow::Result<Ops> {
     Ok(Ops::new(store, operator, watch::channel(false).1))
 }
 
-async fn ask_host(url: &str, ask: &OperatorRequest) -> anyhow::Result<Value> {
+async fn ask_host(url: &str, request: &OperatorRequest) -> anyhow::Result<Value> {
     let client = OperatorClient::new(url).map_err(|error| Failed::usage(error.to_string()))?;
-    client.ask(ask).await.map_err(|error| match error {
+    client.ask(request).await.map_err(|error| match error {
         AskError::Refused(refusal) => Failed::from(refusal).into(),
         AskError::NoAnswer(why) => Failed::no_answer(why),
     })

@@ -39,8 +39,8 @@ impl Ops {
     }
 
     /// Answers a request, or performs its action.
-    pub(crate) async fn ask(&self, ask: OperatorRequest) -> Result<Value, RequestError> {
-        match ask {
+    pub(crate) async fn ask(&self, request: OperatorRequest) -> Result<Value, RequestError> {
+        match request {
             OperatorRequest::Letters(filter) => held_messages::list(&*self.store, &filter, SystemClock.now_ms()).await,
             OperatorRequest::Letter(key) => held_messages::show(&*self.store, &key).await,
             OperatorRequest::Redrive(chosen) => self.redrive(&chosen).await,
@@ -70,9 +70,9 @@ impl Ops {
 }
 
 impl Operations for Ops {
-    fn perform(&self, ask: OperatorRequest) -> BoxFuture<'static, Result<Value, RequestError>> {
+    fn perform(&self, request: OperatorRequest) -> BoxFuture<'static, Result<Value, RequestError>> {
         let ops = self.clone();
-        Box::pin(async move { ops.ask(ask).await })
+        Box::pin(async move { ops.ask(request).await })
     }
 
     fn events(&self, after: Option<String>, limit: usize) -> BoxFuture<'static, Result<FeedPage, RequestError>> {

@@ -63,7 +63,7 @@ impl Ops {
     async fn find(&self, filter: &HeldFilter) -> Result<(Vec<hapax_core::HeldKey>, bool), RequestError> {
         let limit = filter.done()?;
         if filter.after.is_some() {
-            return Err(RequestError::Invalid("after: only lists take it".into()));
+            return Err(RequestError::Invalid("after: this field is for lists only".into()));
         }
         // Waiting messages run by themselves: a filter selects them only if it names their hold
         // reason.
