@@ -212,7 +212,7 @@ fn a_processor_that_is_not_there_is_told_with_those_that_are() {
     let mut first = String::new();
     std::io::BufRead::read_line(&mut std::io::BufReader::new(host.stdout.take().unwrap()), &mut first).unwrap();
     let address = serde_json::from_str::<Value>(&first).unwrap()["listening"].as_str().unwrap().to_owned();
-    let sent = hapax().args(["send", "nobody", "--id", "1", "--url", &format!("http://{address}")]).output().unwrap();
+    let sent = hapax().args(["send", "nobody", "--id", "1", "--host", &format!("http://{address}")]).output().unwrap();
     host.kill().unwrap();
     host.wait().unwrap();
     let told = String::from_utf8_lossy(&sent.stdout);

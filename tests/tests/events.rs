@@ -143,13 +143,13 @@ fn the_command_line_lists_streams_and_their_events() {
     let lines = |arguments: &[&str]| String::from_utf8(ask(arguments).stdout).unwrap();
     let listed = lines(&["events", "--json", "--processor", "accounts"]);
     assert_eq!(listed, "{\"stream\":\"account/alice\",\"version\":2}\n{\"stream\":\"account/bob\",\"version\":2}\n");
-    let events = lines(&["events", "--processor", "accounts", "account/alice", "--after", "1"]);
+    let events = lines(&["streams", "--processor", "accounts", "account/alice", "--after", "1"]);
     let fields: Vec<_> = events.trim_end().split('\t').collect();
     assert_eq!([fields[0], fields[2], fields[3]], ["2", "withdrawn", r#"{"amount_cents":-1200}"#]);
-    assert_eq!(lines(&["events", "--processor", "accounts", "account/alice", "--limit", "1"]).lines().count(), 1);
+    assert_eq!(lines(&["streams", "--processor", "accounts", "account/alice", "--limit", "1"]).lines().count(), 1);
     assert_eq!(lines(&["state", "list", "accounts"]), "", "where events stand is the host's own");
-    let nothing = ask(&["events", "--processor", "accounts", "account/carol"]);
+    let nothing = ask(&["streams", "--processor", "accounts", "account/carol"]);
     let words = String::from_utf8_lossy(&nothing.stderr).into_owned();
     assert_eq!(nothing.status.code(), Some(9), "{words}");
-    assert!(words.contains("has no event stream account/carol; `hapax events --processor accounts`"), "{words}");
+    assert!(words.contains("has no event stream account/carol; `hapax streams --processor accounts`"), "{words}");
 }

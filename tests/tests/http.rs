@@ -193,14 +193,14 @@ fn send_prints_the_answers() {
     let url = format!("http://{}", server.address);
     let data = r#"{"order_id":"o","customer":"c","amount_cents":1}"#;
     let send = || {
-        let args = ["send", "orders", "--json", "--url", &url, "--id", "o", "--data", data];
+        let args = ["send", "orders", "--json", "--host", &url, "--id", "o", "--data", data];
         let output = hapax().args(args).output().unwrap();
         assert!(output.status.success(), "{output:?}");
         serde_json::from_slice::<Value>(&output.stdout).unwrap()
     };
     assert_eq!(send()["replayed"], false);
     assert_eq!(send()["replayed"], true);
-    let nobody = hapax().args(["send", "orders", "--url", "http://127.0.0.1:1", "--id", "o"]).output().unwrap();
+    let nobody = hapax().args(["send", "orders", "--host", "http://127.0.0.1:1", "--id", "o"]).output().unwrap();
     assert_eq!(nobody.status.code(), Some(12), "{nobody:?}");
     assert!(String::from_utf8_lossy(&nobody.stderr).contains("is the host running?"), "{nobody:?}");
 }

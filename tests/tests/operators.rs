@@ -459,7 +459,7 @@ fn http_for_operators_answers_bad_requests_in_words() {
         ("GET /v1/records/a%2Fb%2Fc%2Fd", &[], "", 404, "there is no record"),
         ("GET /v1/audit", &[], "", 400, "processor"),
         ("DELETE /v1/dlq", &[], "", 405, "POST to"),
-        ("GET /v1/events?wait_ms=99999", &[], "", 400, "30000"),
+        ("GET /v1/feed?wait_ms=99999", &[], "", 400, "30000"),
     ] {
         let (answered, text) = server.ask(what, headers, body);
         assert!(answered == status && text.contains(word), "{what} {body}: {answered} {text}");

@@ -59,7 +59,7 @@ fn faults(job: &Job, payments: &Payments) -> Vec<String> {
     equal("records", &states, &["compensated", "completed"]);
     let sagas = Printed::by(hapax_tests::process::hapax().args(["saga", "list"]).arg("--store").arg(job.store()));
     let sagas: Vec<_> = sagas.out.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
-    equal("sagas", &sagas, &["undone"]);
+    equal("sagas", &sagas, &["compensated"]);
     let sent = std::fs::read_to_string(job.outbox()).unwrap_or_default();
     let sent: Vec<Value> = sent.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let sent: Vec<_> = sent.iter().map(|line| (line["type"].clone(), line["subject"].clone())).collect();
@@ -103,7 +103,7 @@ fn killed_at_every_point_on_the_way_forward_each_step_is_taken_once() {
 
 #[test]
 fn killed_at_every_point_on_the_way_back_each_step_is_undone_once_in_reverse() {
-    killed_at_every(&["undo-begins", "step-undone", "undo-noted", "saga-ending", "saga-ended"], 1);
+    killed_at_every(&["compensation-begins", "step-compensated", "compensation-recorded", "saga-ending", "saga-ended"], 1);
 }
 
 #[test]

@@ -112,7 +112,7 @@ fn a_trip_of_which_a_part_cannot_be_had_is_cancelled_the_last_booking_first() {
     let cancelled: Vec<_> = house.sent().into_iter().filter(|(kind, _)| kind == "trip.cancelled").collect();
     let cancelled: Vec<_> = cancelled.iter().map(|(_, data)| data.as_str()).collect();
     assert_eq!(cancelled, ["\"car\"", "\"hotel\"", "\"flight\""]);
-    for (trip, state) in [("rome", "undone"), ("oslo", "completed")] {
+    for (trip, state) in [("rome", "compensated"), ("oslo", "completed")] {
         let shown = on_store(house.folder.path(), &["--json", "saga", "show", trip]).lines().remove(0);
         assert_eq!(shown["state"], state, "{shown}");
     }
@@ -249,7 +249,7 @@ fn settings_that_would_not_work_are_refused_at_the_start() {
     refused("redelivery_after_ms = 20000", &["redelivery_after_ms", "lease_ms"]);
     refused("http = [\"example.com\"]", &["example.com", "https://api.example.com"]);
     refused("http_timeout_ms = 5", &["http_timeout_ms", "no calls are granted"]);
-    refused("undo_attempts_max = 0", &["undo_attempts_max"]);
+    refused("compensation_attempts_max = 0", &["compensation_attempts_max"]);
     refused(
         "http = [\"https://a.test\"]\nsecrets = { t = { env = \"HAPAX_NO_SUCH\" } }",
         &["secrets.t", "HAPAX_NO_SUCH"],

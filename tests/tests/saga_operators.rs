@@ -28,7 +28,7 @@ impl Shop {
         let url = self.payments.url();
         let config = format!(
             "store = \"store\"\nlisten = \"127.0.0.1:0\"\n[processors.odd]\ncomponent = {component:?}\nhttp = [{url:?}]\n\
-             undo_attempts_max = 2\nbackoff_base_ms = 1\n[processors.odd.config]\nservice = {url:?}\n"
+             compensation_attempts_max = 2\nbackoff_base_ms = 1\n[processors.odd.config]\nservice = {url:?}\n"
         );
         std::fs::write(self.path().join("hapax.toml"), config).unwrap();
     }
@@ -90,21 +90,21 @@ const ID: &str = "default/odd/%2Fshop/m-1";
 #[test]
 fn what_is_halted_is_shown_with_all_that_happened() {
     let shop = Shop::halted(2);
-    assert_eq!((shop.state("saga"), shop.state("records")), ("halted".into(), "compensation-failed".into()));
-    let halted = shop.on_store(&["--json", "saga", "list", "--state", "halted"]).lines();
+    assert_eq!((shop.state("saga"), shop.state("records")), ("stuck".into(), "compensation-failed".into()));
+    let halted = shop.on_store(&["--json", "saga", "list", "--state", "stuck"]).lines();
     assert_eq!(halted[0]["id"], ID);
-    assert_eq!(shop.on_store(&["--json", "saga", "list", "--state", "undone"]).lines(), [] as [Value; 0]);
+    assert_eq!(shop.on_store(&["--json", "saga", "list", "--state", "compensated"]).lines(), [] as [Value; 0]);
     let shown = shop.on_store(&["--json", "saga", "show", ID]).lines().remove(0);
     let hold_reason: Vec<_> = shown["steps"].as_array().unwrap().iter().map(|step| step["standing"].clone()).collect();
-    assert_eq!(hold_reason, ["registered", "registered", "undone"]);
+    assert_eq!(hold_reason, ["registered", "registered", "compensated"]);
     assert_eq!(shown["steps"][1]["attempts"], 2);
     assert!(shown["failure"]["error"].as_str().unwrap().contains("/shipments refuses"), "{shown}");
     let log: Vec<_> = shown["log"].as_array().unwrap().iter().map(|event| event["event"].clone()).collect();
     let expected =
-        ["joined", "registered", "registered", "registered", "undo-started", "undone", "undo-failed", "halted"];
+        ["joined", "registered", "registered", "registered", "compensation-started", "compensated", "compensation-failed", "stuck"];
     assert_eq!(log, expected);
     let text = shop.on_store(&["saga", "show", ID]).out;
-    assert!(text.contains("step:     1: charge of message 0, registered, not undone after 2 attempts"), "{text}");
+    assert!(text.contains("step:     1: charge of message 0, registered, not compensated after 2 attempts"), "{text}");
     // A duplicate gets the failure, and nothing is done again.
     let again = shop.run(&Shop::event()).lines();
     assert_eq!(again[0]["outcome"], "duplicate");
@@ -115,14 +115,14 @@ fn what_is_halted_is_shown_with_all_that_happened() {
 fn what_is_retried_is_undone_to_the_end() {
     let shop = Shop::halted(2);
     assert_eq!(shop.on_store(&["saga", "retry", ID, "--dry-run"]).code, Some(0));
-    assert_eq!(shop.state("saga"), "halted", "a dry run does nothing");
+    assert_eq!(shop.state("saga"), "stuck", "a dry run does nothing");
     let done = shop.on_store(&["saga", "retry", ID, "--reason", "the service is back"]);
     assert_eq!(done.out, format!("retry {ID}\nretry: 1 done, 0 refused\n"), "{done:?}");
-    assert_eq!((shop.state("saga"), shop.state("records")), ("undoing".into(), "compensating".into()));
-    shop.on_store(&["saga", "retry", ID]).refused(13, &["undoing", "only one that is halted"]);
+    assert_eq!((shop.state("saga"), shop.state("records")), ("compensating".into(), "compensating".into()));
+    shop.on_store(&["saga", "retry", ID]).refused(13, &["compensating", "only a stuck saga"]);
     let lines = shop.run("").lines();
     assert_eq!(lines[0]["outcome"], "compensated");
-    assert_eq!((shop.state("saga"), shop.state("records")), ("undone".into(), "compensated".into()));
+    assert_eq!((shop.state("saga"), shop.state("records")), ("compensated".into(), "compensated".into()));
     assert_eq!(shop.undone(), ["/shipments/cancel", "/charges/refund", "/reservations/release"]);
     let deeds = shop.on_store(&["--json", "audit", "--processor", "odd"]).lines();
     assert_eq!((deeds.len(), &deeds[0]["action"], &deeds[0]["key"]), (1, &json!("saga-retry"), &json!(ID)));
@@ -136,7 +136,7 @@ fn what_is_skipped_is_left_out_and_the_rest_is_undone() {
     shop.on_store(&["saga", "skip", ID, "--dry-run"]).refused(13, &["reason"]);
     assert_eq!(shop.on_store(&["saga", "skip", ID, "--reason", "refunded by hand"]).code, Some(0));
     shop.run("");
-    assert_eq!((shop.state("saga"), shop.state("records")), ("undone".into(), "compensated".into()));
+    assert_eq!((shop.state("saga"), shop.state("records")), ("compensated".into(), "compensated".into()));
     assert_eq!(shop.undone(), ["/shipments/cancel", "/reservations/release"]);
     let shown = shop.on_store(&["--json", "saga", "show", ID]).lines().remove(0);
     assert_eq!(shown["steps"][1]["standing"], "skipped");
@@ -160,7 +160,7 @@ fn what_is_no_saga_is_told_in_words() {
     shop.on_store(&["saga", "show", "default/odd/%2Fshop/m-2"]).refused(9, &["no saga", "hapax saga list"]);
     shop.on_store(&["saga", "retry", "trip-1"]).refused(9, &["no saga trip-1"]);
     shop.on_store(&["saga", "list", "--limit", "0"]).refused(2, &["limit"]);
-    assert_eq!(shop.state("saga"), "halted");
+    assert_eq!(shop.state("saga"), "stuck");
 }
 
 #[test]
@@ -170,18 +170,18 @@ fn a_running_host_is_asked_over_http_and_goes_on_at_once() {
     let host = Server::start(shop.path(), None);
     let (status, body) = host.post(&Shop::event());
     assert_eq!(status, 422, "{body}");
-    let halted = host.until(&["--json", "saga", "list", "--state", "halted"], |listed| !listed.out.is_empty());
+    let halted = host.until(&["--json", "saga", "list", "--state", "stuck"], |listed| !listed.out.is_empty());
     assert_eq!(halted.lines()[0]["id"], ID);
     let (status, body) = host.ask("GET /v1/status", &[], "");
     let sagas = serde_json::from_str::<Value>(&body).unwrap()["sagas"].clone();
-    assert_eq!((status, sagas), (200, json!({ "undoing": 0, "halted": 1 })));
-    let (status, body) = host.ask("GET /v1/sagas?state=halted", &[], "");
+    assert_eq!((status, sagas), (200, json!({ "compensating": 0, "stuck": 1 })));
+    let (status, body) = host.ask("GET /v1/sagas?state=stuck", &[], "");
     assert_eq!(status, 200, "{body}");
     let json_type = ["content-type: application/json"];
     let order = json!({ "keys": [ID], "actor": "ann", "reason": "it is back" }).to_string();
     let (status, body) = host.ask("POST /v1/sagas/retry", &json_type, &order);
     assert_eq!((status, serde_json::from_str::<Value>(&body).unwrap()["done"].clone()), (200, json!([ID])));
-    host.until(&["--json", "saga", "list"], |listed| listed.lines()[0]["state"] == "undone");
+    host.until(&["--json", "saga", "list"], |listed| listed.lines()[0]["state"] == "compensated");
     assert_eq!(shop.undone(), ["/shipments/cancel", "/charges/refund", "/reservations/release"]);
     let (status, body) = host.ask("POST /v1/sagas/skip", &json_type, &order);
     assert_eq!(status, 409, "{body}");
@@ -216,7 +216,7 @@ fn kept_components(shop: &Shop) -> Vec<PathBuf> {
 #[test]
 fn the_component_that_took_a_step_undoes_it_after_another_took_its_place() {
     let shop = Shop::new();
-    assert_eq!(shop.run_with(&Shop::event(), Some("undo-begins")).code, None, "it dies");
+    assert_eq!(shop.run_with(&Shop::event(), Some("compensation-begins")).code, None, "it dies");
     let first = kept_components(&shop);
     assert_eq!(first.len(), 1);
     shop.configure(&next_version(shop.path()));
@@ -234,7 +234,7 @@ fn the_component_that_took_a_step_undoes_it_after_another_took_its_place() {
 #[test]
 fn a_component_without_a_way_back_leaves_undoing_to_the_one_before_it() {
     let shop = Shop::new();
-    assert_eq!(shop.run_with(&Shop::event(), Some("undo-begins")).code, None, "it dies");
+    assert_eq!(shop.run_with(&Shop::event(), Some("compensation-begins")).code, None, "it dies");
     shop.configure(&guest("order-intake"));
     assert_eq!(shop.run("").lines()[0]["outcome"], "compensated");
     assert_eq!(shop.undone(), ["/shipments/cancel", "/charges/refund", "/reservations/release"]);
@@ -243,7 +243,7 @@ fn a_component_without_a_way_back_leaves_undoing_to_the_one_before_it() {
 #[test]
 fn a_component_that_is_gone_halts_its_sagas_by_name() {
     let shop = Shop::new();
-    assert_eq!(shop.run_with(&Shop::event(), Some("undo-begins")).code, None, "it dies");
+    assert_eq!(shop.run_with(&Shop::event(), Some("compensation-begins")).code, None, "it dies");
     let first = kept_components(&shop).remove(0);
     let away = shop.path().join("away.wasm");
     std::fs::rename(&first, &away).unwrap();

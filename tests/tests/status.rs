@@ -33,7 +33,7 @@ impl Host {
     }
 
     fn hapax(&self, arguments: &[&str]) -> Output {
-        hapax().args(arguments).args(["--url", &format!("http://{}", self.address)]).output().unwrap()
+        hapax().args(arguments).args(["--host", &format!("http://{}", self.address)]).output().unwrap()
     }
 
     /// Sends a message; its status and body.
@@ -145,13 +145,13 @@ fn a_destination_that_is_not_there_is_left_alone_and_the_host_goes_on() {
 
 #[test]
 fn who_asks_nobody_is_told_what_to_do() {
-    let output = hapax().args(["status", "--url", "http://127.0.0.1:1"]).output().unwrap();
+    let output = hapax().args(["status", "--host", "http://127.0.0.1:1"]).output().unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(12) && text.contains("is the host running?"), "{text}");
     let folder = tempfile::tempdir().unwrap();
     let host = Host::up(folder.path(), "", "");
     let url = format!("http://{}/nowhere", host.address);
-    let output = hapax().args(["status", "--url", &url]).output().unwrap();
+    let output = hapax().args(["status", "--host", &url]).output().unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(12) && text.contains("answered 404"), "{text}");
     host.stop();

@@ -1,22 +1,44 @@
-//! Exit codes: one a kind of failure, so that scripts can tell them apart. `docs/errors/README.md` lists them.
+//! Exit codes, one for each kind of failure, so that scripts can tell them apart. `docs/operating/exit-codes.md` explains
+//! each of them.
 
+use std::fmt::Display;
 use std::process::ExitCode;
 
 use hapax_core::{RelayError, SourceError, StoreError, TransportError};
 use hapax_engine::{EngineError, LoadError};
+use hapax_guest_build::BuildError;
 use hapax_store::OpenError;
 
-/// Something in the input was no message; everything else was processed.
+/// Everything was done. Rejected messages are in the summary.
+pub(crate) const SUCCESS: u8 = 0;
+/// An error that has no code of its own.
+pub(crate) const UNKNOWN: u8 = 1;
+/// The command line or the configuration is wrong. `clap` exits with the same code.
+pub(crate) const USAGE: u8 = 2;
+/// Some input was not a message; everything else was processed.
 pub(crate) const INVALID_INPUT: u8 = 3;
-/// The store is absent, damaged, of another version, or no store.
+/// The component cannot be read, built or used.
+pub(crate) const COMPONENT: u8 = 4;
+/// The store is absent, damaged or of another format, or the folder holds no store.
 pub(crate) const DAMAGED: u8 = 5;
-/// Stopped by a signal before the end of the input; what was in flight ended.
+/// Another process has the store open.
+pub(crate) const LOCKED: u8 = 6;
+/// The disk is full.
+pub(crate) const DISK_FULL: u8 = 7;
+/// The store failed while running.
+pub(crate) const STORE_FAILED: u8 = 8;
+/// Nothing exists under the key.
+pub(crate) const NOT_FOUND: u8 = 9;
+/// A signal stopped the command before the end of the input; messages in flight were finished.
 pub(crate) const INTERRUPTED: u8 = 10;
-
-/// What was asked for may not be done as things are; of many, some.
+/// The outbox could not be sent.
+pub(crate) const NOT_SENT: u8 = 11;
+/// The host does not answer.
+pub(crate) const UNREACHABLE: u8 = 12;
+/// An operator action was refused; of several, at least one.
 pub(crate) const REFUSED: u8 = 13;
 
-/// A failure of the command line itself, with its exit code.
+/// A failure of the command itself, with its exit code.
 #[derive(Debug)]
 pub(crate) struct Failed {
     pub(crate) code: u8,
@@ -24,28 +46,33 @@ pub(crate) struct Failed {
 }
 
 impl Failed {
-    /// The user gave something that cannot be right.
+    /// Reports a wrong option or setting.
     pub(crate) fn usage(text: impl Into<String>) -> anyhow::Error {
-        Self { code: 2, text: text.into() }.into()
+        Self { code: USAGE, text: text.into() }.into()
     }
 
-    /// A component that cannot be used.
+    /// Reports a component that cannot be used.
     pub(crate) fn component(text: impl Into<String>) -> anyhow::Error {
-        Self { code: 4, text: text.into() }.into()
+        Self { code: COMPONENT, text: text.into() }.into()
     }
 
-    /// The host that was to be asked does not answer.
+    /// Reports an answer that does not come from a host.
     pub(crate) fn unreachable(text: impl Into<String>) -> anyhow::Error {
-        Self { code: 12, text: text.into() }.into()
+        Self { code: UNREACHABLE, text: text.into() }.into()
     }
 
-    /// What was asked for is not there.
+    /// Reports a host that does not answer.
+    pub(crate) fn no_answer(cause: impl Display) -> anyhow::Error {
+        Self::unreachable(format!("is the host running? `hapax up` starts it: {cause}"))
+    }
+
+    /// Reports a key under which nothing exists.
     pub(crate) fn not_found(text: impl Into<String>) -> anyhow::Error {
-        Self { code: 9, text: text.into() }.into()
+        Self { code: NOT_FOUND, text: text.into() }.into()
     }
 }
 
-impl std::fmt::Display for Failed {
+impl Display for Failed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.text)
     }
@@ -53,42 +80,7 @@ impl std::fmt::Display for Failed {
 
 impl std::error::Error for Failed {}
 
-fn code(error: &anyhow::Error) -> u8 {
-    let store = |error: &StoreError| if matches!(error, StoreError::Full(_)) { 7 } else { 8 };
-    for cause in error.chain() {
-        if let Some(failed) = cause.downcast_ref::<Failed>() {
-            return failed.code;
-        }
-        if cause.is::<LoadError>() || cause.is::<EngineError>() || cause.is::<hapax_guest_build::BuildError>() {
-            return 4;
-        }
-        match cause.downcast_ref::<OpenError>() {
-            Some(OpenError::Locked(_)) => return 6,
-            Some(OpenError::Full { .. }) => return 7,
-            Some(_) => return DAMAGED,
-            None => {}
-        }
-        match cause.downcast_ref::<SourceError>() {
-            Some(SourceError::Store(error)) => return store(error),
-            Some(SourceError::Source(_)) => return INVALID_INPUT,
-            None => {}
-        }
-        match cause.downcast_ref::<RelayError>() {
-            Some(RelayError::Store(error)) => return store(error),
-            Some(RelayError::Publisher(_)) => return 11,
-            None => {}
-        }
-        if cause.is::<TransportError>() {
-            return 11;
-        }
-        if let Some(error) = cause.downcast_ref::<StoreError>() {
-            return store(error);
-        }
-    }
-    1
-}
-
-/// Tells the user what went wrong, and answers the exit code.
+/// Prints the error, and returns its exit code.
 pub(crate) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
     let code = code(error);
     if json {
@@ -96,4 +88,51 @@ pub(crate) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
     }
     eprintln!("error: {error:#}");
     ExitCode::from(code)
+}
+
+/// Returns the code of the outermost cause that has one: context that was added later does not hide it.
+fn code(error: &anyhow::Error) -> u8 {
+    error.chain().find_map(code_of_cause).unwrap_or(UNKNOWN)
+}
+
+fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    if let Some(failed) = cause.downcast_ref::<Failed>() {
+        return Some(failed.code);
+    }
+    if cause.is::<LoadError>() || cause.is::<EngineError>() || cause.is::<BuildError>() {
+        return Some(COMPONENT);
+    }
+    if cause.is::<TransportError>() {
+        return Some(NOT_SENT);
+    }
+    let open = cause.downcast_ref::<OpenError>().map(of_open);
+    let source = || cause.downcast_ref::<SourceError>().map(of_source);
+    let relay = || cause.downcast_ref::<RelayError>().map(of_relay);
+    open.or_else(source).or_else(relay).or_else(|| cause.downcast_ref::<StoreError>().map(of_store))
+}
+
+fn of_open(error: &OpenError) -> u8 {
+    match error {
+        OpenError::Locked(_) => LOCKED,
+        OpenError::Full { .. } => DISK_FULL,
+        _ => DAMAGED,
+    }
+}
+
+fn of_source(error: &SourceError) -> u8 {
+    match error {
+        SourceError::Store(error) => of_store(error),
+        SourceError::Source(_) => INVALID_INPUT,
+    }
+}
+
+fn of_relay(error: &RelayError) -> u8 {
+    match error {
+        RelayError::Store(error) => of_store(error),
+        RelayError::Publisher(_) => NOT_SENT,
+    }
+}
+
+fn of_store(error: &StoreError) -> u8 {
+    if matches!(error, StoreError::Full(_)) { DISK_FULL } else { STORE_FAILED }
 }

@@ -149,17 +149,17 @@ async fn the_feed_is_read_on_from_its_cursor() {
         let events = page["events"].as_array().expect("events").iter();
         events.map(|event| event["number"].as_u64().expect("a number")).collect::<Vec<_>>()
     };
-    let first = page("/v1/events?limit=3").await;
+    let first = page("/v1/feed?limit=3").await;
     assert_eq!((numbers(&first), &first["next"], &first["truncated"]), (vec![0, 1, 2], &json!("3"), &json!(false)));
-    let second = page("/v1/events?limit=3&after=3").await;
+    let second = page("/v1/feed?limit=3&after=3").await;
     assert_eq!((numbers(&second), &second["next"]), (vec![3, 4], &json!("5")));
-    let none = page("/v1/events?after=5").await;
+    let none = page("/v1/feed?after=5").await;
     assert_eq!((numbers(&none), &none["next"]), (vec![], &json!("5")), "the cursor stays");
-    let lines = get(&url, "/v1/events?after=3", "application/x-ndjson").await.1;
+    let lines = get(&url, "/v1/feed?after=3", "application/x-ndjson").await.1;
     assert_eq!(lines, "{\"number\":3}\n{\"number\":4}\n{\"next\":\"5\",\"truncated\":false}\n");
     for (path, word) in [("after=x", "no cursor"), ("limit=0", "limit"), ("wait_ms=30001", "30000"), ("from=1", "from")]
     {
-        let (status, body) = get(&url, &format!("/v1/events?{path}"), "*/*").await;
+        let (status, body) = get(&url, &format!("/v1/feed?{path}"), "*/*").await;
         assert!(status == 400 && body.contains(word), "{status} {body}");
     }
 }
@@ -171,7 +171,7 @@ async fn who_waits_for_events_gets_the_next_ones() {
     let waiting = |after: usize| {
         let url = url.clone();
         tokio::spawn(async move {
-            let path = format!("/v1/events?after={after}&wait_ms=30000");
+            let path = format!("/v1/feed?after={after}&wait_ms=30000");
             serde_json::from_str::<Value>(&get(&url, &path, "*/*").await.1).expect("JSON")
         })
     };
@@ -200,7 +200,7 @@ async fn who_waits_in_vain_is_answered_in_time() {
     let fake = Fake::new();
     let url = serve(fake.clone()).await;
     let since = tokio::time::Instant::now();
-    let (status, body) = get(&url, "/v1/events?wait_ms=20000", "*/*").await;
+    let (status, body) = get(&url, "/v1/feed?wait_ms=20000", "*/*").await;
     assert_eq!((status, &*body), (200, r#"{"events":[],"next":"0","truncated":false}"#));
     assert!(since.elapsed() >= Duration::from_secs(20));
 }

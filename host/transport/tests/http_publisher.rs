@@ -85,7 +85,7 @@ async fn what_was_accepted_of_a_batch_is_not_posted_again() {
 #[tokio::test]
 async fn a_refusal_needs_help_and_shows_the_answer() {
     let (receiver, mut publisher) = Receiver::start().await;
-    for (status, words) in [(400, "Mend"), (401, "Mend"), (404, "Mend"), (422, "Mend"), (307, "Redirects")] {
+    for (status, words) in [(400, "Fix"), (401, "Fix"), (404, "Fix"), (422, "Fix"), (307, "Redirects")] {
         receiver.answer(&[status]);
         let error = publisher.publish(&batch(&["1"])).await.expect_err("refused");
         let TransportError::Broken(text) = error else { panic!("{status}: {error:?}") };

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use hapax_transport::{AuditFilter, OperatorRequest};
 
-use crate::commands::dlq::{print_list, text};
 use crate::commands::target::Target;
+use crate::output::list::{print_list, text};
 use crate::output::time::rfc3339;
 
 #[derive(clap::Args)]
@@ -26,13 +26,13 @@ pub(crate) struct Args {
 pub(crate) fn command(args: Args, json: bool) -> anyhow::Result<ExitCode> {
     let Args { processor, since, limit, place } = args;
     let answer = place.ask(OperatorRequest::Audit(AuditFilter { processor, since, limit }))?;
-    print_list(&answer, "deeds", json, |deed| {
-        let at = rfc3339(deed["at_ms"].as_u64().unwrap_or(0));
-        let [actor, action, key, reason] = ["actor", "action", "key", "reason"].map(|name| text(&deed[name]));
-        format!("{at:<24} {actor} {action} {key}{}", if reason.is_empty() { reason } else { format!(": {reason}") })
+    print_list(&answer, "actions", json, |action| {
+        let at = rfc3339(action["at_ms"].as_u64().unwrap_or(0));
+        let [actor, name, key, reason] = ["actor", "action", "key", "reason"].map(|name| text(&action[name]));
+        format!("{at:<24} {actor} {name} {key}{}", if reason.is_empty() { reason } else { format!(": {reason}") })
     });
     if answer["more"] == true {
-        eprintln!("there are more: go on with --since the last of these, or raise --limit");
+        eprintln!("more remain: give the time of the last one to --since, or raise --limit");
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use hapax_guest_build::Toolchain;
 use serde_json::json;
 
-use crate::output::run_printer::line;
+use crate::output::line;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::config::{Config, Processor};
 use crate::host;
-use crate::output::run_printer::line;
+use crate::output::line;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -30,13 +30,14 @@ pub(crate) fn command(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
         let loaded = host::load(&engine, name, processor, &host::read(processor)?)?;
         host::settings(name, processor, &loaded)?;
         let (path, digest) = (processor.component.display().to_string(), loaded.digest());
-        let steps = loaded.compensation().map_or(&[][..], |undoes| undoes.steps());
+        let steps = loaded.compensation().map_or(&[][..], |compensation| compensation.steps());
         if json {
             let said = json!({ "processor": name, "component": path, "digest": digest, "steps": steps, "ok": true });
             line(&said.to_string());
         } else {
-            let undoes = if steps.is_empty() { String::new() } else { format!(", undoes {}", steps.join(", ")) };
-            line(&format!("{path}: fits the contract, {digest}{undoes}"));
+            let compensates =
+                if steps.is_empty() { String::new() } else { format!(", compensates {}", steps.join(", ")) };
+            line(&format!("{path}: fits the contract, {digest}{compensates}"));
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -5,10 +5,12 @@ use std::process::ExitCode;
 use hapax_transport::{HeldFilter, OperatorRequest, Selection, StandingName};
 use serde_json::Value;
 
+use crate::commands::audit_args::AuditArgs;
 use crate::commands::records;
 use crate::commands::target::Target;
-use crate::exit::{Failed, REFUSED};
-use crate::output::run_printer::line;
+use crate::exit::Failed;
+use crate::output::line;
+use crate::output::list::{print_action, print_list, text, time_or};
 use crate::output::time::rfc3339;
 
 #[derive(clap::Subcommand)]
@@ -31,9 +33,9 @@ pub(crate) enum Command {
         place: Target,
     },
     /// Run dead letters again, with all their attempts before them: at once where the host runs, else when it is started.
-    Redrive(OperatorAction),
+    Redrive(OrderArgs),
     /// Forget kept messages. Their records stay: a duplicate still gets the stored error.
-    Discard(OperatorAction),
+    Discard(OrderArgs),
 }
 
 #[derive(clap::Args)]
@@ -57,7 +59,7 @@ pub(crate) struct Filter {
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
     /// Only those that wait for this.
-    #[arg(long)]
+    #[arg(long = "standing")]
     hold_reason: Option<HoldReason>,
     /// So many, at most: 1000 are listed, 10000 redriven or discarded, unless told otherwise.
     #[arg(long, value_name = "N")]
@@ -75,7 +77,7 @@ enum HoldReason {
 }
 
 #[derive(clap::Args)]
-pub(crate) struct OperatorAction {
+pub(crate) struct OrderArgs {
     /// The key of one, as `list` prints it.
     #[arg(conflicts_with = "all")]
     key: Option<String>,
@@ -85,32 +87,9 @@ pub(crate) struct OperatorAction {
     #[command(flatten)]
     filter: Filter,
     #[command(flatten)]
-    audit: AuditEntry,
+    audit: AuditArgs,
     #[command(flatten)]
     place: Target,
-}
-
-/// What the audit trail is told.
-#[derive(clap::Args)]
-pub(crate) struct AuditEntry {
-    /// Say what would be done, and do nothing.
-    #[arg(long)]
-    dry_run: bool,
-    /// Why, for the audit trail.
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    reason: String,
-    /// Who, for the audit trail; the user unless given.
-    #[arg(long, value_name = "NAME")]
-    actor: Option<String>,
-}
-
-impl AuditEntry {
-    /// The same, to be done to what has these keys.
-    pub(crate) fn to(self, keys: Vec<String>) -> Selection {
-        let user = || std::env::var("USER").ok().filter(|user| !user.is_empty());
-        let actor = self.actor.or_else(user).unwrap_or_else(|| "unknown".to_owned());
-        Selection { keys, filter: None, dry_run: self.dry_run, actor, reason: self.reason }
-    }
 }
 
 impl From<Filter> for HeldFilter {
@@ -125,7 +104,7 @@ impl From<Filter> for HeldFilter {
     }
 }
 
-impl OperatorAction {
+impl OrderArgs {
     fn chosen(self) -> anyhow::Result<(Target, Selection)> {
         let filter = HeldFilter::from(self.filter);
         if self.key.is_none() && !self.all {
@@ -134,7 +113,7 @@ impl OperatorAction {
         if self.key.is_some() && filter != HeldFilter::default() {
             return Err(Failed::usage("a KEY names one message: give filters with --all only"));
         }
-        let chosen = self.audit.to(self.key.into_iter().collect());
+        let chosen = self.audit.select(self.key.into_iter().collect());
         Ok((self.place, Selection { filter: self.all.then_some(filter), ..chosen }))
     }
 }
@@ -145,7 +124,7 @@ pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> 
             let answer = place.ask(OperatorRequest::Letters(HeldFilter { after, ..filter.into() }))?;
             print_list(&answer, "letters", json, |held_message| {
                 let waits = held_message["awaits"].as_u64().map_or_else(String::new, |version| {
-                    format!(" (until {})", entry(&held_message["until_ms"], &format!("version {version}")))
+                    format!(" (until {})", time_or(&held_message["until_ms"], &format!("version {version}")))
                 });
                 let (hold_reason, at) =
                     (text(&held_message["standing"]), rfc3339(held_message["at_ms"].as_u64().unwrap_or(0)));
@@ -166,33 +145,14 @@ pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> 
             }
             Ok(ExitCode::SUCCESS)
         }
-        Command::Redrive(deed) => {
-            let (place, chosen) = deed.chosen()?;
-            Ok(print_deed(&place.ask(OperatorRequest::Redrive(chosen))?, json))
+        Command::Redrive(action) => {
+            let (place, chosen) = action.chosen()?;
+            Ok(print_action(&place.ask(OperatorRequest::Redrive(chosen))?, json))
         }
-        Command::Discard(deed) => {
-            let (place, chosen) = deed.chosen()?;
-            Ok(print_deed(&place.ask(OperatorRequest::Discard(chosen))?, json))
+        Command::Discard(action) => {
+            let (place, chosen) = action.chosen()?;
+            Ok(print_action(&place.ask(OperatorRequest::Discard(chosen))?, json))
         }
-    }
-}
-
-/// Text as it is; anything else as JSON.
-pub(crate) fn text(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-}
-
-fn entry(at_ms: &Value, otherwise: &str) -> String {
-    at_ms.as_u64().map_or_else(|| otherwise.to_owned(), rfc3339)
-}
-
-/// A line an item, and how to go on if there are more.
-pub(crate) fn print_list(answer: &Value, name: &str, json: bool, as_line: impl Fn(&Value) -> String) {
-    for item in answer[name].as_array().into_iter().flatten() {
-        line(&if json { item.to_string() } else { as_line(item) });
-    }
-    if let Some(next) = answer["next"].as_str() {
-        eprintln!("there are more: go on with --after '{next}'");
     }
 }
 
@@ -205,7 +165,7 @@ fn print(held_message: &Value) {
     if held_message["awaits"].is_u64() {
         show(
             "waits for",
-            format!("version {}, until {}", held_message["awaits"], entry(&held_message["until_ms"], "?")),
+            format!("version {}, until {}", held_message["awaits"], time_or(&held_message["until_ms"], "?")),
         );
     }
     for (index, behind) in held_message["blocks"].as_array().into_iter().flatten().enumerate() {
@@ -213,7 +173,7 @@ fn print(held_message: &Value) {
     }
     show("attempts", text(&held_message["attempts"]));
     show("component", text(&held_message["component"]));
-    show("kept", entry(&held_message["at_ms"], "?"));
+    show("kept", time_or(&held_message["at_ms"], "?"));
     for name in ["position", "idempotency_key", "headers"].iter().filter(|name| !held_message[**name].is_null()) {
         show(name, text(&held_message[*name]));
     }
@@ -228,21 +188,4 @@ fn print(held_message: &Value) {
         None => show("record", "none".to_owned()),
     }
     held_message["history"].as_array().into_iter().flatten().for_each(|event| line(&records::event_line(event)));
-}
-
-/// What was done, a line each; fails if something was refused.
-pub(crate) fn print_deed(answer: &Value, json: bool) -> ExitCode {
-    let listed = |name: &str| answer[name].as_array().cloned().unwrap_or_default();
-    let (done, refused) = (listed("done"), listed("refused"));
-    if json {
-        line(&answer.to_string());
-    } else {
-        let (verb, dry_run) = (text(&answer["action"]), answer["dry_run"] == true);
-        done.iter().for_each(|key| line(&format!("{verb} {}", text(key))));
-        refused.iter().for_each(|one| line(&format!("refused {}: {}", text(&one["key"]), text(&one["error"]))));
-        let nothing = if dry_run { "; this was a dry run: nothing was done" } else { "" };
-        let more = if answer["more"] == true { "; there are more: say it again" } else { "" };
-        line(&format!("{verb}: {} done, {} refused{nothing}{more}", done.len(), refused.len()));
-    }
-    if refused.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(REFUSED) }
 }

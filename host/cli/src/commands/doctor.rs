@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use hapax_store::doctor;
 use serde_json::json;
 
-use crate::exit::DAMAGED;
-use crate::output::run_printer::line;
+use crate::exit::{DAMAGED, SUCCESS};
+use crate::output::line;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -55,7 +55,7 @@ pub(crate) fn command(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
             ),
         });
     }
-    Ok(ExitCode::from(if whole { 0 } else { DAMAGED }))
+    Ok(ExitCode::from(if whole { SUCCESS } else { DAMAGED }))
 }
 
 fn cut(args: &Args, json: bool) -> anyhow::Result<()> {

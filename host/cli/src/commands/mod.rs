@@ -1,6 +1,7 @@
 //! The commands of `hapax`, one file each: read arguments, ask, print.
 
 pub(crate) mod audit;
+pub(crate) mod audit_args;
 pub(crate) mod build;
 pub(crate) mod check;
 pub(crate) mod dlq;

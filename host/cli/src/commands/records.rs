@@ -5,10 +5,11 @@ use std::process::ExitCode;
 use hapax_transport::{OperatorRequest, RecordFilter};
 use serde_json::Value;
 
-use crate::commands::dlq::{AuditEntry, print_deed, print_list, text};
+use crate::commands::audit_args::AuditArgs;
 use crate::commands::target::Target;
 use crate::exit::DAMAGED;
-use crate::output::run_printer::line;
+use crate::output::line;
+use crate::output::list::{print_action, print_list, text};
 use crate::output::time::rfc3339;
 
 #[derive(clap::Subcommand)]
@@ -36,7 +37,7 @@ pub(crate) enum Command {
         /// The key, as `list` prints it.
         key: String,
         #[command(flatten)]
-        audit: AuditEntry,
+        audit: AuditArgs,
         #[command(flatten)]
         place: Target,
     },
@@ -65,7 +66,7 @@ pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> 
         }
         Command::History(One { key, place }) => Ok(print_history(&place.ask(OperatorRequest::History(key))?, json)),
         Command::Evict { key, audit, place } => {
-            Ok(print_deed(&place.ask(OperatorRequest::Evict(audit.to(vec![key])))?, json))
+            Ok(print_action(&place.ask(OperatorRequest::Evict(audit.select(vec![key])))?, json))
         }
     }
 }

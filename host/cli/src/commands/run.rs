@@ -6,19 +6,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use hapax_core::{IdempotentConsumer, RelayError, StoreError};
 use hapax_store::StoreOptions;
 use hapax_transport::JsonlSource;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::config::outbound::GrantSetting;
 use crate::config::{self, Config, Outbox, Processor};
-use crate::exit::{Failed, INTERRUPTED, INVALID_INPUT};
-use crate::host::{self, Host};
+use crate::exit::{Failed, INTERRUPTED, INVALID_INPUT, SUCCESS};
+use crate::host::{self, Host, joined};
 use crate::output::progress::Progress;
-use crate::output::run_printer::{KeptPrinter, Printer, Style, UndonePrinter};
+use crate::output::run_printer::{CompensatedPrinter, HeldPrinter, Printer, Style};
 
-/// Messages that are taken for each that may be in flight.
+/// Messages taken from the source for each one that may run.
 const TAKEN_PER_RUN: usize = 16;
+
+/// Interval at which the progress bar moves.
+const TICK_EVERY: Duration = Duration::from_millis(200);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -109,64 +114,122 @@ async fn run(args: Args, json: bool) -> anyhow::Result<ExitCode> {
     let host = Host::open(&store, options, args.concurrency).await?;
     let consumer = host.consumer(&name, &processor)?;
     let stop = host::stop_on_signal()?;
-    let (ended, outbox_stop) = watch::channel(false);
-    let sweeper = host.sweeper(ended.subscribe());
-    let relay = args.outbox.map(|path| host.relay(Outbox::File(path), None, outbox_stop)).transpose()?;
+    let style = style(json, args.verbose);
+    let printer = Arc::new(Printer::new(style));
+    let workers = Workers::start(&host, &consumer, &printer, args.outbox)?;
+    let ticking = (style == Style::Quiet).then(|| show_progress(&source, &printer)).flatten();
 
-    let (kept_ended, kept_stop) = watch::channel(false);
+    let taken_max = taken_max(args.concurrency);
+    let read = hapax_core::run_source(&consumer, &mut source, printer.clone(), taken_max, stop.clone()).await;
+    let finished = workers.finish(&host, &consumer, stop.clone()).await;
+    // The bar leaves the terminal before an error or the summary is printed.
+    hide_progress(ticking).await;
+    read?;
+    printer.summary(finished?, host.store.outbox_len()?);
+    Ok(ExitCode::from(exit_code(*stop.borrow(), printer.invalid())))
+}
 
-    let style = match (json, args.verbose) {
+fn style(json: bool, verbose: bool) -> Style {
+    match (json, verbose) {
         (true, _) => Style::Json,
         (false, true) => Style::Lines,
         (false, false) => Style::Quiet,
-    };
-    let printer = Arc::new(Printer::new(style));
-    let kept = Arc::new(KeptPrinter(printer.clone()));
-    let keeper = tokio::spawn(host.keeper(&consumer, kept, kept_stop));
-    let (undo_ended, undo_stop) = watch::channel(false);
-    let undone = Arc::new(UndonePrinter(printer.clone()));
-    let undo = tokio::spawn(host.undo(vec![consumer.clone()], undone.clone(), undo_stop));
-    let progress = if style == Style::Quiet { Progress::on_terminal(source.total_bytes()) } else { None };
-    let ticking = progress.map(|bar| tokio::spawn(tick(bar, printer.clone(), source.bytes_read())));
-    // Many more than are in flight: those that wait for their turn or their time hold up nobody. One at a time means one.
-    let taken_max = if args.concurrency == 1 { 1 } else { args.concurrency.saturating_mul(TAKEN_PER_RUN) };
-    let result = hapax_core::run_source(&consumer, &mut source, printer.clone(), taken_max, stop.clone()).await;
-
-    kept_ended.send_replace(true);
-    let kept = keeper.await?;
-    undo_ended.send_replace(true);
-    // Then what fails for a while is waited for, as messages that are tried again are.
-    let undone = match undo.await? {
-        Ok(()) => host.settle(vec![consumer.clone()], undone, stop.clone()).await,
-        failed => failed,
-    };
-    ended.send_replace(true);
-    let sent = match relay {
-        Some(relay) => relay.await?,
-        None => Ok(0),
-    };
-    if let Some(ticking) = ticking {
-        ticking.abort();
-        // Ended with it, the bar is off the terminal: what comes now stands alone.
-        let _ = ticking.await;
     }
-    result?;
-    kept?;
-    undone?;
-    let sent = sent?;
-    sweeper.await??;
-    printer.summary(sent, host.store.outbox_len()?);
-    Ok(ExitCode::from(match (*stop.borrow(), printer.invalid()) {
-        (true, _) => INTERRUPTED,
-        (false, 0) => 0,
-        (false, _) => INVALID_INPUT,
-    }))
 }
 
-/// Keeps the progress bar moving.
+/// Returns the number of messages that are taken from the source at the same time. Many more than run at the same time:
+/// messages that wait for their turn or their retry hold up no others. With one run at a time, each message has an outcome
+/// before the next is read.
+fn taken_max(concurrency: usize) -> usize {
+    if concurrency == 1 { 1 } else { concurrency.saturating_mul(TAKEN_PER_RUN) }
+}
+
+fn exit_code(is_stopped: bool, invalid: u64) -> u8 {
+    match (is_stopped, invalid) {
+        (true, _) => INTERRUPTED,
+        (false, 0) => SUCCESS,
+        (false, _) => INVALID_INPUT,
+    }
+}
+
+/// Background tasks beside the source. Each kind has its own sender, since they stop one after the other.
+struct Workers {
+    stop_deferred: watch::Sender<bool>,
+    stop_compensator: watch::Sender<bool>,
+    stop_others: watch::Sender<bool>,
+    deferred: JoinHandle<Result<(), StoreError>>,
+    compensator: JoinHandle<Result<(), StoreError>>,
+    compensated: Arc<CompensatedPrinter>,
+    relay: Option<JoinHandle<Result<u64, RelayError>>>,
+    sweeper: JoinHandle<Result<(), StoreError>>,
+}
+
+impl Workers {
+    fn start(
+        host: &Host,
+        consumer: &IdempotentConsumer,
+        printer: &Arc<Printer>,
+        outbox: Option<PathBuf>,
+    ) -> anyhow::Result<Self> {
+        let (stop_others, others_stop) = watch::channel(false);
+        let (stop_deferred, deferred_stop) = watch::channel(false);
+        let (stop_compensator, compensator_stop) = watch::channel(false);
+        let sweeper = host.sweeper(others_stop.clone());
+        let relay = outbox.map(|path| host.relay(Outbox::File(path), None, others_stop)).transpose()?;
+        let held = Arc::new(HeldPrinter(printer.clone()));
+        let deferred = tokio::spawn(host.deferred(consumer, held, deferred_stop));
+        let compensated = Arc::new(CompensatedPrinter(printer.clone()));
+        let compensator = tokio::spawn(host.compensator(vec![consumer.clone()], compensated.clone(), compensator_stop));
+        Ok(Self { stop_deferred, stop_compensator, stop_others, deferred, compensator, compensated, relay, sweeper })
+    }
+
+    /// Stops the tasks, and returns the number of outbox messages that were sent. The order follows the messages: a deferred
+    /// message that fails may need compensation, and both may add to the outbox, which the relay sends until it is empty.
+    async fn finish(
+        self,
+        host: &Host,
+        consumer: &IdempotentConsumer,
+        stop: watch::Receiver<bool>,
+    ) -> anyhow::Result<u64> {
+        self.stop_deferred.send_replace(true);
+        let deferred = joined(self.deferred.await);
+        self.stop_compensator.send_replace(true);
+        let compensated = match joined(self.compensator.await) {
+            // Compensations that wait for their retry are waited for, as messages that wait for theirs are.
+            Ok(()) => host.settle(vec![consumer.clone()], self.compensated, stop).await.map_err(Into::into),
+            failed => failed,
+        };
+        self.stop_others.send_replace(true);
+        let sent = match self.relay {
+            Some(relay) => joined(relay.await),
+            None => Ok(0),
+        };
+        deferred?;
+        compensated?;
+        let sent = sent?;
+        joined(self.sweeper.await)?;
+        Ok(sent)
+    }
+}
+
+/// Starts a task that moves the progress bar; returns none if standard error is no terminal.
+fn show_progress(source: &JsonlSource, printer: &Arc<Printer>) -> Option<JoinHandle<()>> {
+    let bar = Progress::on_terminal(source.total_bytes())?;
+    Some(tokio::spawn(tick(bar, printer.clone(), source.bytes_read())))
+}
+
+/// Stops the task, and waits until it has dropped the bar.
+async fn hide_progress(ticking: Option<JoinHandle<()>>) {
+    if let Some(ticking) = ticking {
+        ticking.abort();
+        let _ = ticking.await;
+    }
+}
+
+/// Moves the progress bar until it is aborted.
 async fn tick(bar: Progress, printer: Arc<Printer>, read: Arc<AtomicU64>) {
     loop {
         bar.set(read.load(Relaxed), printer.counts());
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::time::sleep(TICK_EVERY).await;
     }
 }

@@ -1,71 +1,72 @@
-//! `hapax saga`: what was done outside, and the way back. Asks and prints; what may be done is core's to say.
+//! `hapax saga`: the steps of sagas and their compensation. Asks and prints; core decides which actions are legal.
 
 use std::process::ExitCode;
 
 use hapax_transport::{OperatorRequest, SagaFilter, SagaStateName, SagaVerb};
 use serde_json::Value;
 
-use crate::commands::dlq::{AuditEntry, print_deed, print_list, text};
+use crate::commands::audit_args::AuditArgs;
 use crate::commands::target::Target;
-use crate::output::run_printer::line;
+use crate::output::line;
+use crate::output::list::{print_action, print_list, text};
 use crate::output::time::rfc3339;
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
     /// List sagas in the order of their ids.
     List {
-        /// Only those that stand so; `halted` ones wait for you.
+        /// List only sagas in this state; `stuck` ones wait for an operator.
         #[arg(long)]
         state: Option<State>,
-        /// Start after this one.
+        /// Start after this id.
         #[arg(long, value_name = "ID")]
         after: Option<String>,
-        /// Sagas to list, at most.
+        /// List at most this many sagas.
         #[arg(long, value_name = "N", default_value_t = 1_000)]
         limit: usize,
         #[command(flatten)]
         place: Target,
     },
-    /// Show one: its messages, its steps, its log.
+    /// Show one saga: its messages, its steps, its log.
     Show {
-        /// Its id, as `list` prints it.
+        /// Id of the saga, as `hapax saga list` prints it.
         id: String,
         #[command(flatten)]
         place: Target,
     },
-    /// Try the step that halted a saga again, with all its attempts before it.
+    /// Compensate the step at which a saga is stuck again, with all its attempts.
     Retry(Stuck),
-    /// You have seen to the step that halted a saga: go on with the one before it.
+    /// Treat the step at which a saga is stuck as compensated by hand; continue with the step before it.
     Skip(Stuck),
-    /// You have seen to all that was left of a halted saga: its message counts as undone.
+    /// Treat all remaining steps of a stuck saga as compensated by hand; its message becomes `compensated`.
     Resolve(Stuck),
 }
 
 #[derive(clap::Args)]
 pub(crate) struct Stuck {
-    /// Its id, as `list` prints it.
+    /// Id of the saga, as `hapax saga list` prints it.
     id: String,
     #[command(flatten)]
-    audit: AuditEntry,
+    audit: AuditArgs,
     #[command(flatten)]
     place: Target,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 pub(crate) enum State {
-    /// Its messages go forward.
+    /// Its messages may still run forward.
     Open,
-    /// There is no way back any more.
+    /// Its pivot has passed: its messages only run forward.
     Pivoted,
-    /// It ended well.
+    /// It ended well: nothing is compensated.
     Completed,
-    /// Its steps are being undone.
+    /// Its steps are being compensated.
     Compensating,
-    /// A step could not be undone.
+    /// A compensation failed for good: an operator decides.
     Stuck,
-    /// Every step is undone.
+    /// Every step is compensated.
     Compensated,
-    /// An operator has seen to what could not be undone.
+    /// An operator ended it by hand.
     Resolved,
 }
 
@@ -84,15 +85,15 @@ impl From<State> for SagaStateName {
 }
 
 pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> {
-    let go_on = |verb, Stuck { id, audit, place }: Stuck| {
-        let answer = place.ask(OperatorRequest::ResumeSaga(verb, audit.to(vec![id])))?;
-        Ok(print_deed(&answer, json))
+    let resume = |verb, Stuck { id, audit, place }: Stuck| {
+        let answer = place.ask(OperatorRequest::ResumeSaga(verb, audit.select(vec![id])))?;
+        Ok(print_action(&answer, json))
     };
     match command {
         Command::List { state, after, limit, place } => {
             let filter = SagaFilter { state: state.map(Into::into), after, limit: Some(limit) };
             print_list(&place.ask(OperatorRequest::Sagas(filter))?, "sagas", json, |saga| {
-                format!("{:<9} {:<24} {}", text(&saga["state"]), at(&saga["changed_ms"]), text(&saga["id"]))
+                format!("{:<12} {:<24} {}", text(&saga["state"]), at(&saga["changed_ms"]), text(&saga["id"]))
             });
             Ok(ExitCode::SUCCESS)
         }
@@ -105,9 +106,9 @@ pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> 
             }
             Ok(ExitCode::SUCCESS)
         }
-        Command::Retry(halted) => go_on(SagaVerb::Retry, halted),
-        Command::Skip(halted) => go_on(SagaVerb::Skip, halted),
-        Command::Resolve(halted) => go_on(SagaVerb::Resolve, halted),
+        Command::Retry(stuck) => resume(SagaVerb::Retry, stuck),
+        Command::Skip(stuck) => resume(SagaVerb::Skip, stuck),
+        Command::Resolve(stuck) => resume(SagaVerb::Resolve, stuck),
     }
 }
 
@@ -128,9 +129,9 @@ fn print(saga: &Value) {
         show("message", format!("{index}: {}", text(&member["record"])));
     }
     for (index, step) in listed("steps") {
-        let error = step["error"]
-            .as_str()
-            .map_or_else(String::new, |error| format!(", not undone after {} attempts: {error}", step["attempts"]));
+        let error = step["error"].as_str().map_or_else(String::new, |error| {
+            format!(", not compensated after {} attempts: {error}", step["attempts"])
+        });
         let (name, hold_reason) = (text(&step["name"]), text(&step["standing"]));
         show("step", format!("{index}: {name} of message {}, {hold_reason}{error}", step["member"]));
     }

@@ -8,17 +8,17 @@ use hapax_transport::{HttpPublisher, JsonlSource};
 use serde_json::{Value, json};
 
 use crate::config;
-use crate::exit::{Failed, INVALID_INPUT};
+use crate::exit::{Failed, INVALID_INPUT, SUCCESS};
 use crate::host;
-use crate::output::run_printer::line;
+use crate::output::line;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The processor's name.
     processor: String,
-    /// The host.
+    /// Address of the running host.
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
-    url: String,
+    host: String,
     /// CloudEvents JSON, one a line, instead of one message; `-` is standard input.
     #[arg(long, value_name = "FILE|-", conflicts_with_all = ["id", "data"])]
     input: Option<PathBuf>,
@@ -41,7 +41,7 @@ pub(crate) fn command(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
 }
 
 async fn send(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
-    let url = format!("{}/v1/processors/{}/messages", args.url.trim_end_matches('/'), args.processor);
+    let url = format!("{}/v1/processors/{}/messages", args.host.trim_end_matches('/'), args.processor);
     let publisher = HttpPublisher::new(&url).map_err(|error| Failed::usage(error.to_string()))?;
     let mut refused = false;
     let Some(input) = &args.input else {
@@ -50,7 +50,7 @@ async fn send(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
         let message = Message::new(args.id.clone().unwrap_or_default(), &*args.source, &*args.kind)
             .with_data("application/json", args.data.clone());
         let accepted = post(&publisher, &message, json).await?;
-        return Ok(ExitCode::from(if accepted { 0 } else { INVALID_INPUT }));
+        return Ok(ExitCode::from(if accepted { SUCCESS } else { INVALID_INPUT }));
     };
     let mut source = JsonlSource::open(input, config::default_max_message_bytes())
         .map_err(|error| Failed::usage(format!("cannot read the input {}: {error}", input.display())))?;
@@ -63,15 +63,12 @@ async fn send(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
             }
         };
     }
-    Ok(ExitCode::from(if refused { INVALID_INPUT } else { 0 }))
+    Ok(ExitCode::from(if refused { INVALID_INPUT } else { SUCCESS }))
 }
 
 /// Posts one message and prints the answer; whether it was accepted.
 async fn post(publisher: &HttpPublisher, message: &Message, json: bool) -> anyhow::Result<bool> {
-    let answer = publisher
-        .post(message)
-        .await
-        .map_err(|error| Failed::unreachable(format!("is the host running? `hapax up` starts it: {error}")))?;
+    let answer = publisher.post(message).await.map_err(|error| Failed::no_answer(error))?;
     let body = String::from_utf8_lossy(&answer.body);
     if json {
         let body: Value = serde_json::from_str(&body).unwrap_or_else(|_| json!(body));

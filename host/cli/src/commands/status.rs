@@ -9,20 +9,20 @@ use serde_json::{Map, Value, json};
 
 use crate::exit::Failed;
 use crate::host::{self, Host};
-use crate::output::run_printer::line;
+use crate::output::line;
 
 /// Sagas that are counted, at most.
 const SAGAS_COUNTED: usize = 10_000;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The host.
-    #[arg(long, visible_alias = "host", value_name = "URL", default_value = "http://127.0.0.1:8080")]
-    url: String,
+    /// Address of the running host.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
+    host: String,
 }
 
 pub(crate) fn command(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
-    let status = host::block_on(ask(&args.url))?;
+    let status = host::block_on(ask(&args.host))?;
     if json {
         line(&status.to_string());
     } else {
@@ -36,7 +36,7 @@ pub(crate) fn command(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
 async fn ask(url: &str) -> anyhow::Result<Value> {
     let answer = hapax_transport::get(&format!("{}/v1/status", url.trim_end_matches('/')))
         .await
-        .map_err(|error| Failed::unreachable(format!("is the host running? `hapax up` starts it: {error}")))?;
+        .map_err(|error| Failed::no_answer(error))?;
     let body = String::from_utf8_lossy(&answer.body);
     let status = serde_json::from_slice::<Value>(&answer.body);
     match (answer.status, status) {
@@ -78,7 +78,7 @@ pub(crate) async fn sagas(store: &dyn Store) -> Result<Value, String> {
     let unsettled = SagaLog::new(store, &Scope::of("")).unsettled(None, SAGAS_COUNTED).await;
     let unsettled = unsettled.map_err(|error| error.to_string())?;
     let count = |state| unsettled.iter().filter(|saga| saga.state == state).count();
-    Ok(json!({ "undoing": count(SagaState::Compensating), "halted": count(SagaState::Stuck) }))
+    Ok(json!({ "compensating": count(SagaState::Compensating), "stuck": count(SagaState::Stuck) }))
 }
 
 fn processor(counted: &Counted, consumer: &IdempotentConsumer) -> Value {
@@ -123,11 +123,11 @@ fn lines(status: &Value) -> Vec<String> {
 }
 
 fn sagas_line(sagas: &Value) -> String {
-    let halted = match sagas["halted"].as_u64() {
-        None | Some(0) => "none is halted".to_owned(),
-        Some(count) => format!("{count} HALTED: see `hapax saga list --state halted`"),
+    let stuck = match sagas["stuck"].as_u64() {
+        None | Some(0) => "none is stuck".to_owned(),
+        Some(count) => format!("{count} STUCK: see `hapax saga list --state stuck`"),
     };
-    format!("sagas: {} being undone, {halted}", sagas["undoing"])
+    format!("sagas: {} compensating, {stuck}", sagas["compensating"])
 }
 
 /// Those that there are.
@@ -169,7 +169,7 @@ mod tests {
             } },
             "outbox": { "pending": 7, "breaker": null },
             "store": { "dead_letters": 1, "buckets": 2, "unapplied_bytes": 99, "failure": null },
-            "sagas": { "undoing": 2, "halted": 1 },
+            "sagas": { "compensating": 2, "stuck": 1 },
         });
         let expected = [
             "orders: 3 completed, 1 duplicate",
@@ -179,7 +179,7 @@ mod tests {
             "outbox: 7 to be sent",
             "  circuit breaker: none",
             "store: 1 dead letters, 2 buckets, 99 bytes not yet in the tables",
-            "sagas: 2 being undone, 1 HALTED: see `hapax saga list --state halted`",
+            "sagas: 2 compensating, 1 STUCK: see `hapax saga list --state stuck`",
         ];
         assert_eq!(lines(&status), expected);
     }

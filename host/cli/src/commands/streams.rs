@@ -1,4 +1,4 @@
-//! `hapax events`: a processor's event streams, for people.
+//! `hapax streams`: a processor's event streams, for people.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -62,7 +62,7 @@ async fn print_events(view: &dyn StateView, args: &Args, stream: &str, json: boo
         page.iter().for_each(|event| line(&shown(event, json)));
     }
     if after == 0 {
-        let there = format!("`hapax events --processor {}` lists those that there are", args.processor);
+        let there = format!("`hapax streams --processor {}` lists its streams", args.processor);
         return Err(Failed::not_found(format!("{} has no event stream {stream}; {there}", args.processor)));
     }
     Ok(())

@@ -9,7 +9,7 @@ use hapax_transport::{AskError, OperatorClient, OperatorRequest, RequestError};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::exit::Failed;
+use crate::exit::{Failed, NOT_FOUND, REFUSED, STORE_FAILED, USAGE};
 use crate::host;
 use crate::host::operations::Ops;
 
@@ -50,17 +50,17 @@ async fn ask_host(url: &str, ask: &OperatorRequest) -> anyhow::Result<Value> {
     let client = OperatorClient::new(url).map_err(|error| Failed::usage(error.to_string()))?;
     client.ask(ask).await.map_err(|error| match error {
         AskError::Refused(refusal) => Failed::from(refusal).into(),
-        AskError::NoAnswer(why) => Failed::unreachable(format!("is the host running? `hapax up` starts it: {why}")),
+        AskError::NoAnswer(why) => Failed::no_answer(why),
     })
 }
 
 impl From<RequestError> for Failed {
     fn from(refusal: RequestError) -> Self {
         let code = match &refusal {
-            RequestError::Invalid(_) => 2,
-            RequestError::NotFound(_) => 9,
-            RequestError::Refused(_) | RequestError::NotThereYet(_) => crate::exit::REFUSED,
-            RequestError::Unavailable(_) => 8,
+            RequestError::Invalid(_) => USAGE,
+            RequestError::NotFound(_) => NOT_FOUND,
+            RequestError::Refused(_) | RequestError::NotThereYet(_) => REFUSED,
+            RequestError::Unavailable(_) => STORE_FAILED,
         };
         Self { code, text: refusal.to_string() }
     }

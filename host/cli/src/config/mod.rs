@@ -319,7 +319,7 @@ impl Processor {
         }
         if !(1..=ATTEMPTS_MAX).contains(&options.compensation_attempts_max) {
             return Err(format!(
-                "undo_attempts_max is {}; give it 1 to {ATTEMPTS_MAX}",
+                "compensation_attempts_max is {}; give it 1 to {ATTEMPTS_MAX}",
                 options.compensation_attempts_max
             ));
         }

@@ -1,6 +1,7 @@
 //! The composition root: joins store, committer, engine and consumers. Knows every part, decides nothing.
 
 pub(crate) mod component_archive;
+pub(crate) mod ingress;
 pub(crate) mod operations;
 
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ use hapax_engine::{Engine, EngineConfig, LoadOptions};
 use hapax_store::{RedbStore, StoreOptions};
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
 use crate::config::{Outbox, Processor};
 use crate::exit::Failed;
@@ -90,8 +91,8 @@ impl Host {
         tokio::spawn(run_sweeper(self.store.clone(), Arc::new(SystemClock), SWEEP_EVERY_MS, stop))
     }
 
-    /// Starts running what the store keeps for a consumer; runs until `stop` turns true.
-    pub(crate) fn keeper(
+    /// Runs the deferred messages of a consumer until `stop` turns true.
+    pub(crate) fn deferred(
         &self,
         consumer: &IdempotentConsumer,
         observer: Arc<dyn Observer>,
@@ -100,17 +101,17 @@ impl Host {
         run_deferred(consumer.clone(), self.store.clone(), observer, stop)
     }
 
-    /// Undoes what there is to undo, to its end; or until `stop` turns true.
+    /// Compensates until every saga is compensated or stuck, or until `stop` turns true.
     pub(crate) async fn settle(
         &self,
         consumers: Vec<IdempotentConsumer>,
         observer: Arc<dyn Observer>,
         stop: watch::Receiver<bool>,
     ) -> Result<(), StoreError> {
-        settle_compensations(self.undo_parts(consumers, observer), stop).await
+        settle_compensations(self.compensator_parts(consumers, observer), stop).await
     }
 
-    fn undo_parts(&self, consumers: Vec<IdempotentConsumer>, observer: Arc<dyn Observer>) -> CompensatorParts {
+    fn compensator_parts(&self, consumers: Vec<IdempotentConsumer>, observer: Arc<dyn Observer>) -> CompensatorParts {
         CompensatorParts {
             scope: Scope::of(""),
             storage: self.store.clone(),
@@ -122,14 +123,14 @@ impl Host {
         }
     }
 
-    /// Starts undoing what has failed outside the transaction; runs until `stop` turns true.
-    pub(crate) fn undo(
+    /// Removes components that no saga needs any more, then compensates failed sagas until `stop` turns true.
+    pub(crate) fn compensator(
         &self,
         consumers: Vec<IdempotentConsumer>,
         observer: Arc<dyn Observer>,
         stop: watch::Receiver<bool>,
     ) -> impl Future<Output = Result<(), StoreError>> + Send + 'static {
-        let parts = self.undo_parts(consumers, observer);
+        let parts = self.compensator_parts(consumers, observer);
         let at_work = parts.consumers.iter().map(|consumer| consumer.component().to_owned()).collect();
         let (components, store) = (self.components.clone(), self.store.clone());
         async move {
@@ -250,6 +251,14 @@ pub(crate) fn stop_on_signal() -> anyhow::Result<watch::Receiver<bool>> {
         }
     });
     Ok(stop)
+}
+
+/// Returns the result of a task that has ended. A panic of the task is an error too.
+pub(crate) fn joined<T, E>(ended: Result<Result<T, E>, JoinError>) -> anyhow::Result<T>
+where
+    anyhow::Error: From<E>,
+{
+    Ok(ended??)
 }
 
 /// Runs a future on a runtime of its own.

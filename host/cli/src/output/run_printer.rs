@@ -8,9 +8,11 @@ use std::time::Instant;
 use hapax_core::{Observer, Outcome, Output, Report, StoredOutcome};
 use serde_json::{Value, json};
 
+// Re-exported for the commands that still take it from here.
+pub(crate) use crate::output::line;
 use crate::output::progress::Stderr;
 
-/// Prints and counts endings.
+/// Prints and counts outcomes.
 pub(crate) struct Printer {
     style: Style,
     since: Instant,
@@ -21,7 +23,7 @@ pub(crate) struct Printer {
     /// Parked and not yet ended.
     parked: AtomicU64,
     dead_lettered: AtomicU64,
-    /// Being undone, and not yet undone.
+    /// Failed for good, with steps that are not all compensated yet.
     compensating: AtomicU64,
     compensated: AtomicU64,
     compensation_failed: AtomicU64,
@@ -69,12 +71,12 @@ impl Printer {
     pub(crate) fn counts(&self) -> String {
         let [completed, duplicates] = [&self.completed, &self.duplicates].map(|count| count.load(Relaxed));
         let failed = [&self.mismatches, &self.dead_lettered, &self.invalid].map(|count| count.load(Relaxed));
-        let failed = failed.iter().sum::<u64>() + self.undone().iter().sum::<u64>();
+        let failed = failed.iter().sum::<u64>() + self.of_sagas().iter().sum::<u64>();
         format!("{completed} completed, {duplicates} duplicates, {failed} failed")
     }
 
     /// Compensating, compensated, compensation failed.
-    fn undone(&self) -> [u64; 3] {
+    fn of_sagas(&self) -> [u64; 3] {
         [&self.compensating, &self.compensated, &self.compensation_failed].map(|count| count.load(Relaxed))
     }
 
@@ -83,7 +85,7 @@ impl Printer {
         let [completed, duplicates, mismatches, dead_lettered, put_off, invalid] =
             [&self.completed, &self.duplicates, &self.mismatches, &self.dead_lettered, &self.put_off, &self.invalid]
                 .map(|count| count.load(Relaxed));
-        let [compensating, compensated, compensation_failed] = self.undone();
+        let [compensating, compensated, compensation_failed] = self.of_sagas();
         let failed = mismatches + dead_lettered + invalid + compensating + compensated + compensation_failed;
         let [stale, parked] = [&self.stale, &self.parked].map(|count| count.load(Relaxed));
         let received = completed + duplicates + stale + parked + put_off + failed;
@@ -102,13 +104,13 @@ impl Printer {
             );
         }
         let some = |count: u64, what: &str| if count > 0 { format!("{count} {what}, ") } else { String::new() };
-        let undone = some(compensated, "compensated")
-            + &some(compensating, "being undone")
-            + &some(compensation_failed, "that could not be undone");
+        let of_sagas = some(compensated, "compensated")
+            + &some(compensating, "compensating")
+            + &some(compensation_failed, "whose compensation failed");
         let stale_and_parked = some(stale, "stale") + &some(parked, "parked");
         line(&format!(
             "{received} received: {completed} completed, {duplicates} duplicates skipped ({:.1} %), {stale_and_parked}{failed} failed \
-             ({undone}{dead_lettered} dead-lettered, {mismatches} mismatches, {invalid} invalid), {put_off} to be retried; \
+             ({of_sagas}{dead_lettered} dead-lettered, {mismatches} mismatches, {invalid} invalid), {put_off} to be retried; \
              outbox: {sent} sent, {pending} pending; {elapsed_ms} ms",
             duplicate_rate * 100.0
         ));
@@ -159,20 +161,20 @@ impl Observer for Printer {
     }
 }
 
-/// Prints messages that the store kept: those that were parked are parked no longer.
-pub(crate) struct KeptPrinter(pub(crate) Arc<Printer>);
+/// Prints the outcomes of held messages: they no longer count as parked.
+pub(crate) struct HeldPrinter(pub(crate) Arc<Printer>);
 
-impl Observer for KeptPrinter {
+impl Observer for HeldPrinter {
     fn ended(&self, report: Report<'_>) {
         let _ = self.0.parked.fetch_update(Relaxed, Relaxed, |parked| parked.checked_sub(1));
         self.0.ended(report);
     }
 }
 
-/// Prints messages whose sagas were undone: they are being undone no longer.
-pub(crate) struct UndonePrinter(pub(crate) Arc<Printer>);
+/// Prints messages whose compensation has ended: they no longer count as compensating.
+pub(crate) struct CompensatedPrinter(pub(crate) Arc<Printer>);
 
-impl Observer for UndonePrinter {
+impl Observer for CompensatedPrinter {
     fn ended(&self, report: Report<'_>) {
         let _ = self.0.compensating.fetch_update(Relaxed, Relaxed, |count| count.checked_sub(1));
         self.0.ended(report);
@@ -189,10 +191,10 @@ fn detail(outcome: &Outcome) -> String {
         Outcome::Stale => ": a later one was seen before, skipped".into(),
         Outcome::Parked { awaits, .. } => format!(": waits for version {awaits}"),
         Outcome::DeadLettered { error } => format!(": {error}"),
-        Outcome::Compensating { error } => format!(": {error}; what it did outside is being undone"),
-        Outcome::Compensated { error } => format!(": {error}; what it did outside is undone"),
+        Outcome::Compensating { error } => format!(": {error}; its steps are being compensated"),
+        Outcome::Compensated { error } => format!(": {error}; its steps are compensated"),
         Outcome::CompensationFailed { error } => {
-            format!(": {error}; and it could not be undone: see `hapax saga list`")
+            format!(": {error}; a compensation failed: see `hapax saga list --state stuck`")
         }
         Outcome::Retry { error, after_ms } => format!(": due again in {after_ms} ms ({error})"),
         Outcome::InFlight { .. } => ": is being processed".into(),
@@ -242,10 +244,4 @@ pub(crate) fn result(output: &Output) -> Value {
         Ok(text) => serde_json::from_str(text).unwrap_or_else(|_| json!(text)),
         Err(_) => json!({ "bytes": output.data.len() }),
     }
-}
-
-/// One whole line on standard output. A reader that went away is no reason to stop processing.
-pub(crate) fn line(text: &str) {
-    let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{text}");
 }

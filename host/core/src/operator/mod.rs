@@ -223,7 +223,7 @@ impl Operator {
         let entries = view.scan(&start, Some(&end), limit).await?;
         let read = |(_, _, line): &(String, u64, Bytes)| {
             serde_json::from_slice(line)
-                .map_err(|error| StoreError::Damaged(format!("an audited deed: {error}").into()))
+                .map_err(|error| StoreError::Damaged(format!("an entry of the audit trail: {error}").into()))
         };
         entries.iter().map(read).collect()
     }
@@ -268,7 +268,7 @@ impl Operator {
             biased;
             held = consumer.hold_record(key) => Ok(Some(held)),
             () = self.clock.sleep(HOLD_MS) => {
-                Err(OperatorError::Refused(format!("{key} is being processed, or waits for its retry; say it again later")))
+                Err(OperatorError::Refused(format!("{key} is being processed, or waits for its retry; try again later")))
             }
         }
     }

@@ -17,11 +17,11 @@ impl Operator {
             return Err(OperatorError::NotFound { what: "saga", key: id.to_string() });
         }
         let (SagaState::Stuck, Some(failed)) = (state, failed) else {
-            let text = format!("the saga {id} is {}: only one that is halted waits for an operator", state.name());
+            let text = format!("the saga {id} is {}: only a stuck saga takes an operator action", state.name());
             return Err(OperatorError::Refused(text));
         };
         if by.reason.trim().is_empty() && deed != SagaAction::Retry {
-            let text = format!("say with a reason what was done about the saga {id}: it is all that tells of it later");
+            let text = format!("give a reason that says what was done about the saga {id}: the audit trail keeps nothing else of it");
             return Err(OperatorError::Refused(text));
         }
         let now_ms = self.clock.now_ms();
@@ -40,7 +40,7 @@ impl Operator {
             ),
         };
         let entry = SagaLogEntry { event, at_ms: now_ms };
-        let (shared, _) = read.append(&[entry], now_ms.saturating_add(life_ms)).expect("it is halted");
+        let (shared, _) = read.append(&[entry], now_ms.saturating_add(life_ms)).expect("a stuck saga takes this event");
         let found = self.store.record(&failed.record).await?;
         let told = found.as_ref().and_then(|record| {
             of_record.iter().find_map(|event| record.after_event(event.clone(), now_ms, life_ms).ok())

@@ -32,7 +32,7 @@ impl Checkpoints {
         let view = self.parts.storage.view(&self.parts.scope);
         let (start, end) = (self.journal_key(0), self.journal_key(CALLS_MAX));
         let entries = view.scan(&start, Some(&end), CALLS_MAX as usize).await?;
-        let damaged = |key: &str| StoreError::Damaged(format!("an answer from outside, `{key}`").into());
+        let damaged = |key: &str| StoreError::Damaged(format!("a stored answer, `{key}`").into());
         let read = |(key, _, value): (String, u64, Bytes)| {
             let index = key.rsplit_once('/').and_then(|(_, index)| index.parse().ok());
             let answered = postcard::from_bytes(&value).ok();

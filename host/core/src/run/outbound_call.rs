@@ -46,7 +46,7 @@ impl OutboundCall {
         let checkpoints = &*self.checkpoints;
         let Some(outbound) = &checkpoints.parts.outbound else {
             return Err(OutboundError::Denied(
-                "the processor was granted no outside calls (`http` in its settings)".into(),
+                "the processor was granted no outbound calls (`http` in its settings)".into(),
             ));
         };
         if self.index >= CALLS_MAX {

@@ -75,7 +75,7 @@ async fn made(
         Ok(response) => answer(response),
         Err(error) => {
             // The guest is told a code; why is for whoever runs the host.
-            tracing::warn!("a call to the outside was not answered: {error}");
+            tracing::warn!("an outbound call was not answered: {error}");
             Err(code(error))
         }
     }

@@ -33,7 +33,7 @@ const LINES: &str = "application/x-ndjson";
 type Answering = State<Arc<dyn Operations>>;
 type Key = Result<Path<String>, PathRejection>;
 
-/// The routes: `/v1/dlq`, `/v1/records`, `/v1/sagas`, `/v1/audit`, `/v1/events`.
+/// The routes: `/v1/dlq`, `/v1/records`, `/v1/sagas`, `/v1/audit`, `/v1/feed`.
 pub fn operator_router(operations: Arc<dyn Operations>) -> Router {
     let order = |ask: fn(Selection) -> OperatorRequest| {
         post(async move |state: Answering, headers: HeaderMap, body: Body| match chosen(&headers, body).await {
@@ -67,7 +67,7 @@ pub fn operator_router(operations: Arc<dyn Operations>) -> Router {
         .route("/v1/records/{key}/history", show(OperatorRequest::History))
         .route("/v1/records/evict", order(OperatorRequest::Evict))
         .route("/v1/audit", list(|query| parse(query).map(OperatorRequest::Audit)))
-        .route("/v1/events", get(events))
+        .route("/v1/feed", get(events))
         .route("/v1/sagas", list(|query| parse(query).map(OperatorRequest::Sagas)))
         .route("/v1/sagas/{id}", show(OperatorRequest::Saga))
         .route(

@@ -35,14 +35,14 @@ pub enum OperatorRequest {
     Sagas(SagaFilter),
     /// One of them: its messages, its steps, its log.
     Saga(String),
-    /// Go on with sagas that are halted.
+    /// Resume stuck sagas.
     ResumeSaga(SagaVerb, Selection),
 }
 
-/// How to go on with a saga that is halted.
+/// Way to resume a stuck saga.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SagaVerb {
-    /// Try the step that halted it again.
+    /// Compensate the step at which it is stuck again.
     Retry,
     /// Go on with the step before it.
     Skip,
@@ -83,8 +83,8 @@ pub struct HeldFilter {
     /// Kept before this time, likewise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<String>,
-    /// With this standing.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// With this hold reason.
+    #[serde(rename = "standing", skip_serializing_if = "Option::is_none")]
     pub hold_reason: Option<StandingName>,
     /// So many, at most.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "number")]
@@ -146,13 +146,13 @@ pub enum SagaStateName {
     Pivoted,
     /// It ended well.
     Completed,
-    /// Its steps are being undone.
+    /// Its steps are being compensated.
     Compensating,
-    /// A step could not be undone: it waits for an operator.
+    /// A compensation failed for good: it waits for an operator.
     Stuck,
-    /// Every step is undone.
+    /// Every step is compensated.
     Compensated,
-    /// An operator has seen to what could not be undone.
+    /// An operator ended it by hand.
     Resolved,
 }
 

@@ -69,7 +69,7 @@ impl HttpPublisher {
             }
             // 409 is a receiver like this host that has the same message under way.
             408 | 409 | 425 | 429 | 500..=599 => Err(TransportError::Unavailable(text.into())),
-            _ => Err(TransportError::Broken(format!("{text}. Mend the receiver or the URL, and start again").into())),
+            _ => Err(TransportError::Broken(format!("{text}. Fix the receiver or the URL, and start again").into())),
         }
     }
 }

@@ -96,7 +96,7 @@ fn broken(path: &Path, error: &io::Error) -> TransportError {
     let help = match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "Free some space and start again",
         io::ErrorKind::ResourceBusy => "Stop that process, or name another file",
-        _ => "Mend the path and start again",
+        _ => "Fix the path and start again",
     };
     TransportError::Broken(
         format!("the outbox {}: {error}. {help}; what was not sent stays in the outbox", path.display()).into(),
@@ -228,7 +228,7 @@ mod tests {
         assert!(refusal(&path).contains("it is no outbox file"), "{}", refusal(&path));
         assert_eq!(std::fs::read_to_string(&path).expect("still there"), "Dear all,\nhello");
         assert!(refusal(folder.path()).contains("directory"), "{}", refusal(folder.path()));
-        assert!(refusal(&folder.path().join("no/such")).contains("Mend the path"));
+        assert!(refusal(&folder.path().join("no/such")).contains("Fix the path"));
     }
 
     #[cfg(target_os = "linux")]

@@ -7,11 +7,8 @@ use hapax_core::{HeldKey, HeldMessage, HoldReason, Message, Store};
 use hapax_transport::{HeldFilter, RequestError, StandingName};
 use serde_json::{Value, json};
 
-use super::{failed, records};
+use super::{PAGE, failed, records};
 use crate::output::time;
-
-/// Kept messages read from the store at one time.
-const PAGE: usize = 256;
 
 /// A filter that was understood.
 pub(super) struct Wanted<'a> {

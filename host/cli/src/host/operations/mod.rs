@@ -27,7 +27,10 @@ pub(crate) struct Ops {
     stop: watch::Receiver<bool>,
 }
 
-/// How often whoever waits for the feed to grow looks again, in milliseconds.
+/// Items that a list reads from the store at one time, before it filters them.
+const PAGE: usize = 256;
+
+/// Interval at which a request that waits for the feed to grow reads it again, in milliseconds.
 const LOOK_AGAIN_MS: u64 = 100;
 
 impl Ops {
@@ -62,7 +65,7 @@ impl Ops {
         let mut lines = self.operator.trail_since(&filter.processor, since_ms, limit + 1).await.map_err(failed)?;
         let more = lines.len() > limit;
         lines.truncate(limit);
-        Ok(json!({ "deeds": lines, "more": more }))
+        Ok(json!({ "actions": lines, "more": more }))
     }
 }
 

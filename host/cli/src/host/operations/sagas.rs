@@ -5,10 +5,7 @@ use hapax_core::{Member, SagaEvent, SagaId, SagaListing, SagaLog, SagaLogEntry, 
 use hapax_transport::{RequestError, SagaFilter, SagaStateName};
 use serde_json::{Value, json};
 
-use super::failed;
-
-/// Sagas read from the store at one time.
-const PAGE: usize = 256;
+use super::{PAGE, failed};
 
 pub(super) fn parse_id(text: &str) -> Result<SagaId, RequestError> {
     text.parse().map_err(|error: hapax_core::InvalidSagaName| RequestError::Invalid(error.to_string()))
