@@ -4,6 +4,7 @@ mod bench;
 mod bindings;
 mod demo;
 mod guests;
+mod house;
 mod setup;
 mod test;
 mod tidy;

@@ -36,6 +36,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     readme(root, &mut broken)?;
     format_is_documented(root, &mut broken)?;
     guests_are_tested(root, &mut broken)?;
+    crate::house::check(root, &git_files(root)?, &mut broken)?;
     if broken.is_empty() {
         println!("tidy: the house is in order");
         return Ok(());
@@ -102,8 +103,8 @@ fn readme(root: &Path, broken: &mut Vec<String>) -> Result<()> {
 
 /// The stored format's version stands in its document.
 fn format_is_documented(root: &Path, broken: &mut Vec<String>) -> Result<()> {
-    let layout = std::fs::read_to_string(root.join("host/store/src/layout.rs"))?;
-    let version = layout.lines().find_map(|line| line.strip_prefix("pub const FORMAT: u32 = ")).unwrap_or("?");
+    let layout = std::fs::read_to_string(root.join("host/store/src/format/layout.rs"))?;
+    let version = layout.lines().find_map(|line| line.strip_prefix("pub(crate) const FORMAT: u32 = ")).unwrap_or("?");
     let wanted = format!("Format version {}", version.trim_end_matches(';'));
     let document = "docs/internals/storage-format.md";
     if !std::fs::read_to_string(root.join(document)).context(document)?.contains(&wanted) {

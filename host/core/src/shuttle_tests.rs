@@ -15,13 +15,13 @@ use crate::commit::overlay::Overlay;
 use crate::message::key::{RecordKey, Scope};
 use crate::pipeline::in_flight::InFlight;
 use crate::pipeline::lanes::Lanes;
-use crate::pipeline::options::Ordering;
 use crate::record::Record;
 use crate::run::context::Context;
 use crate::state::{EffectLimits, Effects, Entry, ReadSet, StateView, Version};
 use crate::store::IdempotencyStorage;
 use crate::store::commit::{Commit, Group, Verdict};
 use crate::support::error::StoreError;
+use crate::support::sync::Mutex;
 
 #[path = "../../../tests/src/mutation.rs"]
 #[expect(unreachable_pub, reason = "it is the library of tests that has it")]
