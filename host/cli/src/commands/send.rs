@@ -69,7 +69,7 @@ async fn send(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
 
 /// Posts one message and prints the answer. Returns true if the host accepted the message.
 async fn post(publisher: &HttpPublisher, message: &Message, json: bool) -> anyhow::Result<bool> {
-    let answer = publisher.post(message).await.map_err(|error| Failed::no_answer(error))?;
+    let answer = publisher.post(message).await.map_err(Failed::no_answer)?;
     let body = String::from_utf8_lossy(&answer.body);
     if json {
         let body: Value = serde_json::from_str(&body).unwrap_or_else(|_| json!(body));

@@ -1,4 +1,4 @@
-//! `hapax state`: a processor's state, for people.
+//! `hapax state`: prints a processor's state.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,22 +13,22 @@ use crate::output::run_printer::line;
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
-    /// List a processor's keys and values, in the order of the keys.
+    /// List a processor's keys and values in the order of the keys.
     List(Args),
-    /// Print the value of a key; without a key, the same as `list`.
+    /// Print the value of a key; without a key, list all keys and values.
     Get(Args),
 }
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The processor's name.
+    /// Name of the processor.
     processor: String,
-    /// The key; for `list`, what keys begin with.
+    /// Key of the value; for `list`, the prefix of the keys.
     key: Option<String>,
     /// Folder of the store.
     #[arg(long, value_name = "PATH", default_value = "hapax-store")]
     store: PathBuf,
-    /// Entries to list, at most.
+    /// List at most this many entries.
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     limit: usize,
 }
@@ -43,7 +43,7 @@ pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> 
         Some(key) if get => print_one(&store, &args, key, json)?,
         prefix => {
             let rows = store.state_of(&Scope::of(&args.processor), prefix.as_deref().unwrap_or(""), args.limit)?;
-            // The host's own come last, and are not the processor's.
+            // Keys of the host itself, such as those of event streams, are not the processor's state.
             for row in rows.into_iter().filter(|row| !row.key.starts_with(RESERVED)) {
                 if json {
                     line(&json!({ "key": row.key, "value": text(&row.value) }).to_string());
@@ -70,7 +70,7 @@ fn print_one(store: &RedbStore, args: &Args, key: &str, json: bool) -> anyhow::R
     Ok(())
 }
 
-/// Text where it is text, else the bytes as numbers.
+/// Returns text, or the bytes as numbers if the value is not UTF-8.
 fn text(value: &[u8]) -> Value {
     std::str::from_utf8(value).map_or_else(|_| json!(value), |text| json!(text))
 }

@@ -1,4 +1,4 @@
-//! `hapax streams`: a processor's event streams, for people.
+//! `hapax streams`: prints a processor's event streams.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,15 +11,15 @@ use crate::exit::Failed;
 use crate::host;
 use crate::output::run_printer::line;
 
-/// Events that are read at once.
+/// Events read from the store at one time.
 const PAGE: usize = 1_000;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The processor's name.
+    /// Name of the processor.
     #[arg(long, value_name = "NAME")]
     processor: String,
-    /// The stream; without it, the streams that there are, each with its version.
+    /// Name of the stream; without it, list the processor's streams with their versions.
     stream: Option<String>,
     /// Folder of the store.
     #[arg(long, value_name = "PATH", default_value = "hapax-store")]
@@ -27,7 +27,7 @@ pub(crate) struct Args {
     /// Start after this version of the stream.
     #[arg(long, value_name = "VERSION", default_value_t = 0)]
     after: u64,
-    /// Events or streams to list, at most.
+    /// List at most this many events or streams.
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     limit: usize,
 }
