@@ -35,9 +35,8 @@ pub(crate) fn command(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
 }
 
 async fn ask(url: &str) -> anyhow::Result<Value> {
-    let answer = hapax_transport::get(&format!("{}/v1/status", url.trim_end_matches('/')))
-        .await
-        .map_err(Failed::no_answer)?;
+    let answer =
+        hapax_transport::get(&format!("{}/v1/status", url.trim_end_matches('/'))).await.map_err(Failed::no_answer)?;
     let body = String::from_utf8_lossy(&answer.body);
     let status = serde_json::from_slice::<Value>(&answer.body);
     match (answer.status, status) {
