@@ -3,8 +3,11 @@
 
 use std::process::Command;
 
-/// Runs the test `name` of the test binary that calls this, with `mutation` in the code: it must fail, and by an assertion.
-pub fn turns_red(name: &str, mutation: &str) {
+/// Runs the test `name` of the module that calls this (`module_path!()`), without and with `mutation` in the code: with it, the
+/// test must fail, and by an assertion.
+pub fn turns_red(module: &str, name: &str, mutation: &str) {
+    // A test is named by its path below the test binary.
+    let name = &module.split_once("::").map_or_else(|| name.to_owned(), |(_, module)| format!("{module}::{name}"));
     let run = |mutation: Option<&str>| {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", name, "--test-threads", "1"]).env_remove("HAPAX_MUTATION");
@@ -26,7 +29,7 @@ macro_rules! mutations {
     ($($name:ident: $test:ident is red with $mutation:literal;)*) => {$(
         #[test]
         fn $name() {
-            $crate::mutation::turns_red(stringify!($test), $mutation);
+            $crate::mutation::turns_red(module_path!(), stringify!($test), $mutation);
         }
     )*};
 }

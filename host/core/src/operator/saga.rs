@@ -21,7 +21,9 @@ impl Operator {
             return Err(OperatorError::Refused(text));
         };
         if by.reason.trim().is_empty() && deed != SagaAction::Retry {
-            let text = format!("give a reason that says what was done about the saga {id}: the audit trail keeps nothing else of it");
+            let text = format!(
+                "give a reason that says what was done about the saga {id}: the audit trail keeps nothing else of it"
+            );
             return Err(OperatorError::Refused(text));
         }
         let now_ms = self.clock.now_ms();

@@ -1,0 +1,125 @@
+//! What the documents say a test shows is shown by a test that exists; and every fault that is put into the code on purpose is found
+//! by one. Reads sources, runs nothing.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// The documents whose tables name tests.
+const DOCUMENTS: [&str; 2] = ["docs/concepts/guarantees.md", "docs/concepts/outcomes.md"];
+
+fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// A source file, and whether it is a test's.
+struct Source {
+    text: String,
+    of_tests: bool,
+}
+
+fn sources() -> Vec<Source> {
+    let mut found = Vec::new();
+    for folder in ["host", "tests", "guest-sdk", "guest-build", "plugins"] {
+        collect(&root().join(folder), &mut found);
+    }
+    found
+}
+
+fn collect(folder: &Path, found: &mut Vec<Source>) {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    for path in entries.filter(|path| !path.ends_with("target")) {
+        if path.is_dir() {
+            collect(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let inside = path.strip_prefix(root()).unwrap();
+            let name = inside.file_stem().unwrap().to_string_lossy().into_owned();
+            let of_tests = inside.starts_with("tests") || name.ends_with("tests") || parent_is_tests(inside);
+            found.push(Source { text: std::fs::read_to_string(&path).unwrap(), of_tests });
+        }
+    }
+}
+
+fn parent_is_tests(path: &Path) -> bool {
+    path.components().any(|part| part.as_os_str() == "tests")
+}
+
+/// The texts between `before` and `after`, wherever they stand.
+fn between<'a>(text: &'a str, before: &str, after: char) -> impl Iterator<Item = &'a str> {
+    text.split(before).skip(1).filter_map(move |rest| Some(rest.split_once(after)?.0))
+}
+
+fn is_word(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+}
+
+/// Functions that are tests, also those that a macro makes.
+fn tests(sources: &[Source]) -> BTreeSet<&str> {
+    let mut names = BTreeSet::new();
+    for source in sources {
+        names.extend(between(&source.text, "fn ", '(').filter(|name| is_word(name)));
+        // The lines of `mutations!` and `explored!`: `name: ...`, or `test: scenario, name is ...`.
+        let lines = source.text.lines().map(str::trim_start);
+        names.extend(lines.filter_map(|line| line.split([':', ' ']).next()).filter(|name| is_word(name)));
+    }
+    names
+}
+
+/// Names of faults that are put into the code on purpose, and of places where the host can be made to die.
+fn faults(sources: &[Source], function: &str) -> BTreeSet<String> {
+    let of_host = sources.iter().filter(|source| !source.of_tests);
+    let call = format!("{function}(\"");
+    of_host.flat_map(|source| between(&source.text, &call, '"').map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
+/// What stands in backticks in the third column of a table's rows, and after; in the second, where there are two.
+fn named(document: &str) -> Vec<String> {
+    let rows = document.lines().filter_map(|line| line.strip_prefix('|')?.strip_suffix('|'));
+    let cells = rows.flat_map(|row| row.split('|').skip(if row.matches('|').count() > 1 { 2 } else { 1 }));
+    cells.flat_map(|cell| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
+#[test]
+fn every_test_that_the_documents_name_exists() {
+    let sources = sources();
+    let (tests, mutations, points) = (tests(&sources), faults(&sources, "mutated"), faults(&sources, "point"));
+    let mut missing = Vec::new();
+    let mut count = 0;
+    for document in DOCUMENTS {
+        for name in named(&std::fs::read_to_string(root().join(document)).unwrap()) {
+            count += 1;
+            let exists = match &*name {
+                path if path.contains('/') => root().join(path).exists(),
+                test if is_word(test) => tests.contains(test) || points.contains(test),
+                fault => mutations.contains(fault) || points.contains(fault),
+            };
+            if !exists {
+                missing.push(format!("{document}: {name}"));
+            }
+        }
+    }
+    assert!(count > 50, "only {count} names were found: the tables are not read");
+    assert_eq!(missing, [""; 0], "named and not there");
+}
+
+#[test]
+fn every_mutation_is_found_by_a_test() {
+    let sources = sources();
+    let of_tests: Vec<&str> = sources.iter().filter(|source| source.of_tests).map(|source| &*source.text).collect();
+    let mutations = faults(&sources, "mutated");
+    assert!(mutations.len() > 20, "only {} mutations were found", mutations.len());
+    let used = |name: &&String| of_tests.iter().any(|text| text.contains(&format!("\"{name}\"")));
+    let unused: Vec<_> = mutations.iter().filter(|name| !used(name)).collect();
+    assert_eq!(unused, [""; 0], "mutations that no test looks for");
+}
+
+#[test]
+fn every_mutation_of_a_test_is_in_the_code() {
+    let sources = sources();
+    let mutations = faults(&sources, "mutated");
+    let wanted = sources.iter().filter(|source| source.of_tests).flat_map(|source| {
+        let by_macro = between(&source.text, "is red with \"", '"');
+        by_macro.chain(between(&source.text, "_is_found is \"", '"'))
+    });
+    let missing: Vec<_> = wanted.filter(|name| !name.starts_with('$') && !mutations.contains(*name)).collect();
+    assert_eq!(missing, [""; 0], "looked for, and in no code");
+}

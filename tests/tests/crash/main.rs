@@ -1,0 +1,8 @@
+//! The host dies at every moment, by signal, by power loss, by a message that kills it; and what is there afterwards.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod deaths;
+mod kill;
+mod power;
+mod recovery;
+mod suspects;

@@ -1,0 +1,7 @@
+//! The pipeline against simpler models of it, over random histories.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod differential;
+mod properties;
+mod reference;
+mod saga_reference;
