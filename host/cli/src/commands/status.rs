@@ -1,19 +1,12 @@
-//! `hapax status`: prints the status of a running host. Also makes the answer of `GET /v1/status`.
+//! `hapax status`: prints the status of a running host.
 
 use std::process::ExitCode;
 
-use hapax_core::{
-    CircuitBreaker, Clock as _, Counted, IdempotentConsumer, SagaLog, SagaState, Scope, Store, SystemClock,
-};
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use crate::exit::Failed;
-use crate::host::{self, Host};
+use crate::host;
 use crate::output::line;
-
-/// Maximum number of sagas that one status counts: a status must stay cheap however many sagas are
-/// unsettled.
-const SAGAS_COUNTED: usize = 10_000;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -43,54 +36,6 @@ async fn ask(url: &str) -> anyhow::Result<Value> {
         (200, Ok(status)) if status["processors"].is_object() => Ok(status),
         (code, _) => Err(Failed::unreachable(format!("{url} answered {code}, which is no host's status: {body}"))),
     }
-}
-
-/// Returns the status of a host as JSON, without its sagas.
-pub(crate) fn of<'a>(
-    host: &Host,
-    consumers: impl Iterator<Item = (&'a str, &'a IdempotentConsumer)>,
-    outbox_breaker: Option<&CircuitBreaker>,
-) -> Result<Value, String> {
-    let facts = host.store.facts().map_err(|error| error.to_string())?;
-    let mut processors = Map::new();
-    let mut waiting = 0;
-    for (name, consumer) in consumers {
-        let counted = host.counters.lock().get(name).map(|counters| counters.read()).unwrap_or_default();
-        waiting += consumer.status().waiting as u64;
-        processors.insert(name.to_owned(), processor(&counted, consumer));
-    }
-    Ok(json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "now_ms": SystemClock.now_ms(),
-        "processors": processors,
-        "outbox": { "pending": facts.outbox_pending, "breaker": outbox_breaker.map(CircuitBreaker::status) },
-        "store": {
-            "dead_letters": facts.kept_messages.saturating_sub(waiting),
-            "unapplied_bytes": facts.unapplied_bytes,
-            "buckets": facts.buckets,
-            "failure": host.failure().map(ToString::to_string),
-        },
-    }))
-}
-
-/// Returns the numbers of compensating and of stuck sagas, up to [`SAGAS_COUNTED`].
-pub(crate) async fn sagas(store: &dyn Store) -> Result<Value, String> {
-    let unsettled = SagaLog::new(store, &Scope::of("")).unsettled(None, SAGAS_COUNTED).await;
-    let unsettled = unsettled.map_err(|error| error.to_string())?;
-    let count = |state| unsettled.iter().filter(|saga| saga.state == state).count();
-    Ok(json!({ "compensating": count(SagaState::Compensating), "stuck": count(SagaState::Stuck) }))
-}
-
-fn processor(counted: &Counted, consumer: &IdempotentConsumer) -> Value {
-    let looked = counted.cache_hits + counted.cache_misses;
-    let hit_rate = if looked == 0 { 0.0 } else { counted.cache_hits as f64 / looked as f64 };
-    let mut value = json!(consumer.status());
-    value["outcomes"] = counted.outcomes.iter().map(|(name, count)| ((*name).to_owned(), json!(count))).collect();
-    value["conflicts"] = json!(counted.conflicts);
-    value["cache_hits"] = json!(counted.cache_hits);
-    value["cache_misses"] = json!(counted.cache_misses);
-    value["cache_hit_rate"] = json!((hit_rate * 10_000.0).round() / 10_000.0);
-    value
 }
 
 /// Returns the status as lines for people.
@@ -156,6 +101,8 @@ fn breaker(breaker: &Value, now_ms: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]

@@ -10,9 +10,8 @@ use hapax_transport::{Answer, Ingress, StatusSource};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::commands::status;
 use crate::config::Processor;
-use crate::host::Host;
+use crate::host::{Host, status};
 
 /// Reason for a refusal after a signal.
 const STOPPING: &str = "the host is stopping; send the message again later, or to another host";

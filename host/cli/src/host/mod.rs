@@ -4,6 +4,7 @@
 pub(crate) mod component_archive;
 pub(crate) mod ingress;
 pub(crate) mod operations;
+pub(crate) mod status;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
