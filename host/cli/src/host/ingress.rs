@@ -151,7 +151,7 @@ impl StatusSource for HttpIngress {
     fn status(&self) -> BoxFuture<'_, Result<Value, String>> {
         Box::pin(async {
             let consumers = self.routes.0.iter().map(|(name, route)| (&**name, &route.consumer));
-            let mut status = status::of(&self.host, consumers, self.outbox_breaker.as_deref())?;
+            let mut status = status::of(&self.host, consumers, self.outbox_breaker.as_deref()).await?;
             status["sagas"] = status::sagas(&*self.host.store).await?;
             status["stopping"] = json!(*self.stop.borrow());
             Ok(status)
