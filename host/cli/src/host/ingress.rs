@@ -44,6 +44,11 @@ impl Routes {
     pub(crate) fn consumers(&self) -> Vec<IdempotentConsumer> {
         self.0.values().map(|route| route.consumer.clone()).collect()
     }
+
+    /// Returns the consumer of a processor.
+    pub(crate) fn consumer(&self, processor: &str) -> Option<&IdempotentConsumer> {
+        self.0.get(processor).map(|route| &route.consumer)
+    }
 }
 
 /// Accepts the messages that come over HTTP.
