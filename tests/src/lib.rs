@@ -19,3 +19,4 @@ pub mod sagas;
 pub mod server;
 pub mod source;
 pub mod stepped;
+pub mod transport_conformance;

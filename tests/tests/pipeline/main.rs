@@ -9,3 +9,4 @@ mod retention;
 mod retry;
 mod stores;
 mod strategies;
+mod transport_conformance;
