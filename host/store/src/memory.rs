@@ -1,6 +1,7 @@
 //! The store in memory: the same rules as on redb, nothing durable. For tests, and as the plainest reading of the contract.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -8,8 +9,8 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, ready};
 use hapax_core::{
     Commit, Cursor, Entry, Feed, FeedEntry, FeedEvent, FeedEventKind, FeedPage, Group, HeldChange, HeldKey,
-    HeldMessage, IdempotencyStorage, Inspect, Message, Outbox, OutboxPosition, OutboxRow, Record, RecordChange,
-    RecordKey, Scope, StateView, StoreError, Verdict, Version,
+    HeldMessage, IdempotencyStorage, Inspect, Message, Outbox, OutboxPosition, OutboxRow, RangeRead, ReadSet, Record,
+    RecordChange, RecordKey, Scope, StateView, StoreError, Verdict, Version,
 };
 use parking_lot::Mutex;
 
@@ -79,19 +80,13 @@ impl Inner {
             return Verdict::EpochMismatch(found.cloned().map(Box::new));
         }
         let state = self.state.entry(commit.key.scope.clone()).or_default();
-        let keys_stand =
-            commit.reads.keys.iter().all(|(key, version)| state.get(key).map_or(0, |(now, _)| *now) == *version);
-        let ranges_stand = commit.reads.ranges.iter().all(|range| {
-            let now = scan(state, &range.start, range.end.as_deref(), range.limit);
-            now.into_iter().map(|(key, version, _)| (key, version)).eq(range.seen.iter().cloned())
-        });
-        if !keys_stand || !ranges_stand {
+        if !reads_hold(state, &commit.reads) {
             return Verdict::Conflict;
         }
         if let Some(change) = &commit.shared {
             let shared = self.state.entry(commit.key.scope.shared()).or_default();
-            let version = |key: &String| shared.get(key).map_or(0, |(now, _)| *now);
-            if !change.reads.iter().all(|(key, read)| version(key) == *read) {
+            let Ok(holds) = ReadSet::keys_hold::<Infallible>(&change.reads, |key| Ok(Some(version(shared, key))));
+            if !holds {
                 return Verdict::Conflict;
             }
             write_all(shared, &change.writes, commit.version);
@@ -114,6 +109,20 @@ impl Inner {
         }
         Verdict::Committed
     }
+}
+
+/// Returns the version of `key`; 0 if the key is absent.
+fn version(state: &State, key: &str) -> Version {
+    state.get(key).map_or(0, |(version, _)| *version)
+}
+
+fn reads_hold(state: &State, reads: &ReadSet) -> bool {
+    let range = |read: &RangeRead| {
+        let now = scan(state, &read.start, read.end.as_deref(), read.limit);
+        Ok(read.matches(now.iter().map(|(key, version, _)| (key.as_str(), *version))))
+    };
+    let Ok(holds) = reads.holds::<Infallible>(|key| Ok(Some(version(state, key))), range);
+    holds
 }
 
 fn write_all(state: &mut State, writes: &BTreeMap<String, Option<Bytes>>, version: Version) {
