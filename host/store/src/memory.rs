@@ -1,4 +1,5 @@
-//! The store in memory: the same rules as on redb, nothing durable. For tests, and as the plainest reading of the contract.
+//! The store in memory: follows the rules of the redb store, and makes nothing durable. Serves
+//! tests, and is the plainest reading of the contract.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
@@ -14,7 +15,7 @@ use hapax_core::{
 };
 use parking_lot::Mutex;
 
-/// Events of the feed that are kept, at most.
+/// Most events of the feed that are held.
 const EVENTS_MAX: usize = 1_000_000;
 
 /// The store in memory; cloning shares it.
@@ -35,12 +36,12 @@ struct Inner {
     feed: Events,
 }
 
-/// The feed: what is kept of it, and where it ends at both sides.
+/// The feed: its latest events, and the cursors at both of its ends.
 #[derive(Debug)]
 struct Events {
     kept: VecDeque<(Cursor, FeedEntry)>,
     max: usize,
-    /// The last that was dropped.
+    /// Cursor of the last dropped event.
     dropped: Cursor,
     /// Number of the last group.
     sequence: u64,
@@ -53,7 +54,7 @@ impl Default for Events {
 }
 
 impl Events {
-    /// The events of one group.
+    /// Adds the events of one group, and drops the oldest above `max`.
     fn group(&mut self, events: impl IntoIterator<Item = FeedEntry>) {
         self.sequence += 1;
         for (index, event) in (0..).zip(events) {
@@ -66,7 +67,7 @@ impl Events {
 }
 
 impl MemoryStore {
-    /// A store that keeps at most `events_max` events of the feed.
+    /// Returns a store that holds at most `events_max` events of the feed.
     pub fn keeping(events_max: usize) -> Self {
         let feed = Events { max: events_max, ..Events::default() };
         Self { inner: Arc::new(Mutex::new(Inner { feed, ..Inner::default() })) }
@@ -134,7 +135,7 @@ fn write_all(state: &mut State, writes: &BTreeMap<String, Option<Bytes>>, versio
     }
 }
 
-/// Whether anything of a commit becomes durable.
+/// Returns true if a commit makes anything durable.
 fn writes(commit: &Commit) -> bool {
     let effects = &commit.effects;
     let shared = commit.shared.as_ref().is_some_and(|shared| !shared.writes.is_empty());

@@ -1,5 +1,6 @@
-//! Commits of a group: decides whether what each commit expects is still so, then makes those that stand durable with one
-//! append to the journal and one sync. The tables follow later, by the applier.
+//! Commits of a group: checks that the expectations of each commit still hold, then makes the valid
+//! commits durable with one append to the journal and one sync. The applier brings the tables up to
+//! date later.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasherDefault;
@@ -50,7 +51,7 @@ pub(crate) fn write(core: &Core, journal: &mut Journal, frame: Builder) -> Resul
     fault::point("group-written");
     let (frame, after) = journal.append(frame, offset).map_err(|error| {
         let error = io_store_error(&error);
-        // Whether the frame is on the disk is not known: nothing may be appended after it.
+        // The frame may or may not be on the disk, so nothing may be appended after it.
         core.fail(error.clone());
         error
     })?;
@@ -70,7 +71,8 @@ pub(crate) fn write(core: &Core, journal: &mut Journal, frame: Builder) -> Resul
     Ok(())
 }
 
-/// Waits until the memtables are within their bound and the journal has room: when the applier is behind, commits wait.
+/// Waits until the memtables are within their bound and the journal has room: when the applier is
+/// behind, commits wait.
 fn make_room(core: &Core, journal: &mut Journal, length: usize) -> Result<u64, StoreError> {
     core.wait_for(|view| {
         let applied = view.snapshot.applied.sequence;
@@ -83,7 +85,7 @@ fn make_room(core: &Core, journal: &mut Journal, length: usize) -> Result<u64, S
     })
 }
 
-/// The mutation "the commit is split in two": records first, what they stand for afterwards.
+/// The mutation "the commit is split in two": records first, their effects afterwards.
 fn in_two(
     core: &Core,
     journal: &mut Journal,
@@ -102,14 +104,15 @@ fn in_two(
     Ok(verdicts)
 }
 
-/// What is so when a commit's turn comes: the store, and what earlier commits of the group have made of it.
+/// Checks each commit of a group against the store and the earlier commits of the group.
 struct Validator<'a> {
     core: &'a Core,
-    /// `None` where it was forgotten.
+    /// Records that the group wrote, by digest of the key; `None` if removed.
     records: HashMap<u128, Option<&'a Record>, BuildHasherDefault<DigestHasher>>,
-    /// Versions that the group's commits wrote, 0 where they deleted; kept only if anybody of the group has read.
+    /// Versions that the group's commits wrote, 0 where they deleted. Collected only if a commit of
+    /// the group has reads.
     written: Option<BTreeMap<(&'a Scope, &'a str), Version>>,
-    /// The same for what is no processor's, by tenant.
+    /// Versions that the group's commits wrote to the tenants' shared state, by tenant and key.
     shared: BTreeMap<(&'a str, &'a str), Version>,
 }
 
@@ -177,7 +180,8 @@ impl<'a> Validator<'a> {
         }
     }
 
-    /// Returns true if a scan of `range` over the store and the group's writes returns the same as it did in the run.
+    /// Returns true if a scan of `range` over the store and the group's writes returns the same as
+    /// it did in the run.
     fn range_holds(
         &self,
         written: &BTreeMap<(&Scope, &str), Version>,
