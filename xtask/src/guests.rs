@@ -10,8 +10,8 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// Builds the examples and the fixtures: every package of the workspace that makes a cdylib. The folder of the
-/// components, each `<package>.wasm`.
+/// Builds the examples and the fixtures: every package of the workspace that makes a cdylib. The
+/// folder of the components, each `<package>.wasm`.
 pub(crate) fn build_all() -> Result<PathBuf> {
     let root = crate::root();
     let toolchain = crate::setup::toolchain()?;

@@ -1,5 +1,6 @@
-//! The rules of the house that a text search can check: which way imports go between folders, how long a function may be, how
-//! a doc comment begins, how wide a comment is. Reads sources, changes nothing.
+//! The rules of the house that a text search can check: which way imports go between folders, how
+//! long a function may be, how a doc comment begins, how wide a comment is. Reads sources, changes
+//! nothing.
 
 use std::path::Path;
 
@@ -34,7 +35,8 @@ const FOLDERS: &[(&str, &[&str])] = &[
 const FUNCTION_LINES_MAX: usize = 70;
 const COMMENT_COLUMNS_MAX: usize = 130;
 
-/// Words with which a doc comment does not begin: a clause that stands for a noun has neither an actor nor a verb.
+/// Words with which a doc comment does not begin: a clause that stands for a noun has neither an
+/// actor nor a verb.
 const HEADLESS: &[&str] = &["What ", "Who ", "Whose ", "Whether ", "How ", "Which ", "Those ", "The same"];
 
 /// Checks the source files among `files`, and names what is broken.

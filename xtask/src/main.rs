@@ -77,7 +77,8 @@ fn run(chore: Chore, root: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// The repository's root: where this was compiled from, unless cargo says that it runs another checkout's.
+/// The repository's root: where this was compiled from, unless cargo says that it runs another
+/// checkout's.
 fn root() -> PathBuf {
     let manifest = std::env::var_os("CARGO_MANIFEST_DIR");
     let folder = manifest.map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);

@@ -5,7 +5,8 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
-/// Who may depend on whom, among the workspace's own crates. What is not named here may not be used.
+/// Allowed dependencies among the workspace's own crates. A dependency that is not listed is
+/// refused.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("hapax-core", &[]),
     ("hapax-engine", &["hapax-core"]),
@@ -101,7 +102,7 @@ fn readme(root: &Path, broken: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
-/// The stored format's version stands in its document.
+/// Checks that the document of the stored format names its version.
 fn format_is_documented(root: &Path, broken: &mut Vec<String>) -> Result<()> {
     let layout = std::fs::read_to_string(root.join("host/store/src/format/layout.rs"))?;
     let version = layout.lines().find_map(|line| line.strip_prefix("pub(crate) const FORMAT: u32 = ")).unwrap_or("?");
@@ -113,7 +114,8 @@ fn format_is_documented(root: &Path, broken: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
-/// Every guest, and every behaviour of the fixtures, is named in some test. What no test names, no test runs.
+/// Every guest, and every behaviour of the fixtures, is named in some test. What no test names, no
+/// test runs.
 fn guests_are_tested(root: &Path, broken: &mut Vec<String>) -> Result<()> {
     let is_test = |file: &&String| {
         let by_guests = ["tests/tests/", "tests/src/", "tests/bench/", "host/engine/tests/", "guest-build/tests/"];
