@@ -1,4 +1,5 @@
-//! A clock that a test turns. Nothing waits on it: who sleeps has slept at once, and the clock shows it.
+//! A clock that a test turns. Nothing waits on it: who sleeps has slept at once, and the clock
+//! shows it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,5 @@
-//! A native processor that does what its message says, and the outside that it calls: what a test of sagas is made of.
+//! A native processor that does what its message says, and the outside that it calls: what a test
+//! of sagas is made of.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -179,11 +180,11 @@ pub struct Arrived {
     pub key: String,
     /// `traceparent`.
     pub trace: String,
-    /// Whether it took effect: under a key, once.
+    /// Returns true if the request took effect: once per key.
     pub applied: bool,
 }
 
-/// What a path answers next.
+/// Next answer of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reply {
     /// This status, without effect.

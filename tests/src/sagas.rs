@@ -1,4 +1,5 @@
-//! Two processors over one store that outlives its hosts, which die when a test says so: where sagas are tested.
+//! Two processors over one store that outlives its hosts, which die when a test says so: where
+//! sagas are tested.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,7 +22,7 @@ use crate::plans::{Books, Planned};
 pub struct Mortal {
     store: MemoryStore,
     left: Arc<AtomicU64>,
-    /// Whether the last group is written before the death.
+    /// True if the last group is written before the death.
     writes_the_last: bool,
 }
 
@@ -60,18 +61,18 @@ impl IdempotencyStorage for Mortal {
     }
 }
 
-/// What outlives a host.
+/// State that outlives a host.
 #[derive(Clone)]
 pub struct World {
     /// The store.
     pub store: MemoryStore,
-    /// The outside.
+    /// The service that gets the outbound calls.
     pub books: Arc<Books>,
     /// Time, of which every wait takes none.
     pub clock: SimulatedClock,
     /// Settings of both processors.
     pub options: Options,
-    /// What was told of messages whose sagas ended: id and ending.
+    /// Reports of messages whose sagas ended: id and outcome.
     pub reported: Arc<Mutex<Vec<String>>>,
 }
 

@@ -1,5 +1,6 @@
-//! The report: what each scenario found, kept as JSON a scenario, and one page of Markdown over all of them. So scenarios may
-//! run one by one, and the page says of each when and at which commit it ran.
+//! The report: what each scenario found, kept as JSON a scenario, and one page of Markdown over all
+//! of them. So scenarios may run one by one, and the page says of each when and at which commit it
+//! ran.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,7 +15,7 @@ use crate::targets::TARGETS;
 /// The page's name in the report's folder.
 pub(crate) const PAGE: &str = "README.md";
 
-/// What one scenario found.
+/// Results of one scenario.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Section {
     /// The scenario.
@@ -45,12 +46,12 @@ struct Verdict {
     met: Met,
 }
 
-/// Whether a target is met.
+/// Verdict on a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Met {
     Yes,
     No,
-    /// What was measured is less than what the target asks about.
+    /// The run measured less than the target asks for.
     NotJudged,
 }
 
