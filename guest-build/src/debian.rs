@@ -19,6 +19,9 @@ const PACKAGES: [&str; 2] = ["rustc-web", "rust-web-src"];
 /// The oldest compiler that guests build with: the workspace's `rust-version`, which the SDK has as
 /// well.
 const MINIMUM: &str = env!("CARGO_PKG_RUST_VERSION");
+/// The libraries that are built, and the flags for the compiler. Guests are linked with LTO, which reads bitcode and nothing
+/// else: with this flag no machine code is made. No features: a backtrace cannot be taken on the target.
+const STANDARD_LIBRARY: [&str; 3] = ["-Zbuild-std=std,panic_abort", "-Zbuild-std-features=", "-Clinker-plugin-lto"];
 
 /// A compiler from Debian's packages, with everything that takes done; its path.
 pub(crate) fn toolchain(progress: Progress<'_>) -> Result<PathBuf, String> {
@@ -167,7 +170,7 @@ impl Plan {
         let host = field("host: ").to_owned();
         let linkers = linkers(&host)?;
         let mut hasher = DefaultHasher::new();
-        (&version, &linkers).hash(&mut hasher);
+        (&version, &linkers, STANDARD_LIBRARY).hash(&mut hasher);
         let folder = cache()?.join(format!("{}-{:016x}", field("release: "), hasher.finish()));
         Ok(Self { folder, host, linkers })
     }
@@ -224,15 +227,15 @@ fn standard_library(folder: &Path, progress: Progress<'_>) -> Result<Vec<PathBuf
     fs::write(folder.join("Cargo.toml"), manifest).map_err(told(folder))?;
     fs::write(source.join("lib.rs"), "").map_err(told(&source))?;
     let target = folder.join("target");
+    let [libraries, features, flags] = STANDARD_LIBRARY;
     let mut command = cargo();
     command
         .current_dir(folder)
         .env("RUSTC", RUSTC)
         // Debian's is a stable compiler; only building the library itself needs its unstable doors.
         .env("RUSTC_BOOTSTRAP", "1")
-        // Guests are linked with LTO, which reads bitcode.
-        .env("RUSTFLAGS", "-Cembed-bitcode=yes")
-        .args(["build", "--release", "--target", TARGET, "-Zbuild-std=std,panic_abort", "--target-dir"])
+        .env("RUSTFLAGS", flags)
+        .args(["build", "--release", "--target", TARGET, libraries, features, "--target-dir"])
         .arg(&target);
     let ran = run(&mut command, progress).map_err(|error| error.to_string())?;
     if !ran.success {

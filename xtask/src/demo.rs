@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 /// Builds the examples and the host, runs the sample twice on one store, and shows state and
 /// outbox; then the saga.
 pub(crate) fn run(root: &Path) -> Result<()> {
-    let guests = crate::guests::build_all()?;
+    let guests = crate::guests::build(root, &["order-intake", "payment-saga"])?;
     build_host(root)?;
     twice(root, &guests)?;
     undone(root, &guests)
@@ -155,13 +155,19 @@ fn heading(text: &str) {
     println!("\n== {text}");
 }
 
-/// Builds the host, with its fault points, with the features of the tests: whichever command builds
-/// it, it and all that is below it are compiled once. (Of one package alone, cargo builds
-/// dependencies with fewer features, and so again.)
+/// Builds the host, and the service that its sagas call.
 pub(crate) fn build_host(root: &Path) -> Result<()> {
-    let built = cargo(root).args(["build", "--workspace", "--bins", "--features", "hapax/faults"]).status()?;
-    if !built.success() {
-        bail!("the host could not be built");
+    build_programs(root, &["hapax", "payments"])
+}
+
+/// Builds programs of the workspace, with the host's fault points: the features in which the tests
+/// are built. Whoever asks, they and all that is below them are compiled once. (Of one package
+/// alone, cargo builds dependencies with fewer features, and so again.)
+pub(crate) fn build_programs(root: &Path, names: &[&str]) -> Result<()> {
+    let mut command = cargo(root);
+    command.args(["build", "--workspace", "--features", "hapax/faults"]);
+    if !command.args(names.iter().flat_map(|name| ["--bin", name])).status()?.success() {
+        bail!("{} could not be built", names.join(" and "));
     }
     Ok(())
 }

@@ -1,25 +1,40 @@
-//! `cargo xtask guests`: every guest of the workspace from source. None is committed.
+//! `cargo xtask guests` and `setup`: every guest of the workspace from source, and the compiler for it. None is committed.
+//!
+//! A program of `hapax-guest-build` does the work: linked into xtask, that crate and all that is
+//! below it would be compiled twice, as cargo builds the dependencies of xtask alone with fewer
+//! features than those of the workspace.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+
+use crate::demo::{build_programs, target_dir};
 
 /// Builds all and prints the folder.
-pub(crate) fn run() -> Result<()> {
-    println!("{}", build_all()?.display());
+pub(crate) fn run(root: &Path) -> Result<()> {
+    println!("{}", build(root, &[])?.display());
     Ok(())
 }
 
-/// Builds the examples and the fixtures: every package of the workspace that makes a cdylib. The
-/// folder of the components, each `<package>.wasm`.
-pub(crate) fn build_all() -> Result<PathBuf> {
-    let root = crate::root();
-    let toolchain = crate::setup::toolchain()?;
-    let folder = crate::demo::target_dir(&root).join("guests/components");
-    let guests = hapax_guest_build::guests_of(&root)?;
-    let components = hapax_guest_build::build_many(&guests, &toolchain, &folder, &mut |text| eprintln!("{text}"))?;
-    for component in &components {
-        eprintln!("guest: {} ({} kB)", component.package, component.bytes.div_ceil(1000));
-    }
+/// Finds or makes the toolchain; it says itself which way it took.
+pub(crate) fn setup(root: &Path) -> Result<()> {
+    guests(root, |command| command.arg("toolchain"))
+}
+
+/// Builds `packages`; if none is named, the examples and the fixtures: every package of the
+/// workspace that makes a cdylib. The folder of the components, each `<package>.wasm`.
+pub(crate) fn build(root: &Path, packages: &[&str]) -> Result<PathBuf> {
+    let folder = target_dir(root).join("guests/components");
+    guests(root, |command| command.arg("build").arg(&folder).args(packages))?;
     Ok(folder)
+}
+
+fn guests(root: &Path, arguments: impl FnOnce(&mut Command) -> &mut Command) -> Result<()> {
+    build_programs(root, &["guests"])?;
+    let mut command = Command::new(target_dir(root).join("debug/guests"));
+    if !arguments(command.current_dir(root)).status()?.success() {
+        bail!("no guests: see above");
+    }
+    Ok(())
 }

@@ -9,7 +9,7 @@ use crate::demo::{build_host, cargo, target_dir};
 
 /// Builds guests and host, then runs every test. `filter` goes to the test runner.
 pub(crate) fn run(root: &Path, filter: &[String]) -> Result<()> {
-    let guests = crate::guests::build_all()?;
+    let guests = crate::guests::build(root, &[])?;
     build_host(root)?;
     let environment = |command: &mut Command| {
         command.env("HAPAX_GUESTS", &guests).env("HAPAX_BIN", target_dir(root).join("debug/hapax"));
@@ -33,10 +33,13 @@ pub(crate) fn run(root: &Path, filter: &[String]) -> Result<()> {
     succeed(&mut tests)
 }
 
-/// The tests under shuttle: over a core that is built for them alone.
+/// The tests under shuttle: over a core that is built for them alone. Without the host and the
+/// bench, which have no library and so nothing that is tested here, the core's dependencies would
+/// have fewer features, and be compiled again.
 fn interleavings(root: &Path) -> Result<()> {
     let mut tests = cargo(root);
-    tests.args(["test", "--quiet", "--package", "hapax-core", "--features", "shuttle", "--lib", "shuttle_tests::"]);
+    tests.args(["test", "--quiet", "--package", "hapax-core", "--package", "hapax", "--package", "hapax-bench"]);
+    tests.args(["--features", "hapax-core/shuttle", "--lib", "shuttle_tests::"]);
     succeed(&mut tests)
 }
 

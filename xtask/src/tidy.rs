@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use cargo_metadata::{DependencyKind, MetadataCommand};
+
+use crate::workspace::packages;
 
 /// Allowed dependencies among the workspace's own crates. A dependency that is not listed is
 /// refused.
@@ -16,7 +17,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("hapax-sdk-macros", &[]),
     ("hapax-sdk", &["hapax-sdk-macros"]),
     ("hapax-guest-build", &[]),
-    ("xtask", &["hapax-guest-build"]),
+    ("xtask", &[]),
 ];
 
 /// Crates that only one of ours may use directly: each has one owner.
@@ -46,15 +47,12 @@ pub(crate) fn run(root: &Path) -> Result<()> {
 }
 
 fn dependencies(root: &Path, broken: &mut Vec<String>) -> Result<()> {
-    let metadata = MetadataCommand::new().manifest_path(root.join("Cargo.toml")).no_deps().exec()?;
-    let ours: Vec<_> = metadata.packages.iter().map(|package| package.name.to_string()).collect();
-    for package in &metadata.packages {
-        let name = package.name.as_str();
-        let folder = package.manifest_path.strip_prefix(root).unwrap_or(&package.manifest_path).to_string();
+    let packages = packages(root)?;
+    for package in &packages {
+        let (name, folder) = (package.name.as_str(), &package.manifest_path);
         let allowed = MAY_USE.iter().find(|(of, _)| *of == name).map(|(_, allowed)| *allowed);
-        for dependency in package.dependencies.iter().filter(|d| d.kind == DependencyKind::Normal) {
-            let used = dependency.name.as_str();
-            if ours.iter().any(|our| our == used) {
+        for used in package.uses.iter().map(String::as_str) {
+            if packages.iter().any(|our| our.name == used) {
                 let fine = match allowed {
                     Some(allowed) => allowed.contains(&used),
                     None if folder.starts_with("plugins/") || folder.starts_with("tests/fixtures") => {
@@ -127,11 +125,7 @@ fn guests_are_tested(root: &Path, broken: &mut Vec<String>) -> Result<()> {
         .map(|file| std::fs::read_to_string(root.join(file)).with_context(|| file.clone()))
         .collect::<Result<_>>()?;
     let named = |name: &str| tests.iter().any(|test| test.contains(&format!("\"{name}\"")));
-    let metadata = MetadataCommand::new().manifest_path(root.join("Cargo.toml")).no_deps().exec()?;
-    let guests = metadata.packages.iter().filter(|package| {
-        package.targets.iter().any(|target| target.crate_types.contains(&cargo_metadata::CrateType::CDyLib))
-    });
-    for guest in guests.filter(|guest| !named(&guest.name)) {
+    for guest in packages(root)?.iter().filter(|package| package.is_guest && !named(&package.name)) {
         broken.push(format!("no test names the guest \"{}\"", guest.name));
     }
     let fixtures = std::fs::read_to_string(root.join("tests/fixtures/src/lib.rs"))?;

@@ -65,11 +65,6 @@ impl Failed {
     pub(crate) fn no_answer(cause: impl Display) -> anyhow::Error {
         Self::unreachable(format!("is the host running? `hapax up` starts it: {cause}"))
     }
-
-    /// Reports a key under which nothing exists.
-    pub(crate) fn not_found(text: impl Into<String>) -> anyhow::Error {
-        Self { code: NOT_FOUND, text: text.into() }.into()
-    }
 }
 
 impl Display for Failed {

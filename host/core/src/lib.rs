@@ -65,14 +65,14 @@ pub use saga::{
     IllegalSagaEvent, InvalidSagaName, Member, SAGA_NAME_BYTES, Saga, SagaEvent, SagaId, SagaLogEntry, SagaState, Step,
     StepState,
 };
-pub use state::{EffectLimits, Effects, Entry, Outgoing, RESERVED, RangeRead, ReadSet, StateView, Version};
+pub use state::{EffectLimits, Effects, Entry, Outgoing, RESERVED, RangeRead, ReadSet, StateView, Version, list_state};
 pub use store::commit::{
     Commit, Expected, Group, HeldChange, OutboxPosition, OutboxRow, RecordChange, SharedChange, Verdict,
 };
 pub use store::crash_tracker::{CrashTracker, NoCrashTracker};
 pub use store::feed::{Cursor, Feed, FeedEntry, FeedEvent, FeedEventKind, FeedPage, ParseCursorError};
 pub use store::held_message::{HeldMessage, HoldReason};
-pub use store::{IdempotencyStorage, Inspect, Outbox, Store};
+pub use store::{IdempotencyStorage, Inspect, Outbox, Store, StoreFacts};
 pub use support::clock::{Clock, SystemClock};
 pub use support::error::StoreError;
 pub use support::fault;

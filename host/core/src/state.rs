@@ -171,3 +171,51 @@ pub struct Effects {
     /// Messages to send, in order.
     pub outgoing: Vec<Outgoing>,
 }
+
+/// Up to `limit` entries of a processor's state whose keys begin with `prefix`, in key order, after the key `after`. Keys of the
+/// host itself are not among them.
+pub async fn list_state(
+    view: &dyn StateView,
+    prefix: &str,
+    after: Option<&str>,
+    limit: usize,
+) -> Result<Vec<(String, Bytes)>, StoreError> {
+    let host_keys = RESERVED.to_string();
+    let start = match after {
+        // The first key after `after`.
+        Some(after) if after >= prefix => format!("{after}\0"),
+        _ => prefix.to_owned(),
+    };
+    let end = end_of_prefix(prefix).filter(|end| *end < host_keys).unwrap_or(host_keys);
+    if start >= end {
+        return Ok(Vec::new());
+    }
+    let entries = view.scan(&start, Some(&end), limit).await?;
+    Ok(entries.into_iter().map(|(key, _, value)| (key, value)).collect())
+}
+
+/// Returns the first key after all that begin with `prefix`, or `None` if there is no such key.
+fn end_of_prefix(prefix: &str) -> Option<String> {
+    let mut chars: Vec<char> = prefix.chars().collect();
+    while let Some(last) = chars.pop() {
+        // Keys are compared by bytes, which orders UTF-8 by code points. Surrogates are not among them.
+        let next = if last == '\u{d7ff}' { Some('\u{e000}') } else { char::from_u32(u32::from(last) + 1) };
+        if let Some(next) = next {
+            chars.push(next);
+            return Some(chars.into_iter().collect());
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_prefix_is_the_first_key_behind_all_that_begin_with_it() {
+        let ends = ["a", "ab", "", "a\u{10ffff}", "\u{10ffff}", "\u{d7ff}"].map(end_of_prefix);
+        let wanted = [Some("b"), Some("ac"), None, Some("b"), None, Some("\u{e000}")];
+        assert_eq!(ends, wanted.map(|end| end.map(str::to_owned)));
+    }
+}

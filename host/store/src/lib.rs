@@ -10,5 +10,4 @@ pub use crate::memory::MemoryStore;
 /// Looks at a store that no host has open.
 pub use crate::redb::doctor;
 pub use crate::redb::open::OpenError;
-pub use crate::redb::status::StoreFacts;
 pub use crate::redb::{RedbStore, StateRow, StoreOptions};

@@ -11,7 +11,7 @@ use futures_util::future::{BoxFuture, ready};
 use hapax_core::{
     Commit, Cursor, Entry, Feed, FeedEntry, FeedEvent, FeedEventKind, FeedPage, Group, HeldChange, HeldKey,
     HeldMessage, IdempotencyStorage, Inspect, Message, Outbox, OutboxPosition, OutboxRow, RangeRead, ReadSet, Record,
-    RecordChange, RecordKey, Scope, StateView, StoreError, Verdict, Version,
+    RecordChange, RecordKey, Scope, StateView, StoreError, StoreFacts, Verdict, Version,
 };
 use parking_lot::Mutex;
 
@@ -206,6 +206,10 @@ impl IdempotencyStorage for MemoryStore {
 }
 
 impl Outbox for MemoryStore {
+    fn outbox_len(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
+        Box::pin(ready(Ok(self.inner.lock().outbox.len() as u64)))
+    }
+
     fn pending(
         &self,
         after: Option<OutboxPosition>,
@@ -220,6 +224,12 @@ impl Outbox for MemoryStore {
 }
 
 impl Inspect for MemoryStore {
+    fn facts(&self) -> BoxFuture<'_, Result<StoreFacts, StoreError>> {
+        let inner = self.inner.lock();
+        let (outbox_pending, held_messages) = (inner.outbox.len() as u64, inner.held_messages.len() as u64);
+        Box::pin(ready(Ok(StoreFacts { outbox_pending, held_messages, ..StoreFacts::default() })))
+    }
+
     fn records<'a>(
         &'a self,
         processor: Option<&'a str>,

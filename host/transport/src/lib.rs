@@ -13,8 +13,8 @@ pub use http::response::Answer;
 pub use http::status::{StatusSource, get, status_router};
 pub use operator::client::{AskError, OperatorClient};
 pub use operator::request::{
-    AuditFilter, FeedPage, HeldFilter, Operations, OperatorRequest, RecordFilter, RequestError, SagaFilter,
-    SagaStateName, SagaVerb, Selection, StandingName,
+    AuditFilter, EntryFilter, FeedPage, HeldFilter, Operations, OperatorRequest, RecordFilter, RequestError,
+    SagaFilter, SagaStateName, SagaVerb, Selection, StandingName,
 };
 pub use publisher::http::{HttpAnswer, HttpPublisher};
 pub use publisher::jsonl::JsonlPublisher;

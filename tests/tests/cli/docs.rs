@@ -277,7 +277,8 @@ fn the_configuration_in_the_documents_has_every_setting() {
     let breaker = "store = 's'\n[outbox_breaker]\nno_such_setting = 1\n";
     let of_processor =
         "store = 's'\n[processors.p]\ncomponent = 'p.wasm'\n[processors.p.breaker]\nno_such_setting = 1\n";
-    let all = ["no_such_setting = 1\n", processor, limits, breaker, of_processor];
+    let source = "store = 's'\n[[sources]]\nno_such_setting = 1\n";
+    let all = ["no_such_setting = 1\n", processor, limits, breaker, of_processor, source];
     let names: BTreeSet<String> = all.into_iter().flat_map(settings).collect();
     assert!(names.contains("store") && names.contains("component") && names.len() > 10, "{names:?}");
     for name in names {

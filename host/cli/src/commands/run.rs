@@ -129,7 +129,7 @@ async fn run(args: Args, json: bool) -> anyhow::Result<ExitCode> {
     // The bar leaves the terminal before an error or the summary is printed.
     hide_progress(ticking).await;
     read?;
-    printer.summary(finished?, host.store.outbox_len()?);
+    printer.summary(finished?, host.store.outbox_len().await?);
     Ok(ExitCode::from(exit_code(*stop.borrow(), printer.invalid())))
 }
 

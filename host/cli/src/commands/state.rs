@@ -1,15 +1,15 @@
-//! `hapax state`: prints a processor's state.
+//! `hapax state`: prints a processor's state, from a store or from a running host.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use hapax_core::{IdempotencyStorage as _, RESERVED, Scope};
-use hapax_store::RedbStore;
-use serde_json::{Value, json};
+use hapax_transport::{EntryFilter, OperatorRequest};
+use serde_json::Value;
 
-use crate::exit::Failed;
-use crate::host;
-use crate::output::run_printer::line;
+use crate::commands::target::Target;
+use crate::output::line;
+
+/// Entries asked for at one time.
+const PAGE: usize = 1_000;
 
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
@@ -25,12 +25,11 @@ pub(crate) struct Args {
     processor: String,
     /// Key of the value; for `list`, the prefix of the keys.
     key: Option<String>,
-    /// Folder of the store.
-    #[arg(long, value_name = "PATH", default_value = "hapax-store")]
-    store: PathBuf,
     /// List at most this many entries.
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     limit: usize,
+    #[command(flatten)]
+    target: Target,
 }
 
 pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> {
@@ -38,39 +37,41 @@ pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> 
         Command::List(args) => (args, false),
         Command::Get(args) => (args, true),
     };
-    let store = RedbStore::open_existing(&args.store)?;
     match &args.key {
-        Some(key) if get => print_one(&store, &args, key, json)?,
-        prefix => {
-            let rows = store.state_of(&Scope::of(&args.processor), prefix.as_deref().unwrap_or(""), args.limit)?;
-            // Keys of the host itself, such as those of event streams, are not the processor's state.
-            for row in rows.into_iter().filter(|row| !row.key.starts_with(RESERVED)) {
-                if json {
-                    line(&json!({ "key": row.key, "value": text(&row.value) }).to_string());
-                } else {
-                    line(&format!("{}\t{}", row.key, String::from_utf8_lossy(&row.value)));
-                }
-            }
+        Some(key) if get => {
+            let entry = args.target.ask(OperatorRequest::StateValue(args.processor.clone(), key.clone()))?;
+            line(&if json { entry.to_string() } else { text(&entry["value"]) });
         }
+        prefix => list(&args, prefix.clone(), json)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_one(store: &RedbStore, args: &Args, key: &str, json: bool) -> anyhow::Result<()> {
-    let view = store.view(&Scope::of(&args.processor));
-    let (_, value) = host::block_on(async { Ok(view.get(key).await?) })?;
-    let value = value.ok_or_else(|| {
-        Failed::not_found(format!("{} has no state {key}; `hapax state list {0}` shows what it has", args.processor))
-    })?;
-    if json {
-        line(&json!({ "key": key, "value": text(&value) }).to_string());
-    } else {
-        line(&String::from_utf8_lossy(&value));
+fn list(args: &Args, prefix: Option<String>, json: bool) -> anyhow::Result<()> {
+    let mut filter = EntryFilter { prefix, ..EntryFilter::default() };
+    let mut left = args.limit;
+    while left > 0 {
+        filter.limit = Some(left.min(PAGE));
+        let page = args.target.ask(OperatorRequest::State(args.processor.clone(), filter.clone()))?;
+        let entries = page["entries"].as_array().map(Vec::as_slice).unwrap_or_default();
+        for entry in entries {
+            let key = entry["key"].as_str().unwrap_or_default();
+            line(&if json { entry.to_string() } else { format!("{key}\t{}", text(&entry["value"])) });
+        }
+        left -= entries.len().min(left);
+        let Some(next) = page["next"].as_str() else { break };
+        filter.after = Some(next.to_owned());
     }
     Ok(())
 }
 
-/// Returns text, or the bytes as numbers if the value is not UTF-8.
-fn text(value: &[u8]) -> Value {
-    std::str::from_utf8(value).map_or_else(|_| json!(value), |text| json!(text))
+/// Returns a value as text. A value that is not UTF-8 comes as its bytes.
+fn text(value: &Value) -> String {
+    match value {
+        Value::Array(bytes) => {
+            let bytes: Vec<u8> = bytes.iter().filter_map(|byte| byte.as_u64()?.try_into().ok()).collect();
+            String::from_utf8_lossy(&bytes).into_owned()
+        }
+        text => text.as_str().unwrap_or_default().to_owned(),
+    }
 }

@@ -1,17 +1,14 @@
-//! `hapax streams`: prints a processor's event streams.
+//! `hapax streams`: prints a processor's event streams, from a store or from a running host.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use hapax_core::{IdempotencyStorage as _, Scope, StateView, StreamEvent, list_streams, read_stream};
-use hapax_store::RedbStore;
-use serde_json::{Value, json};
+use hapax_transport::{EntryFilter, OperatorRequest};
+use serde_json::Value;
 
-use crate::exit::Failed;
-use crate::host;
-use crate::output::run_printer::line;
+use crate::commands::target::Target;
+use crate::output::line;
 
-/// Events read from the store at one time.
+/// Events and streams asked for at one time.
 const PAGE: usize = 1_000;
 
 #[derive(clap::Args)]
@@ -21,58 +18,47 @@ pub(crate) struct Args {
     processor: String,
     /// Name of the stream; without it, list the processor's streams with their versions.
     stream: Option<String>,
-    /// Folder of the store.
-    #[arg(long, value_name = "PATH", default_value = "hapax-store")]
-    store: PathBuf,
     /// Start after this version of the stream.
     #[arg(long, value_name = "VERSION", default_value_t = 0)]
     after: u64,
     /// List at most this many events or streams.
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     limit: usize,
+    #[command(flatten)]
+    target: Target,
 }
 
 pub(crate) fn command(args: Args, json: bool) -> anyhow::Result<ExitCode> {
-    let store = RedbStore::open_existing(&args.store)?;
-    let view = store.view(&Scope::of(&args.processor));
-    host::block_on(async move {
-        match &args.stream {
-            Some(stream) => print_events(&*view, &args, stream, json).await?,
-            None => {
-                for (stream, version) in list_streams(&*view, None, args.limit).await? {
-                    if json {
-                        line(&json!({ "stream": stream, "version": version }).to_string());
-                    } else {
-                        line(&format!("{stream}\t{version}"));
-                    }
-                }
-            }
-        }
-        Ok(ExitCode::SUCCESS)
-    })
+    let mut filter = EntryFilter::default();
+    if args.stream.is_some() && args.after > 0 {
+        filter.after = Some(args.after.to_string());
+    }
+    let mut left = args.limit;
+    while left > 0 {
+        filter.limit = Some(left.min(PAGE));
+        let (processor, filter_now) = (args.processor.clone(), filter.clone());
+        let (request, member) = match &args.stream {
+            Some(stream) => (OperatorRequest::StreamEvents(processor, stream.clone(), filter_now), "events"),
+            None => (OperatorRequest::Streams(processor, filter_now), "streams"),
+        };
+        let page = args.target.ask(request)?;
+        let items = page[member].as_array().map(Vec::as_slice).unwrap_or_default();
+        items.iter().for_each(|item| line(&if json { item.to_string() } else { shown(item) }));
+        left -= items.len().min(left);
+        let Some(next) = page["next"].as_str() else { break };
+        filter.after = Some(next.to_owned());
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
-async fn print_events(view: &dyn StateView, args: &Args, stream: &str, json: bool) -> anyhow::Result<()> {
-    let (mut after, mut left) = (args.after, args.limit);
-    loop {
-        let page = read_stream(view, stream, after, left.min(PAGE)).await?;
-        let Some(last) = page.last() else { break };
-        after = last.version;
-        left -= page.len();
-        page.iter().for_each(|event| line(&shown(event, json)));
+/// Returns a stream, or an event of one, as a line for people.
+fn shown(item: &Value) -> String {
+    let text = |name: &str| match &item[name] {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    match item.get("stream") {
+        Some(_) => format!("{}\t{}", text("stream"), text("version")),
+        None => format!("{}\t{}\t{}\t{}", text("version"), text("id"), text("type"), text("data")),
     }
-    if after == 0 {
-        let there = format!("`hapax streams --processor {}` lists its streams", args.processor);
-        return Err(Failed::not_found(format!("{} has no event stream {stream}; {there}", args.processor)));
-    }
-    Ok(())
-}
-
-fn shown(event: &StreamEvent, json: bool) -> String {
-    let StreamEvent { id, version, kind, data } = event;
-    if json {
-        let data = serde_json::from_slice(data).unwrap_or_else(|_| Value::from(String::from_utf8_lossy(data)));
-        return json!({ "version": version, "id": id, "type": kind, "data": data }).to_string();
-    }
-    format!("{version}\t{id}\t{kind}\t{}", String::from_utf8_lossy(data))
 }

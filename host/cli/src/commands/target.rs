@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hapax_core::{Committer, Operator, SystemClock};
-use hapax_store::{OpenError, RedbStore};
+use hapax_store::OpenError;
 use hapax_transport::{AskError, OperatorClient, OperatorRequest, RequestError};
 use serde_json::Value;
 use tokio::sync::watch;
@@ -37,11 +37,11 @@ impl Target {
 }
 
 async fn open(path: &Path) -> anyhow::Result<Ops> {
-    let store = Arc::new(RedbStore::open_existing(path).map_err(|error| {
+    let store = host::open_existing(path).map_err(|error| {
         let locked = matches!(error, OpenError::Locked(_));
         let error = anyhow::Error::from(error);
         if locked { error.context("to ask the host that has the store open, give --host URL") } else { error }
-    })?);
+    })?;
     let committer = Committer::start(store.clone()).await?;
     let operator = Operator::new(store.clone(), committer, Arc::new(SystemClock), []);
     Ok(Ops::new(store, operator, watch::channel(false).1))

@@ -5,18 +5,22 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use axum::Router;
-use hapax_core::{CircuitBreaker, Observer, RelayError, Report, StoreError};
-use hapax_transport::{HttpLimits, operator_router, router, status_router};
+use hapax_core::{CircuitBreaker, Observer, RelayError, Report, SourceError, StoreError, run_source};
+use hapax_transport::{HttpLimits, JsonlSource, operator_router, router, status_router};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::config::Config;
+use crate::config::{Config, SourceSetting};
 use crate::exit::Failed;
 use crate::host::ingress::{HttpIngress, Routes};
 use crate::host::{self, Host, joined};
 use crate::output::line;
+
+/// Messages of one source that are taken and have no outcome yet, at most. Those that wait behind another message are among
+/// them, so there are more than runs.
+const TAKEN_MAX: usize = 1_024;
 
 /// Runs at the same time, at most; the engine's instance pool has room for as many.
 const CONCURRENCY: usize = 256;
@@ -38,7 +42,7 @@ async fn up(config: Config, json: bool) -> anyhow::Result<ExitCode> {
     let routes = Routes::of(&host, &config.processors)?;
     let stop = host::stop_on_signal()?;
     let outbox_breaker = outbox_breaker(&host, &config).await?;
-    let mut workers = Workers::start(&host, &config, &routes, outbox_breaker.clone()).await?;
+    let mut workers = Workers::start(&host, &config, &routes, outbox_breaker.clone(), stop.clone()).await?;
     let listener = listen(&config).await?;
     announce(&listener, &config, json)?;
     let operations = host.operations(routes.consumers(), stop.clone());
@@ -95,8 +99,9 @@ fn announce(listener: &TcpListener, config: &Config, json: bool) -> anyhow::Resu
     Ok(())
 }
 
-/// Background tasks of the host. Each runs until `ended` turns true.
+/// Background tasks of the host. Each runs until `ended` turns true; a source, until its input ends or a signal comes.
 struct Workers {
+    sources: JoinSet<Result<(), SourceError>>,
     ended: watch::Sender<bool>,
     sweeper: JoinHandle<Result<(), StoreError>>,
     /// Runs deferred messages, one task for each processor, and compensations.
@@ -110,7 +115,10 @@ impl Workers {
         config: &Config,
         routes: &Routes,
         outbox_breaker: Option<Arc<CircuitBreaker>>,
+        signal: watch::Receiver<bool>,
     ) -> anyhow::Result<Self> {
+        // Opened before anything runs: a source that cannot be read is refused at start.
+        let opened = open_sources(config)?;
         let (ended, stop) = watch::channel(false);
         let sweeper = host.sweeper(stop.clone());
         let mut deferred = JoinSet::new();
@@ -119,8 +127,14 @@ impl Workers {
             deferred.spawn(host.deferred(&consumer, Arc::new(Unobserved), stop.clone()));
         }
         deferred.spawn(host.compensator(routes.consumers(), Arc::new(Unobserved), stop.clone()));
+        let mut sources = JoinSet::new();
+        for (setting, mut source) in opened {
+            let consumer = routes.consumer(&setting.processor).expect("the configuration was checked").clone();
+            let (observer, signal) = (Arc::new(SourceObserver(setting.file.clone())), signal.clone());
+            sources.spawn(async move { run_source(&consumer, &mut source, observer, TAKEN_MAX, signal).await });
+        }
         let relay = config.outbox.clone().map(|to| host.relay(to, outbox_breaker, stop)).transpose()?;
-        Ok(Self { ended, sweeper, deferred, relay })
+        Ok(Self { sources, ended, sweeper, deferred, relay })
     }
 
     /// Completes when a task has failed: none of them ends by itself before `ended`.
@@ -131,13 +145,17 @@ impl Workers {
             }
             ended = &mut self.sweeper => joined(ended),
             Some(ended) = self.deferred.join_next() => joined(ended),
+            failed = first_failure(&mut self.sources) => Err(failed),
         }
     }
 
-    /// Stops the tasks. Deferred messages and compensations end before the relay is waited for:
+    /// Stops the tasks. Sources have been told to stop by the signal, and bring what they have taken to its outcome. Deferred messages and compensations end before the relay is waited for:
     /// their last commits may add to the outbox, which the relay sends until it is empty. The
     /// sweeper changes nothing that others wait for.
     async fn finish(mut self) -> anyhow::Result<()> {
+        while let Some(ended) = self.sources.join_next().await {
+            joined(ended)?;
+        }
         self.ended.send_replace(true);
         while let Some(ended) = self.deferred.join_next().await {
             joined(ended)?;
@@ -146,6 +164,40 @@ impl Workers {
             joined(relay.await)?;
         }
         Ok(())
+    }
+}
+
+/// Opens the sources of the configuration.
+fn open_sources(config: &Config) -> anyhow::Result<Vec<(&SourceSetting, JsonlSource)>> {
+    let mut opened = Vec::new();
+    for setting in &config.sources {
+        let file = &setting.file;
+        let source = JsonlSource::open(file, config.max_message_bytes).map_err(|error| {
+            Failed::usage(format!("cannot read the source {}: {error}; correct `file` of the source", file.display()))
+        })?;
+        opened.push((setting, source));
+    }
+    Ok(opened)
+}
+
+/// Completes when a source has failed. One that has come to the end of its input has not.
+async fn first_failure(sources: &mut JoinSet<Result<(), SourceError>>) -> anyhow::Error {
+    while let Some(ended) = sources.join_next().await {
+        if let Err(error) = joined(ended) {
+            return error;
+        }
+    }
+    std::future::pending().await
+}
+
+/// Logs the lines of a source that are no messages, by the source's file.
+struct SourceObserver(PathBuf);
+
+impl Observer for SourceObserver {
+    fn ended(&self, report: Report<'_>) {
+        if let Report::Invalid { position, reason } = report {
+            tracing::warn!("{}, {position}: skipped, it is no message: {reason}", self.0.display());
+        }
     }
 }
 

@@ -46,6 +46,9 @@ pub(crate) struct Config {
     /// Limits of the store.
     #[serde(default)]
     pub(crate) limits: StoreLimits,
+    /// Sources from which `hapax up` pulls messages, beside HTTP.
+    #[serde(default)]
+    pub(crate) sources: Vec<SourceSetting>,
     /// Processors by name.
     pub(crate) processors: BTreeMap<String, Processor>,
 }
@@ -69,6 +72,16 @@ impl StoreLimits {
             ..default
         }
     }
+}
+
+/// A source of messages for one processor.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SourceSetting {
+    /// Name of the processor that gets the messages.
+    pub(crate) processor: String,
+    /// File of CloudEvents, one a line. It is read to its end at each start of the host.
+    pub(crate) file: PathBuf,
 }
 
 /// Destination of outbox messages.
@@ -196,6 +209,18 @@ impl Config {
         let folder = path.parent().unwrap_or(Path::new(""));
         config.outbox_breaker()?;
         config.store = folder.join(&config.store);
+        for source in &mut config.sources {
+            if !config.processors.contains_key(&source.processor) {
+                let names: Vec<_> = config.processors.keys().map(String::as_str).collect();
+                return Err(Failed::usage(format!(
+                    "{}: a source is for the processor `{}`, which is not there; name one of {}",
+                    path.display(),
+                    source.processor,
+                    names.join(", ")
+                )));
+            }
+            source.file = folder.join(&source.file);
+        }
         for processor in config.processors.values_mut() {
             processor.component = folder.join(&processor.component);
             processor.secrets.values_mut().for_each(|secret| secret.settle(folder));

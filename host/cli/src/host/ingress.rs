@@ -44,6 +44,11 @@ impl Routes {
     pub(crate) fn consumers(&self) -> Vec<IdempotentConsumer> {
         self.0.values().map(|route| route.consumer.clone()).collect()
     }
+
+    /// Returns the consumer of a processor.
+    pub(crate) fn consumer(&self, processor: &str) -> Option<&IdempotentConsumer> {
+        self.0.get(processor).map(|route| &route.consumer)
+    }
 }
 
 /// Accepts the messages that come over HTTP.
@@ -151,7 +156,7 @@ impl StatusSource for HttpIngress {
     fn status(&self) -> BoxFuture<'_, Result<Value, String>> {
         Box::pin(async {
             let consumers = self.routes.0.iter().map(|(name, route)| (&**name, &route.consumer));
-            let mut status = status::of(&self.host, consumers, self.outbox_breaker.as_deref())?;
+            let mut status = status::of(&self.host, consumers, self.outbox_breaker.as_deref()).await?;
             status["sagas"] = status::sagas(&*self.host.store).await?;
             status["stopping"] = json!(*self.stop.borrow());
             Ok(status)

@@ -14,10 +14,11 @@ use anyhow::Context as _;
 use hapax_core::{
     BreakerPolicy, CircuitBreaker, CircuitBreakerParts, Committer, CompensatorParts, Counters, IdempotentConsumer,
     MessageProcessor as _, Observer, Operator, Options, Outbound, OutboxRelay, Parts, Publisher, RelayError,
-    SWEEP_EVERY_MS, Scope, StoreError, SystemClock, run_compensator, run_deferred, run_sweeper, settle_compensations,
+    SWEEP_EVERY_MS, Scope, Store, StoreError, SystemClock, run_compensator, run_deferred, run_sweeper,
+    settle_compensations,
 };
 use hapax_engine::{Engine, EngineConfig, LoadOptions};
-use hapax_store::{RedbStore, StoreOptions};
+use hapax_store::{OpenError, RedbStore, StoreOptions};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
@@ -27,9 +28,14 @@ use crate::exit::Failed;
 use crate::host::component_archive::ComponentArchive;
 use crate::host::operations::Ops;
 
+/// Opens a store that is there already. This and [`Host::open`] are the only places that name a kind of store.
+pub(crate) fn open_existing(folder: &Path) -> Result<Arc<dyn Store>, OpenError> {
+    Ok(Arc::new(RedbStore::open_existing(folder)?))
+}
+
 /// The joined parts of a host, before it gets messages.
 pub(crate) struct Host {
-    pub(crate) store: Arc<RedbStore>,
+    pub(crate) store: Arc<dyn Store>,
     /// Counters of each processor's consumer, by the processor's name.
     pub(crate) counters: Mutex<BTreeMap<String, Arc<Counters>>>,
     committer: Arc<Committer>,
@@ -42,7 +48,7 @@ pub(crate) struct Host {
 impl Host {
     pub(crate) async fn open(store: &Path, options: StoreOptions, concurrency: usize) -> anyhow::Result<Self> {
         let (folder, engine) = (store, engine(concurrency)?);
-        let store = Arc::new(RedbStore::open_with(folder, options)?);
+        let store: Arc<dyn Store> = Arc::new(RedbStore::open_with(folder, options)?);
         let committer = Committer::start(store.clone()).await?;
         let components = ComponentArchive::of(folder, engine.clone());
         Ok(Self { store, committer, counters: Mutex::default(), engine, components, concurrency })

@@ -12,12 +12,12 @@ use crate::host::Host;
 const SAGAS_COUNTED: usize = 10_000;
 
 /// Returns the status of a host as JSON, without its sagas.
-pub(crate) fn of<'a>(
+pub(crate) async fn of<'a>(
     host: &Host,
     consumers: impl Iterator<Item = (&'a str, &'a IdempotentConsumer)>,
     outbox_breaker: Option<&CircuitBreaker>,
 ) -> Result<Value, String> {
-    let facts = host.store.facts().map_err(|error| error.to_string())?;
+    let facts = host.store.facts().await.map_err(|error| error.to_string())?;
     let mut processors = Map::new();
     let mut waiting = 0;
     for (name, consumer) in consumers {
@@ -31,7 +31,7 @@ pub(crate) fn of<'a>(
         "processors": processors,
         "outbox": { "pending": facts.outbox_pending, "breaker": outbox_breaker.map(CircuitBreaker::status) },
         "store": {
-            "dead_letters": facts.kept_messages.saturating_sub(waiting),
+            "dead_letters": facts.held_messages.saturating_sub(waiting),
             "unapplied_bytes": facts.unapplied_bytes,
             "buckets": facts.buckets,
             "failure": host.failure().map(ToString::to_string),

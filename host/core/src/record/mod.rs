@@ -11,7 +11,7 @@ use crate::message::identity::Position;
 use crate::support::fault;
 use bytes::Bytes;
 
-/// What a completed message answers; stored, and replayed byte for byte to duplicates.
+/// Answer of a completed message; stored, and replayed byte for byte to duplicates.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Output {
     /// Media type of `data`.
@@ -20,16 +20,16 @@ pub struct Output {
     pub data: Bytes,
 }
 
-/// What is known of one idempotency key.
+/// Deduplication record of one idempotency key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// Where its life stands.
+    /// State of the message.
     pub state: RecordState,
     /// Grows with every claim and every attempt; only the owner of the current epoch may change the record.
     pub epoch: u64,
     /// Attempts made since it was received, or redriven.
     pub attempts: u32,
-    /// What the first delivery carried.
+    /// Fingerprint of the first delivery.
     pub fingerprint: Fingerprint,
     /// Where its message stands, if messages have positions: the last one that was seen.
     pub position: Option<Position>,
@@ -92,24 +92,24 @@ pub enum RecordState {
         /// The last error.
         error: String,
     },
-    /// Being undone; a duplicate waits, and the forward way never restarts.
+    /// Being compensated; a duplicate waits, and the message never runs again.
     Compensating {
         /// Why it is undone.
         error: String,
     },
-    /// Undone; a duplicate is acknowledged and gets the failure.
+    /// Compensated; a duplicate is acknowledged and gets the failure.
     Compensated {
         /// Why it was undone.
         error: String,
     },
-    /// Could not be undone: an operator decides. Never expires.
+    /// Could not be compensated: an operator decides. Never expires.
     CompensationFailed {
         /// Why it was to be undone.
         error: String,
     },
 }
 
-/// What can happen to a record.
+/// Event that changes a record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RecordEvent {
     /// An owner takes or extends its claim.
@@ -130,19 +130,19 @@ pub enum RecordEvent {
         /// When the next attempt is due, in milliseconds since the Unix epoch.
         retry_at_ms: u64,
     },
-    /// It failed for good, with nothing to undo.
+    /// It failed for good, with nothing to compensate.
     GivenUp {
         /// What went wrong.
         error: String,
     },
-    /// It failed for good, with steps to undo.
+    /// It failed for good, with steps to compensate.
     CompensationStarted {
         /// What went wrong.
         error: String,
     },
-    /// Every step is undone.
+    /// Every step is compensated.
     CompensationDone,
-    /// A step cannot be undone.
+    /// A step cannot be compensated.
     CompensationGivenUp,
     /// An operator runs a dead letter again.
     Redriven {
@@ -182,7 +182,7 @@ pub struct IllegalRecordEvent {
 }
 
 impl Record {
-    /// Whether its retention is over: a message under its key counts as new.
+    /// Returns `true` if its retention is over: a message under its key counts as new.
     pub fn has_expired(&self, now_ms: u64) -> bool {
         let over = |expires_ms| expires_ms <= now_ms || fault::mutated("record-expires-at-once");
         self.state.is_terminal() && self.expires_ms.is_some_and(over)
@@ -203,7 +203,7 @@ impl RecordState {
         }
     }
 
-    /// Whether the message's life has ended: it may be cached, and it may expire.
+    /// Returns `true` if the message has ended: its record may be cached, and it may expire.
     pub fn is_terminal(&self) -> bool {
         let open = matches!(self, Self::RetryDue { .. }) && fault::mutated("open-counts-as-ended");
         open || matches!(self, Self::Completed { .. } | Self::DeadLettered { .. } | Self::Compensated { .. })

@@ -18,24 +18,24 @@ use crate::support::fault;
 /// One executed message, as it wants to be committed; or what an operator did.
 #[derive(Debug, Clone)]
 pub struct Commit {
-    /// Whose record, and whose state.
+    /// Key of the record; its scope owns the state.
     pub key: RecordKey,
     /// The message's own key: ids of what it sends are derived from it. Mostly that of its record.
     pub message_key: RecordKey,
-    /// What must be there now.
+    /// Record that must be stored now.
     pub expected: Expected,
-    /// What shall be there.
+    /// Change of the record.
     pub record: RecordChange,
     /// Version of every state entry that this commit writes. Unique, and greater than that of every earlier commit of
     /// this process.
     pub version: Version,
-    /// What the run read; must still stand.
+    /// Versions that the run read; each must still hold.
     pub reads: ReadSet,
     /// State writes; outgoing messages get their ids from the message's own key and their position.
     pub effects: Effects,
-    /// What becomes of the message that the store keeps under the record's key, if anything.
+    /// Change of the held message under the record's key.
     pub held_message: Option<HeldChange>,
-    /// What it reads and writes of the state that is no processor's: sagas and locks.
+    /// Reads and writes of the state that no processor owns: sagas and locks.
     pub shared: Option<Box<SharedChange>>,
     /// When it was decided, in milliseconds since the Unix epoch. The feed tells it of a commit that leaves no record; a
     /// record has its own.
@@ -47,7 +47,7 @@ pub struct Commit {
 pub struct SharedChange {
     /// Versions that must still stand, by key; 0 where there must be nothing.
     pub reads: BTreeMap<String, Version>,
-    /// What is written, under the commit's version; `None` deletes.
+    /// Values to write under the commit's version; `None` deletes.
     pub writes: BTreeMap<String, Option<Bytes>>,
 }
 
@@ -62,7 +62,7 @@ pub enum Expected {
     Anything,
 }
 
-/// What a commit makes of the record.
+/// Change that a commit makes to its record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RecordChange {
     /// Stays byte for byte as it is.
@@ -73,7 +73,7 @@ pub enum RecordChange {
     Remove,
 }
 
-/// What a commit makes of a kept message.
+/// Change that a commit makes to a held message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HeldChange {
     /// It is kept, instead of one with the same fingerprint.
@@ -100,18 +100,18 @@ pub struct OutboxRow {
     pub message: Message,
 }
 
-/// What one write transaction makes durable.
+/// Content of one write transaction.
 #[derive(Debug, Clone, Default)]
 pub struct Group {
     /// Executed messages, in the order of their versions.
     pub commits: Vec<Commit>,
     /// Outbox rows that were sent and can go.
     pub sent: Vec<OutboxPosition>,
-    /// What happened beside the commits; for the feed only.
+    /// Feed entries of events that have no commit.
     pub feed_entries: Vec<FeedEntry>,
 }
 
-/// What became of one commit of a group.
+/// Result of one commit of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// Durable.
@@ -145,7 +145,7 @@ impl Expected {
         epoch.map_or(Self::Absent, Self::Epoch)
     }
 
-    /// Whether a record of the epoch given (`None`: there is none) is as expected.
+    /// Returns `true` if a record of `epoch` is as expected. `None` stands for no record.
     pub fn holds(self, epoch: Option<u64>) -> bool {
         match self {
             Self::Anything => true,

@@ -6,6 +6,7 @@ pub(crate) mod feed;
 pub(crate) mod held_message;
 
 use futures_util::future::BoxFuture;
+use serde::Serialize;
 use std::sync::Arc;
 
 use crate::message::identity::HeldKey;
@@ -72,6 +73,22 @@ pub trait Outbox: Send + Sync + 'static {
     /// Up to `limit` rows after `after` (`None`: from the first), in order.
     fn pending(&self, after: Option<OutboxPosition>, limit: usize)
     -> BoxFuture<'_, Result<Vec<OutboxRow>, StoreError>>;
+
+    /// Returns the number of pending rows.
+    fn outbox_len(&self) -> BoxFuture<'_, Result<u64, StoreError>>;
+}
+
+/// Numbers of a store at one moment. They cost no read of a record.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct StoreFacts {
+    /// Bytes that are journalled and not yet in the tables, roughly.
+    pub unapplied_bytes: u64,
+    /// Buckets of records in the tables.
+    pub buckets: u64,
+    /// Messages in the outbox.
+    pub outbox_pending: u64,
+    /// Held messages: dead letters, and those that are parked or redriven.
+    pub held_messages: u64,
 }
 
 /// Read-only paging for people.
@@ -94,6 +111,9 @@ pub trait Inspect: Send + Sync + 'static {
         after: Option<&'a HeldKey>,
         limit: usize,
     ) -> BoxFuture<'a, Result<Vec<(HeldKey, HeldMessage)>, StoreError>>;
+
+    /// Returns the numbers of the store.
+    fn facts(&self) -> BoxFuture<'_, Result<StoreFacts, StoreError>>;
 }
 
 /// Everything the host asks of its store of record.

@@ -23,7 +23,7 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, ready};
 use hapax_core::{
     CrashTracker, Cursor, Feed, FeedPage, Group, HeldKey, HeldMessage, IdempotencyStorage, Inspect, Outbox,
-    OutboxPosition, OutboxRow, Record, RecordKey, Scope, StateView, StoreError, Verdict, Version,
+    OutboxPosition, OutboxRow, Record, RecordKey, Scope, StateView, StoreError, StoreFacts, Verdict, Version,
 };
 use parking_lot::Mutex;
 
@@ -31,7 +31,6 @@ use crate::journal::Journal;
 use crate::redb::applier::Applying;
 use crate::redb::core::Core;
 use crate::redb::open::{Create, OpenError};
-use crate::redb::status::StoreFacts;
 
 /// The store on redb. Reads block for microseconds; `commit` blocks for a sync and belongs on the
 /// committer's thread.
@@ -136,16 +135,6 @@ impl RedbStore {
         Ok(rows.map(|(key, _, value)| StateRow { key, value }).collect())
     }
 
-    /// Returns the number of messages in the outbox.
-    pub fn outbox_len(&self) -> Result<u64, StoreError> {
-        read::outbox_len(&self.core)
-    }
-
-    /// State of the running store.
-    pub fn facts(&self) -> Result<StoreFacts, StoreError> {
-        status::facts(&self.core)
-    }
-
     /// Brings everything that is journalled into the tables.
     pub fn flush(&self) -> Result<(), StoreError> {
         self.core.flush()
@@ -183,6 +172,10 @@ impl IdempotencyStorage for RedbStore {
 }
 
 impl Outbox for RedbStore {
+    fn outbox_len(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
+        Box::pin(ready(read::outbox_len(&self.core)))
+    }
+
     fn pending(
         &self,
         after: Option<OutboxPosition>,
@@ -193,6 +186,10 @@ impl Outbox for RedbStore {
 }
 
 impl Inspect for RedbStore {
+    fn facts(&self) -> BoxFuture<'_, Result<StoreFacts, StoreError>> {
+        Box::pin(ready(status::facts(&self.core)))
+    }
+
     fn records<'a>(
         &'a self,
         processor: Option<&'a str>,

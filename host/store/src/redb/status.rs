@@ -3,26 +3,12 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use hapax_core::StoreError;
+use hapax_core::{StoreError, StoreFacts};
 use redb::ReadableTableMetadata as _;
-use serde::Serialize;
 
 use crate::redb::core::Core;
 use crate::redb::open::running_error;
 use crate::redb::view::View;
-
-/// A store's numbers at one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct StoreFacts {
-    /// Bytes that are journalled and not yet in the tables, roughly.
-    pub unapplied_bytes: u64,
-    /// Buckets of records in the tables.
-    pub buckets: u64,
-    /// Messages in the outbox.
-    pub outbox_pending: u64,
-    /// Held messages: dead letters, and messages that are parked or redriven.
-    pub kept_messages: u64,
-}
 
 pub(crate) fn facts(core: &Core) -> Result<StoreFacts, StoreError> {
     let outbox_pending = crate::redb::read::outbox_len(core)?;
@@ -31,12 +17,12 @@ pub(crate) fn facts(core: &Core) -> Result<StoreFacts, StoreError> {
         unapplied_bytes: view.unapplied_bytes() as u64,
         buckets: view.snapshot.buckets.len() as u64,
         outbox_pending,
-        kept_messages: kept_messages(&view)?,
+        held_messages: held_messages(&view)?,
     })
 }
 
 /// Returns the number of rows in the table, plus entries added and minus entries removed since.
-fn kept_messages(view: &View) -> Result<u64, StoreError> {
+fn held_messages(view: &View) -> Result<u64, StoreError> {
     let mut newest: BTreeMap<&Bytes, bool> = BTreeMap::new();
     for memtable in view.memtables() {
         for (key, held_message) in &memtable.held_under {

@@ -20,7 +20,7 @@ use crate::cloudevents::binary;
 use crate::http::ingress::read_body;
 use crate::http::response::problem;
 use crate::operator::request::{
-    FeedPage, LISTED, Operations, OperatorRequest, RequestError, SagaVerb, Selection, limit, number,
+    EntryFilter, FeedPage, LISTED, Operations, OperatorRequest, RequestError, SagaVerb, Selection, limit, number,
 };
 
 /// Bytes of an order, at most.
@@ -32,8 +32,10 @@ const LINES: &str = "application/x-ndjson";
 
 type Answering = State<Arc<dyn Operations>>;
 type Key = Result<Path<String>, PathRejection>;
+/// Processor, and the key or stream of it.
+type KeyOf = Result<Path<(String, String)>, PathRejection>;
 
-/// The routes: `/v1/dlq`, `/v1/records`, `/v1/sagas`, `/v1/audit`, `/v1/feed`.
+/// The routes: `/v1/dlq`, `/v1/records`, `/v1/sagas`, `/v1/audit`, `/v1/feed`, `/v1/state`, `/v1/streams`.
 pub fn operator_router(operations: Arc<dyn Operations>) -> Router {
     let order = |ask: fn(Selection) -> OperatorRequest| {
         post(async move |state: Answering, headers: HeaderMap, body: Body| match chosen(&headers, body).await {
@@ -50,7 +52,14 @@ pub fn operator_router(operations: Arc<dyn Operations>) -> Router {
     let show = |ask: fn(String) -> OperatorRequest| {
         get(async move |state: Answering, key: Key| match key {
             Ok(Path(key)) => answered(&state, ask(key)).await,
-            Err(_) => refused(&RequestError::Invalid("the key in the path is not UTF-8".into())),
+            Err(_) => refused(&not_utf8()),
+        })
+    };
+    let list_of = |ask: fn(String, EntryFilter) -> OperatorRequest| {
+        get(async move |state: Answering, processor: Key, query: RawQuery| match (processor, parse(&query)) {
+            (Ok(Path(processor)), Ok(filter)) => answered(&state, ask(processor, filter)).await,
+            (_, Err(refusal)) => refused(&refusal),
+            (Err(_), _) => refused(&not_utf8()),
         })
     };
     // A saga may have the name of an order.
@@ -68,6 +77,10 @@ pub fn operator_router(operations: Arc<dyn Operations>) -> Router {
         .route("/v1/records/evict", order(OperatorRequest::Evict))
         .route("/v1/audit", list(|query| parse(query).map(OperatorRequest::Audit)))
         .route("/v1/feed", get(events))
+        .route("/v1/state/{processor}", list_of(OperatorRequest::State))
+        .route("/v1/state/{processor}/{key}", get(state_value))
+        .route("/v1/streams/{processor}", list_of(OperatorRequest::Streams))
+        .route("/v1/streams/{processor}/{stream}", get(stream_events))
         .route("/v1/sagas", list(|query| parse(query).map(OperatorRequest::Sagas)))
         .route("/v1/sagas/{id}", show(OperatorRequest::Saga))
         .route(
@@ -84,6 +97,27 @@ pub fn operator_router(operations: Arc<dyn Operations>) -> Router {
         )
         .method_not_allowed_fallback(no_such_method)
         .with_state(operations)
+}
+
+async fn state_value(state: Answering, path: KeyOf) -> Response {
+    match path {
+        Ok(Path((processor, key))) => answered(&state, OperatorRequest::StateValue(processor, key)).await,
+        Err(_) => refused(&not_utf8()),
+    }
+}
+
+async fn stream_events(state: Answering, path: KeyOf, query: RawQuery) -> Response {
+    match (path, parse(&query)) {
+        (Ok(Path((processor, stream))), Ok(filter)) => {
+            answered(&state, OperatorRequest::StreamEvents(processor, stream, filter)).await
+        }
+        (_, Err(refusal)) => refused(&refusal),
+        (Err(_), _) => refused(&not_utf8()),
+    }
+}
+
+fn not_utf8() -> RequestError {
+    RequestError::Invalid("the key in the path is not UTF-8".into())
 }
 
 async fn no_such_method() -> Response {

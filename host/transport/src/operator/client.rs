@@ -97,6 +97,17 @@ fn request(ask: &OperatorRequest) -> (Method, String, String) {
         OperatorRequest::Audit(filter) => get(format!("/v1/audit{}", query(filter))),
         OperatorRequest::Sagas(filter) => get(format!("/v1/sagas{}", query(filter))),
         OperatorRequest::Saga(id) => one("/v1/sagas", id, ""),
+        OperatorRequest::State(processor, filter) => one("/v1/state", processor, &query(filter)),
+        OperatorRequest::StateValue(processor, key) => {
+            get(format!("/v1/state/{}/{}", utf8_percent_encode(processor, PLAIN), utf8_percent_encode(key, PLAIN)))
+        }
+        OperatorRequest::Streams(processor, filter) => one("/v1/streams", processor, &query(filter)),
+        OperatorRequest::StreamEvents(processor, stream, filter) => get(format!(
+            "/v1/streams/{}/{}{}",
+            utf8_percent_encode(processor, PLAIN),
+            utf8_percent_encode(stream, PLAIN),
+            query(filter)
+        )),
         OperatorRequest::ResumeSaga(verb, chosen) => {
             post(&format!("/v1/sagas/{}", verb.name()), as_json(chosen).to_string())
         }

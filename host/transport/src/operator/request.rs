@@ -37,6 +37,36 @@ pub enum OperatorRequest {
     Saga(String),
     /// Resume stuck sagas.
     ResumeSaga(SagaVerb, Selection),
+    /// Entries of a processor's state: the processor, and which entries.
+    State(String, EntryFilter),
+    /// The value of one key of a processor's state: the processor, and the key.
+    StateValue(String, String),
+    /// Event streams of a processor: the processor, and which streams.
+    Streams(String, EntryFilter),
+    /// Events of one stream: the processor, the name of the stream, and which events.
+    StreamEvents(String, String, EntryFilter),
+}
+
+/// Filter of the entries of a processor's state or event streams.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EntryFilter {
+    /// Only keys that begin with this text; for state only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<String>,
+    /// Only entries after this one: a key, the name of a stream, or a version of a stream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+    /// Maximum number of entries.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "number")]
+    pub limit: Option<usize>,
+}
+
+impl EntryFilter {
+    /// Returns the maximum number of entries to list.
+    pub fn listed(&self) -> Result<usize, RequestError> {
+        limit(self.limit, LISTED)
+    }
 }
 
 /// Way to resume a stuck saga.

@@ -1,6 +1,7 @@
 //! Answers the requests of operators from a store, alike for the command line and for HTTP. Core
 //! decides which actions are legal.
 
+mod entries;
 mod feed;
 mod held_messages;
 mod records;
@@ -52,6 +53,12 @@ impl Ops {
             OperatorRequest::Audit(filter) => self.audit(&filter).await,
             OperatorRequest::Sagas(filter) => sagas::list(&*self.store, &filter).await,
             OperatorRequest::Saga(id) => sagas::show(&*self.store, &id).await,
+            OperatorRequest::State(processor, filter) => entries::state(&*self.store, &processor, &filter).await,
+            OperatorRequest::StateValue(processor, key) => entries::value(&*self.store, &processor, &key).await,
+            OperatorRequest::Streams(processor, filter) => entries::streams(&*self.store, &processor, &filter).await,
+            OperatorRequest::StreamEvents(processor, stream, filter) => {
+                entries::events(&*self.store, &processor, &stream, &filter).await
+            }
             OperatorRequest::ResumeSaga(verb, chosen) => self.resume(verb, &chosen).await,
         }
     }

@@ -1,7 +1,9 @@
 //! `cargo xtask bindings`: bindings from WIT, checked in so that guests need not compile a WIT parser.
-//! Takes of the contract the worlds that this host runs.
+//! Takes of the contract the worlds that this host runs. A program of its own: what it is made of takes long to compile,
+//! and no other chore needs it.
 
 use std::path::Path;
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 use wit_bindgen_core::wit_parser::Resolve;
@@ -65,8 +67,20 @@ const HEADER: &str = "\
 
 ";
 
+fn main() -> ExitCode {
+    let check = std::env::args().skip(1).any(|argument| argument == "--check");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the repository");
+    match run(root, check) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Writes the bindings; with `check`, only says whether those that are there are stale.
-pub(crate) fn run(root: &Path, check: bool) -> Result<()> {
+fn run(root: &Path, check: bool) -> Result<()> {
     for bindings in &ALL {
         let Bindings { wit, path, .. } = bindings;
         let fresh = bindings.generate(root)?;
