@@ -39,7 +39,7 @@ impl Clock for SimulatedClock {
     }
 }
 
-/// Time that stands still unless a test turns it: who sleeps sleeps for ever.
+/// Time that advances only when a test turns it: until then, sleepers sleep for ever.
 #[derive(Debug, Clone)]
 pub struct StillClock(Arc<AtomicU64>);
 

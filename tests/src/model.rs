@@ -23,7 +23,7 @@ pub const HORIZON_MS: u64 = 3_600_000;
 pub const TIMEOUT_MS: u64 = 600_000;
 /// Largest lead of a timestamp over the clock, in milliseconds.
 pub const SKEW_MS: u64 = 60_000;
-/// Least time before a kept message is tried again, in milliseconds.
+/// Least time before a held message is tried again, in milliseconds.
 const COME_AGAIN_MS: u64 = 1_000;
 /// The version of an entity's first message.
 const FIRST: u64 = 1;
@@ -62,9 +62,9 @@ pub enum Transition {
     Sweep,
     /// An owner runs what the store keeps for it.
     Keep(usize),
-    /// An operator redrives the n-th kept message, if it may be.
+    /// An operator redrives the n-th held message, if that is allowed.
     Redrive(usize),
-    /// An operator discards the n-th kept message.
+    /// An operator discards the n-th held message.
     Discard(usize),
     /// An operator evicts the n-th record, if it may be.
     Evict(usize),
@@ -108,7 +108,7 @@ pub struct Letter {
     kept_ms: u64,
 }
 
-/// A kept message as an owner has it in mind.
+/// A held message in an owner's memory.
 #[derive(Debug, Clone)]
 struct Entry {
     input: Input,
@@ -116,8 +116,8 @@ struct Entry {
     ready_ms: Option<u64>,
     /// Its wait is over then, if it is parked.
     until_ms: Option<u64>,
-    /// Of a redriven one, when it was kept: it waits for those of its entity that were redriven and
-    /// kept before it.
+    /// Time when a redriven message was held: it waits for the redriven messages of its entity that
+    /// were held before it.
     redriven_ms: Option<u64>,
 }
 
@@ -235,7 +235,7 @@ impl Model {
         self.outcomes.push(outcome);
     }
 
-    /// A message comes, from its source or from among those that are kept.
+    /// A message comes, from its source or from the held messages.
     fn offer(&mut self, owner: usize, input: Input, kept: bool, past_gap: bool) -> &'static str {
         if self.is_refused(input) {
             let refused = held_key(&input.identity_of_refused(self.by));
@@ -423,7 +423,7 @@ impl Model {
         redriven.all(|other| (redriven_ms, key) <= other)
     }
 
-    /// Keeps a message, later than every one that its owner has kept before.
+    /// Holds a message, later than every message that its owner has held before.
     fn put_letter(&mut self, owner: usize, key: HeldKey, input: Input, hold_reason: HoldReason, attempts: u32) {
         let kept_ms = self.now_ms.max(self.last_ms[owner] + 1);
         self.last_ms[owner] = kept_ms;

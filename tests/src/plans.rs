@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 /// One thing to do. A plan is a list of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Op {
-    /// Registers a step; its way back calls `/undo/<name>` and sets `undone/<name>`.
+    /// Registers a step; its compensation calls `/undo/<name>` and sets `undone/<name>`.
     Step(String),
     /// Calls a path; a status of 5xx is a retry, one of 4xx a refusal for good.
     Call(String),
@@ -34,7 +34,7 @@ pub enum Op {
     Set(String, String),
     /// Adds one to a key, after having read it.
     Count(String),
-    /// Acquires a lock; somebody else's is a retry.
+    /// Acquires a lock; asks for a retry if another owner holds it.
     Lock(String, u64),
     /// Sends a message of this type.
     Send(String),

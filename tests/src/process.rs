@@ -206,7 +206,7 @@ fn after_varints(mut bytes: &[u8], count: usize) -> &[u8] {
     bytes
 }
 
-/// Hash and row of every record: those in buckets, by their index, and those that are kept.
+/// Hash and row of every record: those in buckets, by their index, and those without expiry.
 fn records(txn: &redb::ReadTransaction) -> Vec<(u128, Vec<u8>)> {
     let mut found = Vec::new();
     for (bucket, _) in

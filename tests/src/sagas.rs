@@ -144,7 +144,7 @@ impl World {
         self.store.record(&RecordKey::by_message_id(&Scope::of(processor), message)).await.unwrap().unwrap()
     }
 
-    /// Where a saga stands.
+    /// Returns the state of a saga.
     pub async fn saga(&self, id: &SagaId) -> SagaState {
         SagaLog::new(&self.store, &Scope::of("p")).read(id).await.unwrap().saga.state
     }
@@ -157,7 +157,8 @@ impl World {
 }
 
 impl Host {
-    /// A third processor, `r`, whose effects stay inside: it takes no steps and calls nobody.
+    /// A third processor, `r`, whose effects stay inside: it takes no steps and makes no outbound
+    /// calls.
     pub fn inner(&self, processor: Arc<dyn MessageProcessor>) -> IdempotentConsumer {
         IdempotentConsumer::new(Parts {
             scope: Scope::of("r"),

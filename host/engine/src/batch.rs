@@ -131,7 +131,7 @@ impl WasmProcessor {
     }
 
     /// Makes the call, once there is room for an instance, and hands out the answers. If it failed
-    /// and there were several messages in it, nobody is answered.
+    /// and there were several messages in it, no message is answered.
     async fn lead(&self, leading: Leading<'_>) {
         leading.wait().await;
         let _slots = self.slots().await;

@@ -155,7 +155,7 @@ impl Instance {
 /// An instance with the context it was lent. The context goes back however the run ends, also when
 /// it is dropped half-way: the caller's `&mut` never sees the stand-in.
 pub(crate) struct Run<'a> {
-    /// Taken out to be kept; dropped with the run otherwise.
+    /// Taken out to become idle; dropped with the run otherwise.
     instance: Option<Box<Instance>>,
     context: &'a mut Context,
 }

@@ -105,7 +105,7 @@ impl Input {
         }
     }
 
-    /// Where it stands among those of its entity.
+    /// Returns the message's position among those of its entity.
     pub(super) fn position(self, by: By) -> Option<(u64, String)> {
         match by {
             By::MessageId | By::ContentHash => None,

@@ -29,9 +29,9 @@ pub struct Examination {
 /// A journal that was cut.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cut {
-    /// Frames that were kept.
+    /// Frames that the new journal holds.
     pub kept_frames: u64,
-    /// Where the journal as it was is kept, if there was one.
+    /// Path of the old journal, if there was one.
     pub damaged: Option<PathBuf>,
 }
 
@@ -52,8 +52,8 @@ fn examine_folder(path: &Path) -> Result<Examination, OpenError> {
 }
 
 /// Makes a damaged or missing journal readable: keeps the frames up to the damage. What was
-/// acknowledged after it is lost, and its messages count as new. The journal as it was is kept
-/// beside the new one. `None`: it needs no cutting.
+/// acknowledged after it is lost, and its messages count as new. The old journal stays beside the
+/// new one. `None`: it needs no cutting.
 pub fn cut_journal(path: &Path) -> Result<Option<Cut>, OpenError> {
     let io = |error: std::io::Error| open::io_error(path, &error);
     let database = open::open_database(path, &StoreOptions::default())?;
