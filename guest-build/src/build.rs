@@ -77,7 +77,8 @@ impl Batch {
         let mut command = cargo();
         command.current_dir(root).env("RUSTC", toolchain.rustc()).args(["build", "--release", "--lib"]);
         command.args(["--target", TARGET, "--message-format", "json-render-diagnostics"]);
-        // A folder of its own: the host's build neither waits for this one nor is thrown away by it.
+        // A folder of its own: the host's build neither waits for this one nor is thrown away by
+        // it.
         command.arg("--target-dir").arg(self.target.join("guests"));
         for package in &self.packages {
             command.args(["--package", package.name.as_str()]);

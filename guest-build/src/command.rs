@@ -6,10 +6,11 @@ use std::process::{Command, Stdio};
 
 use crate::{BuildError, Progress};
 
-/// How many of the last lines of cargo's complaints an error message carries.
+/// Number of the last lines of cargo's errors that an error message carries.
 const STDERR_LINES_MAX: usize = 60;
 
-/// What would reach into a guest's build from the one that runs us, or from the user's own settings for the host.
+/// Variables that would change a guest's build: from the cargo that runs this program, or from the
+/// user's settings for the host.
 const LEAKS: [&str; 10] = [
     "RUSTC",
     "RUSTC_WORKSPACE_WRAPPER",
@@ -23,7 +24,7 @@ const LEAKS: [&str; 10] = [
     "RUSTC_BOOTSTRAP",
 ];
 
-/// What a program left behind.
+/// Result of a program.
 pub(crate) struct Ran {
     pub(crate) success: bool,
     pub(crate) stdout: Vec<u8>,
@@ -42,7 +43,8 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// Runs cargo. What it is at goes to `progress` as it comes; what it complains of, at the end if it succeeds.
+/// Runs cargo. What it is at goes to `progress` as it comes; what it complains of, at the end if it
+/// succeeds.
 pub(crate) fn run(command: &mut Command, progress: Progress<'_>) -> Result<Ran, BuildError> {
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(|source| {
@@ -75,7 +77,7 @@ pub(crate) fn run(command: &mut Command, progress: Progress<'_>) -> Result<Ran, 
     Ok(Ran { success, stdout, stderr: Vec::from(complaints).join("\n").trim_end().to_owned() })
 }
 
-/// Whether cargo says what it is at: a verb that ends in column 12.
+/// Returns true if the line is one of cargo's progress lines: a verb that ends in column 12.
 fn is_status(line: &str) -> bool {
     let verb = line.trim_start().split(' ').next().unwrap_or_default();
     line.starts_with(' ') && verb.starts_with(char::is_uppercase) && line.find(verb).unwrap_or(0) + verb.len() == 12

@@ -26,7 +26,8 @@ pub(crate) fn encode(package: &str, module: Vec<u8>) -> Result<Vec<u8>, BuildErr
     }
 }
 
-/// Writes under another name first: who reads `path` sees the old component or the new one, never half of one.
+/// Writes under another name first: who reads `path` sees the old component or the new one, never
+/// half of one.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), BuildError> {
     if fs::read(path).is_ok_and(|old| old == bytes) {
         return Ok(());

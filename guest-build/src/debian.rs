@@ -1,5 +1,5 @@
-//! Debian's way to the wasm target: packages, a standard library built once, a sysroot in the user's cache.
-//! Leaves the rustup toolchain and the system's own folders as they are.
+//! Debian's way to the wasm target: packages, a standard library built once, a sysroot in the
+//! user's cache. Leaves the rustup toolchain and the system's own folders as they are.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -13,9 +13,11 @@ use crate::{Progress, TARGET, toolchain};
 
 const RUSTC: &str = "/usr/bin/rustc";
 const HOST_FOLDER: &str = "/usr/lib/rustlib";
-/// The compiler and, from the same source package, the source of its standard library: they must match to the letter.
+/// The compiler and, from the same source package, the source of its standard library: they must
+/// match to the letter.
 const PACKAGES: [&str; 2] = ["rustc-web", "rust-web-src"];
-/// The oldest compiler that guests build with: the workspace's `rust-version`, which the SDK has as well.
+/// The oldest compiler that guests build with: the workspace's `rust-version`, which the SDK has as
+/// well.
 const MINIMUM: &str = env!("CARGO_PKG_RUST_VERSION");
 /// The libraries that are built, and the flags for the compiler. Guests are linked with LTO, which reads bitcode and nothing
 /// else: with this flag no machine code is made. No features: a backtrace cannot be taken on the target.
@@ -37,8 +39,8 @@ fn install(progress: Progress<'_>) -> Result<(), String> {
     let lack = Present::look().lack(MINIMUM);
     let Some(lack) = lack else { return Ok(()) };
     progress(&format!("guest toolchain: installing Debian's {} ({lack})", PACKAGES.join(" and ")));
-    // Old package lists know only old packages, and a fresh container has none. Without a network, what is at hand
-    // may do all the same.
+    // Old package lists know only old packages, and a fresh container has none. Without a network,
+    // what is at hand may do all the same.
     let updated = apt(&["update", "-o", "APT::Update::Error-Mode=any"]);
     let installed = apt(&[&["install", "-y", "--no-install-recommends"], PACKAGES.as_slice()].concat());
     match Present::look().lack(MINIMUM) {
@@ -50,11 +52,11 @@ fn install(progress: Progress<'_>) -> Result<(), String> {
     }
 }
 
-/// What there is of Debian's packages.
+/// Debian's packages found on this machine.
 struct Present {
     /// The version of each of [`PACKAGES`], where it is installed.
     packages: [Option<String>; 2],
-    /// What the compiler says of itself, where there is one.
+    /// Version text of the compiler, if there is a compiler.
     rustc: Option<String>,
 }
 
@@ -75,7 +77,8 @@ impl Present {
         Self { packages: PACKAGES.map(version_of), rustc }
     }
 
-    /// What is wrong with it for guests that need at least `minimum`, if anything is.
+    /// Returns the reason why this compiler cannot build guests that need at least `minimum`, if
+    /// there is one.
     fn lack(&self, minimum: &str) -> Option<Lack> {
         let (compiler, source) = match &self.packages {
             [Some(compiler), Some(source)] => (compiler, source),
@@ -151,7 +154,7 @@ fn apt(args: &[&str]) -> Result<(), String> {
     ask(&mut command).map(drop).map_err(|why| format!("apt-get {}: {why}", args.join(" ")))
 }
 
-/// What is to be built, and where it will stand.
+/// Sysroot to build, and the paths that the build needs.
 struct Plan {
     /// The sysroot: complete, or not there.
     folder: PathBuf,

@@ -1,4 +1,4 @@
-//! What can go wrong while a guest is built, each with what to do about it. Retries nothing.
+//! Errors of building a guest, each with the action that helps. Retries nothing.
 
 use std::path::PathBuf;
 
@@ -28,7 +28,7 @@ pub enum BuildError {
     Metadata {
         /// The package's folder.
         folder: PathBuf,
-        /// What cargo says.
+        /// Output of cargo.
         reason: String,
     },
     /// The compiler refused the source.
@@ -39,7 +39,7 @@ pub enum BuildError {
         /// The last lines of what cargo said.
         stderr: String,
     },
-    /// What was compiled does not make a component.
+    /// The compiled module does not make a component.
     #[error(
         "package `{package}` was compiled but is no component: {reason}. \
          Mark one function with #[hapax_sdk::processor], or build with the tools of your language and give the \
@@ -48,7 +48,7 @@ pub enum BuildError {
     NotAComponent {
         /// The package's name.
         package: String,
-        /// What the encoder says.
+        /// Error of the encoder.
         reason: String,
     },
     /// No compiler for the wasm target could be had.
@@ -67,7 +67,7 @@ pub enum BuildError {
     Start {
         /// The program.
         program: String,
-        /// What the system says.
+        /// Error of the operating system.
         source: std::io::Error,
     },
     /// A file could not be read or written.
@@ -75,7 +75,7 @@ pub enum BuildError {
     File {
         /// The file or folder.
         path: PathBuf,
-        /// What the system says.
+        /// Error of the operating system.
         source: std::io::Error,
     },
 }

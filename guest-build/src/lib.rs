@@ -1,5 +1,6 @@
-//! From a guest's source folder to a component: finds a compiler for the wasm target, runs cargo, encodes the result.
-//! Knows nothing of the contract: whether a component fits the host is the host's to say.
+//! From a guest's source folder to a component: finds a compiler for the wasm target, runs cargo,
+//! encodes the result. Knows nothing of the contract: whether a component fits the host is the
+//! host's to say.
 //!
 //! ```no_run
 //! use hapax_guest_build::{Toolchain, build};
@@ -23,8 +24,8 @@ pub use build::{Component, build, build_many, guests_of};
 pub use error::BuildError;
 pub use toolchain::{Toolchain, Way};
 
-/// What is told of while something is built: a line of text each time.
+/// Receiver of progress while something is built: one line of text per call.
 pub type Progress<'a> = &'a mut dyn FnMut(&str);
 
-/// What guests are compiled for. They import no WASI there: only the contract.
+/// Target that guests are compiled for. Guests import no WASI there: only the contract.
 pub const TARGET: &str = "wasm32-unknown-unknown";

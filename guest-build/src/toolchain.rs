@@ -17,7 +17,7 @@ pub struct Toolchain {
     way: Way,
 }
 
-/// How the compiler was come by.
+/// Origin of the compiler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     /// The compiler in use has the target already.
@@ -56,7 +56,7 @@ impl Toolchain {
         &self.rustc
     }
 
-    /// How it was come by.
+    /// Origin of the compiler.
     pub fn way(&self) -> Way {
         self.way
     }

@@ -1,4 +1,5 @@
-//! What the built guests import and export: nothing they do not use, no WASI. Runs no guest.
+//! Tests of the built guests' imports and exports: nothing that a guest does not use, no WASI. Runs
+//! no guest.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! What cannot be built is told with what to do, before any compiler runs. Builds nothing.
+//! Tests that a build that cannot succeed is refused, with the action that helps, before any
+//! compiler runs. Builds nothing.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
 use std::fs;

@@ -1,6 +1,7 @@
-//! The guest's allocator: a small arena that the instance is born with, and the standard allocator beyond it. A message
-//! that stays within the arena never grows the memory: that is a system call, and a second one when the instance goes,
-//! both of which hold up every other instance of the host. Not for threads.
+//! The guest's allocator: a small arena that the instance is born with, and the standard allocator
+//! beyond it. A message that stays within the arena never grows the memory: that is a system call,
+//! and a second one when the instance goes, both of which hold up every other instance of the host.
+//! Not for threads.
 #![allow(unsafe_code)] // An allocator is; each use says why it is sound.
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -14,7 +15,8 @@ const BYTES: usize = 256 << 10;
 #[global_allocator]
 static GLOBAL: Arena<BYTES> = Arena::new();
 
-/// Hands out its bytes from first to last, and starts over when all that it handed out has come back.
+/// Hands out its bytes from first to last, and starts over when all that it handed out has come
+/// back.
 #[repr(align(16))]
 struct Arena<const BYTES: usize> {
     bytes: UnsafeCell<[u8; BYTES]>,
@@ -43,7 +45,8 @@ impl<const BYTES: usize> Arena<BYTES> {
         (offset < BYTES).then_some(offset)
     }
 
-    /// The next free bytes of `layout`, if there are that many. Never empty: a global allocator is not asked for nothing.
+    /// The next free bytes of `layout`, if there are that many. Never empty: a global allocator is
+    /// not asked for nothing.
     fn take(&self, layout: Layout) -> Option<*mut u8> {
         let base = self.base().addr();
         let start = (base + self.next.get()).checked_next_multiple_of(layout.align())? - base;
@@ -65,8 +68,9 @@ impl<const BYTES: usize> Arena<BYTES> {
     }
 }
 
-// SAFETY: `take` hands out bytes behind everything it handed out since the arena was last empty, so nothing overlaps;
-// moving `next` back frees only the last allocation, which has come back. All else is `System`'s.
+// SAFETY: `take` hands out bytes behind everything it handed out since the arena was last empty, so
+// nothing overlaps; moving `next` back frees only the last allocation, which has come back. All
+// else is `System`'s.
 unsafe impl<const BYTES: usize> GlobalAlloc for Arena<BYTES> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller keeps to the contract of `alloc`, which is `System`'s too.
@@ -91,8 +95,8 @@ unsafe impl<const BYTES: usize> GlobalAlloc for Arena<BYTES> {
             self.next.set(offset + size);
             return pointer;
         }
-        // SAFETY: the caller's `size` is not zero and fits the alignment; the old bytes are read before they come back,
-        // and the new ones do not overlap them.
+        // SAFETY: the caller's `size` is not zero and fits the alignment; the old bytes are read
+        // before they come back, and the new ones do not overlap them.
         unsafe {
             let moved = self.alloc(Layout::from_size_align_unchecked(size, layout.align()));
             if !moved.is_null() {

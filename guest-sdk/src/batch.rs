@@ -1,9 +1,10 @@
-//! Many messages in one call: each with a context of its own, and each with its own answer. Shares nothing between them but
-//! the call.
+//! Many messages in one call: each with a context of its own, and each with its own answer. Shares
+//! nothing between them but the call.
 
 use crate::{Context, Failure, FromMessage, Message, Outcome};
 
-/// The messages of one call. Each is committed and reported by itself, and sees no other one's writes.
+/// The messages of one call. Each is committed and reported by itself, and sees no other one's
+/// writes.
 ///
 /// A message whose ordering key is that of another one is never in the same call.
 pub struct Batch {
@@ -21,12 +22,12 @@ pub(crate) struct Item {
 pub struct Answers(pub(crate) Vec<Result<Outcome, Failure>>);
 
 impl Batch {
-    /// How many messages there are; at least one.
+    /// Returns the number of messages; at least one.
     pub fn len(&self) -> usize {
         self.items.len()
     }
 
-    /// Whether there are none.
+    /// Returns true if there are no messages.
     pub fn is_empty(&self) -> bool {
         self.items.is_empty()
     }

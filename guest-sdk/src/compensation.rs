@@ -2,8 +2,8 @@
 
 use crate::{Context, Failure, FromMessage, Message};
 
-/// A function that undoes a step. It takes what was registered with the step, as `Json<T>`, or as the `Message` that registered it
-/// with that as its data.
+/// A function that undoes a step. It takes what was registered with the step, as `Json<T>`, or as
+/// the `Message` that registered it with that as its data.
 #[diagnostic::on_unimplemented(
     message = "this is no compensation",
     label = "write `fn(payload, &mut Context) -> Result<(), Failure>`, where `payload` is a `Json<T>` or a `Message`"

@@ -1,4 +1,5 @@
-//! What a processor may do while it handles one message. Holds no effect itself: each goes straight to the host.
+//! Context of a processor while it handles one message. Holds no effect itself: each goes straight
+//! to the host.
 
 use std::time::Duration;
 
@@ -8,7 +9,8 @@ use crate::lock::{Busy, Lock, millis};
 use crate::saga::Saga;
 use crate::{Events, Level, Message, Outgoing, Rng, State};
 
-/// The one door to state, event streams, outbox, log and configuration, for the time of one message.
+/// The one door to state, event streams, outbox, log and configuration, for the time of one
+/// message.
 pub struct Context {
     backend: Backend,
     now_ms: u64,
@@ -35,17 +37,17 @@ impl Context {
         Events { backend: &self.backend }
     }
 
-    /// Steps outside the transaction, and their way back.
+    /// Steps outside the transaction, and their compensation.
     pub fn saga(&self) -> Saga<'_> {
         Saga { backend: &self.backend }
     }
 
-    /// Calls to the outside, where the processor is granted any.
+    /// Outbound calls, where the processor is granted any.
     pub fn http(&self) -> Http<'_> {
         Http { backend: &self.backend }
     }
 
-    /// Acquires the lock `name` for `ttl`, if nobody else holds it.
+    /// Acquires the lock `name` for `ttl`, if no other owner holds it.
     pub fn lock(&self, name: &str, ttl: Duration) -> Result<Lock<'_>, Busy> {
         match self.backend.acquire(name, millis(ttl)) {
             Ok(fence) => Ok(Lock { backend: &self.backend, name: name.to_owned(), fence }),
@@ -53,17 +55,19 @@ impl Context {
         }
     }
 
-    /// Sends `message` once this one has committed, under an id that is the same however often it is sent.
+    /// Sends `message` once this one has committed, under an id that is the same however often it
+    /// is sent.
     pub fn send(&self, message: Outgoing) {
         self.backend.send(message);
     }
 
-    /// What the configuration says under `key`.
+    /// Returns the configuration's value under `key`.
     pub fn config(&self, key: &str) -> Option<String> {
         self.backend.config(key)
     }
 
-    /// The message's own time, in milliseconds since the Unix epoch, or 0 if it has none: the same on every run.
+    /// The message's own time, in milliseconds since the Unix epoch, or 0 if it has none: the same
+    /// on every run.
     pub fn now_ms(&self) -> u64 {
         self.now_ms
     }

@@ -8,13 +8,13 @@ use serde::de::DeserializeOwned;
 use crate::Failure;
 use crate::host::{Backend, Host as _};
 
-/// How many events one call of the host brings.
+/// Number of events that one call of the host returns.
 const PAGE_EVENTS: u32 = 128;
 
 /// The processor's own event streams, part of the message's transaction.
 ///
-/// If somebody else appends to a stream that this message has read, the host throws the run away and runs the message again:
-/// what a processor decides by a stream is never older than its append.
+/// If another message appends to a stream that this message has read, the host throws the run away
+/// and runs the message again: what a processor decides by a stream is never older than its append.
 #[derive(Clone, Copy)]
 pub struct Events<'a> {
     pub(crate) backend: &'a Backend,
@@ -27,7 +27,7 @@ pub struct NewEvent {
     pub(crate) data: Vec<u8>,
 }
 
-/// An event as it stands in its stream.
+/// An event in its stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     pub(crate) id: String,
@@ -44,8 +44,8 @@ pub struct Conflict {
 }
 
 impl<'a> Events<'a> {
-    /// Appends `events` to `stream` if that is at version `expected` (`None`: whatever it is at); answers its new version,
-    /// which is that of its last event. An empty stream is at 0.
+    /// Appends `events` to `stream` if that is at version `expected` (`None`: whatever it is at);
+    /// answers its new version, which is that of its last event. An empty stream is at 0.
     pub fn append(self, stream: &str, expected: Option<u64>, events: &[NewEvent]) -> Result<u64, Conflict> {
         self.backend.append(stream, expected, events).map_err(|actual_version| Conflict { actual_version })
     }

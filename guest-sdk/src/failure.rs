@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-/// How a processor says no.
+/// Failure of a processor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
     /// May pass: the host tries again, up to its attempt limit.
@@ -57,7 +57,8 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// What cannot be read as JSON, or written as it, will not be next time either.
+/// JSON errors are permanent: a value that cannot be read or written as JSON fails again on every
+/// attempt.
 impl From<serde_json::Error> for Failure {
     fn from(error: serde_json::Error) -> Self {
         Self::Invalid(error.to_string())

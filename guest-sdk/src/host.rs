@@ -1,5 +1,5 @@
-//! The seam between `Context` and what stands behind it: the host's imports in a component, the test kit elsewhere.
-//! Only one of the two is ever compiled in.
+//! The seam between `Context` and its implementation: the host's imports in a component, the test
+//! kit elsewhere. Only one of the two is ever compiled in.
 
 use crate::http::{HttpError, Request, Response};
 use crate::{Event, NewEvent, Outgoing};
@@ -9,7 +9,7 @@ pub(crate) use crate::wasm::Imports as Backend;
 #[cfg(not(target_arch = "wasm32"))]
 pub(crate) use crate::world::World as Backend;
 
-/// How grave a line of the log is.
+/// Severity of a line of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// For whoever follows every step.
@@ -27,7 +27,7 @@ pub enum Level {
 /// An entry of the state.
 pub(crate) type Entry = (String, Vec<u8>);
 
-/// What the contract lets a processor do; its semantics are the contract's.
+/// Functions that the contract offers to a processor; the contract defines their semantics.
 pub(crate) trait Host {
     fn get(&self, key: &str) -> Option<Vec<u8>>;
     fn set(&self, key: &str, value: &[u8]);
@@ -45,7 +45,7 @@ pub(crate) trait Host {
     fn complete(&self);
     /// The fence, or in how many milliseconds to ask again.
     fn acquire(&self, name: &str, ttl_ms: u64) -> Result<u64, u64>;
-    /// Whether it is still held.
+    /// Returns true if the lock is still held.
     fn extend(&self, name: &str, fence: u64, ttl_ms: u64) -> bool;
     fn release(&self, name: &str, fence: u64);
     fn call(&self, request: &Request) -> Result<Response, HttpError>;

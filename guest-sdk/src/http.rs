@@ -1,5 +1,6 @@
-//! Calls to the outside, over the standard `wasi:http`. The host makes them, if it has granted them: it adds a stable idempotency key and
-//! keeps the answer, so that a re-run of the message is answered without a second call.
+//! Outbound calls, over the standard `wasi:http`. The host makes them, if it has granted them: it
+//! adds a stable idempotency key and keeps the answer, so that a re-run of the message is answered
+//! without a second call.
 
 use std::fmt;
 use std::time::Duration;
@@ -36,7 +37,7 @@ pub struct Request {
     pub timeout: Option<Duration>,
 }
 
-/// What was answered.
+/// Response to a request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Response {
     /// HTTP status.
@@ -54,7 +55,8 @@ pub enum HttpError {
     Denied,
     /// It is no call: nothing was sent.
     Invalid(String),
-    /// It was not answered in time, or the connection failed; whether it was received is not always known.
+    /// It was not answered in time, or the connection failed; whether it was received is not always
+    /// known.
     Unanswered(String),
 }
 
@@ -121,7 +123,7 @@ impl Calling<'_> {
 }
 
 impl Response {
-    /// Whether the status is one of success.
+    /// Returns true if the status is a success.
     pub fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
     }
@@ -155,7 +157,7 @@ impl fmt::Display for HttpError {
 
 impl std::error::Error for HttpError {}
 
-/// What may pass is tried again; what is not granted is refused.
+/// Errors that may pass are retried; calls that are not granted are refused.
 impl From<HttpError> for Failure {
     fn from(error: HttpError) -> Self {
         match error {

@@ -1,8 +1,9 @@
-//! What the author of a Hapax processor sees: messages, state, outbox, and a test kit that needs neither wasm nor host.
-//! Reaches nothing outside the contract in `wit/`; every effect is part of the message's transaction.
+//! Library for authors of Hapax processors: messages, state, outbox, and a test kit that needs
+//! neither wasm nor host. Reaches nothing outside the contract in `wit/`; every effect is part of
+//! the message's transaction.
 //!
-//! A processor is one function. The host runs it once for each message, whatever is delivered twice, and commits all it
-//! did or nothing:
+//! A processor is one function. The host runs it once for each message, whatever is delivered
+//! twice, and commits all it did or nothing:
 //!
 //! ```
 //! use hapax_sdk::{Context, Failure, Json, Outcome, Outgoing};
@@ -42,7 +43,8 @@
 //! assert_eq!(failure, Failure::reject("an order of nothing"));
 //! ```
 //!
-//! The crate's `Cargo.toml` needs `crate-type = ["cdylib", "rlib"]` under `[lib]`; `hapax build` makes the component.
+//! The crate's `Cargo.toml` needs `crate-type = ["cdylib", "rlib"]` under `[lib]`; `hapax build`
+//! makes the component.
 
 #[cfg(any(target_arch = "wasm32", test))]
 mod arena;

@@ -1,12 +1,13 @@
-//! Locks that all processors of the host share, each with a fence. Decides nothing: who holds a lock is the host's to say.
+//! Locks that all processors of the host share, each with a fence. Decides nothing: who holds a
+//! lock is the host's to say.
 
 use std::time::Duration;
 
 use crate::Failure;
 use crate::host::{Backend, Host as _};
 
-/// A lock that is held until its time is over, it is given back, or the message has ended. The message commits only if it is
-/// still held then; if not, the message runs again.
+/// A lock that is held until its time is over, it is given back, or the message has ended. The
+/// message commits only if it is still held then; if not, the message runs again.
 #[derive(Debug)]
 pub struct Lock<'a> {
     pub(crate) backend: &'a Backend,
@@ -14,7 +15,8 @@ pub struct Lock<'a> {
     pub(crate) fence: u64,
 }
 
-/// Somebody else holds the lock. As a failure, it has the message run again when the lock may be free.
+/// Somebody else holds the lock. As a failure, it has the message run again when the lock may be
+/// free.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Busy {
     /// The lock.
@@ -23,7 +25,7 @@ pub struct Busy {
     pub retry_after: Duration,
 }
 
-/// The lock is somebody else's by now, or nobody's.
+/// The lock is no longer held by this owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lost {
     /// The lock.
@@ -31,7 +33,8 @@ pub struct Lost {
 }
 
 impl Lock<'_> {
-    /// Greater than that of every earlier holder: to be given to whoever must not listen to one that has lost the lock.
+    /// Greater than that of every earlier holder: to be given to whoever must not listen to one
+    /// that has lost the lock.
     pub fn fence(&self) -> u64 {
         self.fence
     }
@@ -45,7 +48,8 @@ impl Lock<'_> {
         }
     }
 
-    /// Gives it back before the message has ended. (Dropping it does not: the message still rests on it.)
+    /// Gives it back before the message has ended. (Dropping it does not: the message still rests
+    /// on it.)
     pub fn release(self) {
         self.backend.release(&self.name, self.fence);
     }

@@ -63,7 +63,7 @@ impl Message {
         &self.data
     }
 
-    /// What makes two deliveries the same message to this processor.
+    /// Returns the key under which two deliveries are the same message to this processor.
     pub fn idempotency_key(&self) -> &str {
         &self.idempotency_key
     }
@@ -86,7 +86,7 @@ impl Message {
     }
 }
 
-/// What a processor may take as its first argument.
+/// Types that a processor may take as its first argument.
 #[diagnostic::on_unimplemented(
     message = "a processor cannot take `{Self}`",
     label = "take `Message`, or `Json<T>` with a `T` that serde can read"
@@ -102,7 +102,8 @@ impl FromMessage for Message {
     }
 }
 
-/// The payload, read as JSON. One that is no `T` never reaches the processor: it is answered as invalid.
+/// The payload, read as JSON. One that is no `T` never reaches the processor: it is answered as
+/// invalid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Json<T>(pub T);
 

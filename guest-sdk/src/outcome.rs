@@ -1,4 +1,5 @@
-//! What a processed message answers. The host stores it and gives it to every duplicate, byte for byte.
+//! Answer of a processed message. The host stores it and gives it to every duplicate, byte for
+//! byte.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -1,4 +1,5 @@
-//! A message to send. Its id and source are the host's, so that they stay the same however often it is sent.
+//! A message to send. Its id and source are the host's, so that they stay the same however often it
+//! is sent.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -21,7 +22,7 @@ impl Outgoing {
         Self { kind: kind.into(), subject: None, content_type: None, data: Vec::new(), extensions: Vec::new() }
     }
 
-    /// What the message is about.
+    /// Subject of the message.
     #[must_use]
     pub fn subject(mut self, subject: impl Into<String>) -> Self {
         self.subject = Some(subject.into());
@@ -59,7 +60,7 @@ impl Outgoing {
         &self.kind
     }
 
-    /// What it is about, if that was said.
+    /// Returns the subject, if there is one.
     pub fn about(&self) -> Option<&str> {
         self.subject.as_deref()
     }

@@ -1,4 +1,5 @@
-//! Numbers that look random and are the same on every run of a message (splitmix64). Not for secrets.
+//! Numbers that look random and are the same on every run of a message (splitmix64). Not for
+//! secrets.
 
 /// A small generator, seeded by the message.
 #[derive(Debug, Clone)]

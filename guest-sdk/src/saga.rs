@@ -1,36 +1,40 @@
-//! Steps outside the transaction: registered before they are taken, undone if the message, or its saga, fails for good.
-//! Holds nothing itself: each goes straight to the host.
+//! Steps outside the transaction: registered before they are taken, compensated if the message, or
+//! its saga, fails for good. Holds nothing itself: each goes straight to the host.
 
 use serde::Serialize;
 
 use crate::Failure;
 use crate::host::{Backend, Host as _};
 
-/// The message's saga. What the host cannot allow (a step that has no compensation, one behind the pivot, a saga that has failed) ends
-/// the run there and then: the message is rejected, with the reason.
+/// The message's saga. What the host cannot allow (a step that has no compensation, one behind the
+/// pivot, a saga that has failed) ends the run there and then: the message is rejected, with the
+/// reason.
 pub struct Saga<'a> {
     pub(crate) backend: &'a Backend,
 }
 
 impl Saga<'_> {
-    /// Registers a step before its effect; its compensation is given `payload`. Durable when it returns. A re-run of the message that
-    /// registers the same step with the same payload registers nothing.
+    /// Registers a step before its effect; its compensation is given `payload`. Durable when it
+    /// returns. A re-run of the message that registers the same step with the same payload
+    /// registers nothing.
     pub fn step<T: Serialize + ?Sized>(&self, name: &str, payload: &T) -> Result<(), Failure> {
         self.step_bytes(name, &serde_json::to_vec(payload)?);
         Ok(())
     }
 
-    /// The same with any bytes.
+    /// Registers a step before its effect, with `payload` as bytes; otherwise like [`Saga::step`].
     pub fn step_bytes(&self, name: &str, payload: &[u8]) {
         self.backend.step(name, payload);
     }
 
-    /// From here on there is no way back: nothing of the saga is undone. Durable when it returns.
+    /// Marks the saga's pivot: from here on, none of its steps is compensated. Durable when it
+    /// returns.
     pub fn pivot(&self) {
         self.backend.pivot();
     }
 
-    /// Makes the message part of the saga `id`, unless its attribute `saga` has already. Only before its first step.
+    /// Makes the message part of the saga `id`, unless its attribute `saga` has already. Only
+    /// before its first step.
     pub fn join(&self, id: &str) {
         self.backend.join(id);
     }

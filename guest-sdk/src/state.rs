@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use crate::Failure;
 use crate::host::{Backend, Entry, Host as _};
 
-/// How many entries one call of the host brings.
+/// Number of entries that one call of the host returns.
 const PAGE_ENTRIES: u32 = 128;
 
 /// The processor's own key-value state, part of the message's transaction.
@@ -59,7 +59,8 @@ impl<'a> State<'a> {
         self.backend.set(key, bytes);
     }
 
-    /// Writes `value` (`None`: deletes) if `key` now holds `expected` (`None`: nothing). Whether it did.
+    /// Writes `value` (`None`: deletes) if `key` now holds `expected` (`None`: nothing). Whether it
+    /// did.
     pub fn compare_and_set(self, key: &str, expected: Option<&[u8]>, value: Option<&[u8]>) -> bool {
         self.backend.compare_and_set(key, expected, value)
     }

@@ -1,7 +1,8 @@
 //! The test kit: a host in memory, for plain `cargo test`. Not compiled into components.
 //!
-//! It keeps the promise that matters to a processor: what a message did is there if it succeeded, and gone if not.
-//! It does not skip duplicates, has no limits and tries nothing again: those are the host's.
+//! It keeps the promise that matters to a processor: what a message did is there if it succeeded,
+//! and gone if not. It does not skip duplicates, has no limits and tries nothing again: those are
+//! the host's.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -27,7 +28,8 @@ pub struct Harness {
     handler: Box<Processor>,
     world: World,
     undoes: BTreeMap<String, Box<Undo>>,
-    /// Steps of messages that have joined a saga and completed, oldest first; each with its message.
+    /// Steps of messages that have joined a saga and completed, oldest first; each with its
+    /// message.
     sagas: BTreeMap<String, Vec<Taken>>,
     undone: Vec<String>,
 }
@@ -63,7 +65,7 @@ impl Harness {
         Self { handler, world: World::default(), undoes, sagas, undone: Vec::new() }
     }
 
-    /// Has `compensation` undo the step `step`.
+    /// Sets `compensation` as the compensation of the step `step`.
     #[must_use]
     pub fn compensation<P>(mut self, step: &str, compensation: impl Compensate<P> + 'static) -> Self {
         let undo = move |message: Message, context: &mut Context| compensation.compensate(message, context);
@@ -71,7 +73,8 @@ impl Harness {
         self
     }
 
-    /// Has `outside` answer the processor's calls; without it, none is granted.
+    /// Sets `outside` as the responder to the processor's outbound calls; without it, no call is
+    /// granted.
     #[must_use]
     pub fn http(mut self, outside: impl Fn(&Request) -> Result<Response, HttpError> + 'static) -> Self {
         self.world.answer_by(Rc::new(outside));
@@ -103,7 +106,8 @@ impl Harness {
         result
     }
 
-    /// What becomes of the message's steps: they are kept for the saga that it has joined, forgotten, or undone, the last one first.
+    /// Settles the message's steps: they are held for the saga that the message has joined,
+    /// forgotten, or compensated, the last one first.
     fn settle_saga(&mut self, message: Message, result: &Result<Outcome, Failure>) {
         let early = self.world.early().clone();
         let taken: Vec<Taken> =
@@ -134,7 +138,7 @@ impl Harness {
         self.undone.push(step);
     }
 
-    /// Steps that were undone, in the order in which they were.
+    /// Returns the compensated steps, in the order of their compensation.
     pub fn undone(&self) -> &[String] {
         &self.undone
     }
@@ -144,8 +148,9 @@ impl Harness {
         self.world.calls()
     }
 
-    /// Runs all messages in one call of a batch processor. Each succeeds or fails by itself; one that has read what an
-    /// earlier one of the call has changed is run again, alone, as the host does it.
+    /// Runs all messages in one call of a batch processor. Each succeeds or fails by itself; one
+    /// that has read what an earlier one of the call has changed is run again, alone, as the host
+    /// does it.
     pub fn deliver_all<M: Into<Message>>(
         &mut self,
         messages: impl IntoIterator<Item = M>,
@@ -176,7 +181,7 @@ impl Harness {
         self.world.events(stream, 0, u32::MAX)
     }
 
-    /// What was sent, in order.
+    /// Returns the sent messages, in order.
     pub fn sent(&self) -> Vec<Outgoing> {
         self.world.sent()
     }
@@ -197,12 +202,12 @@ impl Harness {
         self.world.scan("", None, u32::MAX)
     }
 
-    /// What was logged, in order.
+    /// Returns the logged lines, in order.
     pub fn logs(&self) -> Vec<(Level, String)> {
         self.world.logs()
     }
 
-    /// The same world, with another processor in it.
+    /// Returns a kit over this world with another processor.
     #[cfg(test)]
     pub(crate) fn with_handler<M>(&self, handler: impl Handler<M> + 'static) -> Self {
         Self { world: self.world.clone(), ..Self::new(handler) }
@@ -270,7 +275,7 @@ impl MessageBuilder {
         self.attribute("datacontenttype", content_type)
     }
 
-    /// Which attempt this is.
+    /// Sets the number of the attempt.
     #[must_use]
     pub fn attempt(mut self, attempt: u32) -> Self {
         self.0.attempt = attempt;

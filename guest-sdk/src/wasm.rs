@@ -1,5 +1,5 @@
-//! Inside a component: the host's imports behind `Context`, the way in from the export, panics to the log.
-//! Not compiled for tests.
+//! Inside a component: the host's imports behind `Context`, the way in from the export, panics to
+//! the log. Not compiled for tests.
 
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,8 +16,8 @@ use crate::{Answers, Batch, Context, Event, Failure, Level, Message, NewEvent, O
 /// The host, as the component imports it. What a processor does not use is not imported.
 #[derive(Clone, Copy)]
 pub(crate) struct Imports {
-    /// In a batch: which message the effects belong to, and how the host is told. Told by a pointer, so that a component
-    /// without batches does not import what selects one.
+    /// In a batch: which message the effects belong to, and how the host is told. Told by a
+    /// pointer, so that a component without batches does not import what selects one.
     item: Option<(u32, fn(u32))>,
 }
 
@@ -31,7 +31,7 @@ impl Imports {
 
 /// Nothing is selected.
 const NOTHING: u32 = u32::MAX;
-/// What the host was told last.
+/// Index of the message that the guest selected last.
 static SELECTED: AtomicU32 = AtomicU32::new(NOTHING);
 
 fn select(index: u32) {
@@ -146,7 +146,7 @@ impl Host for Imports {
     }
 }
 
-/// What the component's export does, around the processor's function.
+/// Runs the component's export around the processor's function.
 pub fn run(
     message: &types::Message,
     processor: fn(Message, &mut Context) -> Result<Outcome, Failure>,
@@ -157,7 +157,7 @@ pub fn run(
     told(processor(message, &mut context))
 }
 
-/// What the component's way back does, around the processor's compensations.
+/// Runs the component's compensation export around the processor's compensations.
 pub fn compensate(
     step: &str,
     payload: Vec<u8>,
@@ -173,7 +173,7 @@ pub fn compensate(
     undo(message, &mut context).map_err(failure)
 }
 
-/// The same for an export that takes many messages.
+/// Runs an export that takes many messages around the processor's function.
 pub fn run_batch(
     messages: &[types::Message],
     processor: fn(Batch) -> Answers,

@@ -1,4 +1,5 @@
-//! Inside a component: a call over `wasi:http/outgoing-handler`, from the first byte to the last. Not compiled for tests.
+//! Inside a component: a call over `wasi:http/outgoing-handler`, from the first byte to the last.
+//! Not compiled for tests.
 
 use std::time::Duration;
 
@@ -10,9 +11,9 @@ use wasip2::io::streams::StreamError;
 
 use crate::http::{HttpError, Request, Response};
 
-/// What a stream takes in one write.
+/// Most bytes that a stream takes in one write.
 const WRITE_BYTES: usize = 4_096;
-/// What is read at one time.
+/// Most bytes that are read at a time.
 const READ_BYTES: u64 = 64 << 10;
 
 pub(crate) fn call(request: &Request) -> Result<Response, HttpError> {

@@ -1,5 +1,5 @@
-//! The test kit's world: what a processor can see and change. A message gets a copy that knows what it began with, so that its
-//! changes, and nothing else, go back. Decides nothing.
+//! The test kit's world: what a processor can see and change. A message gets a copy that knows what
+//! it began with, so that its changes, and nothing else, go back. Decides nothing.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,15 +17,15 @@ pub(crate) struct World {
     now: Rc<RefCell<Facts>>,
     read: Rc<RefCell<Reads>>,
     config: BTreeMap<String, String>,
-    /// Who answers calls; `None`: the processor is granted none.
+    /// Responder to outbound calls; `None` if the processor is granted none.
     outside: Option<Rc<Outside>>,
-    /// What of it the message cannot take back.
+    /// Effects that the message cannot take back.
     early: Rc<RefCell<Early>>,
 }
 
 type Outside = dyn Fn(&Request) -> Result<Response, HttpError>;
 
-/// What is durable at once.
+/// Effects that are durable at once, apart from the message.
 #[derive(Clone, Default)]
 pub(crate) struct Early {
     /// Steps of the message that is being handled, or of its saga.
@@ -56,7 +56,7 @@ struct Facts {
     logs: Vec<(Level, String)>,
 }
 
-/// What a message looked at.
+/// Reads of a message.
 #[derive(Default)]
 struct Reads {
     keys: BTreeSet<String>,
@@ -82,7 +82,7 @@ impl World {
         self.outside = Some(outside);
     }
 
-    /// What is durable at once, to be changed.
+    /// Returns the effects that are durable at once, for a change.
     pub(crate) fn early(&self) -> std::cell::RefMut<'_, Early> {
         self.early.borrow_mut()
     }
@@ -108,7 +108,7 @@ impl World {
         self.now.borrow().logs.clone()
     }
 
-    /// Whether everything that this message read is in `world` as it was.
+    /// Returns true if everything that this message read is unchanged in `world`.
     pub(crate) fn stands(&self, world: &Self) -> bool {
         let (before, now, read) = (&*self.before, world.now.borrow(), self.read.borrow());
         read.keys.iter().all(|key| before.state.get(key) == now.state.get(key))

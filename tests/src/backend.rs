@@ -1,5 +1,5 @@
-//! A disk that loses power: of each of a store's two files, writes since its last sync may be there or not, in whole or in
-//! part.
+//! A disk that loses power: of each of a store's two files, writes since its last sync may be there
+//! or not, in whole or in part.
 
 use std::io;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pub enum Part {
     Journal,
 }
 
-/// What a disk may refuse.
+/// Operations that a disk may refuse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     /// A write, or a change of the file's length.
@@ -26,7 +26,8 @@ pub enum Operation {
     Sync,
 }
 
-/// The disk under one store: its database and its journal, which lose power together. Cloning shares it.
+/// The disk under one store: its database and its journal, which lose power together. Cloning
+/// shares it.
 #[derive(Debug, Clone)]
 pub struct LossyDisk {
     power: Arc<Mutex<Power>>,
@@ -42,7 +43,8 @@ struct Power {
     refusals: Vec<RequestError>,
 }
 
-/// An operation that is to fail once, with an error of this kind, after it has gone well so many times more.
+/// An operation that is to fail once, with an error of this kind, after it has gone well so many
+/// times more.
 #[derive(Debug)]
 struct RequestError {
     part: Part,
@@ -81,9 +83,9 @@ struct LossyFile {
 
 #[derive(Debug, Default)]
 struct File {
-    /// What the disk certainly holds.
+    /// Bytes that the disk certainly holds.
     synced: Vec<u8>,
-    /// What a reader sees.
+    /// Bytes that a reader sees.
     seen: Vec<u8>,
     unsynced: Vec<Change>,
 }
@@ -141,14 +143,14 @@ impl LossyDisk {
         self.power.lock().left = None;
     }
 
-    /// The `after`-th such operation on `part` from now, counted from 0, fails with an error of `kind`; those after it go
-    /// well again.
+    /// The `after`-th such operation on `part` from now, counted from 0, fails with an error of
+    /// `kind`; those after it go well again.
     pub fn refuse_once(&self, part: Part, operation: Operation, after: u64, kind: io::ErrorKind) {
         self.power.lock().refusals.push(RequestError { part, operation, after, kind });
     }
 
-    /// Drops a store as the death of its process would: what it wrote stays in the page cache, synced or not, and it
-    /// writes nothing more.
+    /// Drops a store as the death of its process would: what it wrote stays in the page cache,
+    /// synced or not, and it writes nothing more.
     pub fn kill(&self, store: impl Sized) {
         self.fail_after(0);
         drop(store);
@@ -160,7 +162,8 @@ impl LossyDisk {
         self.power.lock().operations
     }
 
-    /// What the disk holds after the power went; `seed` picks what became of what was not synced.
+    /// Returns the bytes on the disk after a power failure; `seed` picks the fate of the unsynced
+    /// writes.
     pub fn after_power_loss(&self, seed: u64) -> Self {
         let after = Self::new();
         for (seed, before, file) in [(seed, &self.database, &after.database), (!seed, &self.journal, &after.journal)] {
@@ -196,8 +199,8 @@ impl LossyDisk {
 }
 
 impl LossyFile {
-    /// What was synced, and of the rest what `seed` picks, in an order that it picks, a write perhaps torn at a sector of
-    /// 512 bytes.
+    /// Returns the synced bytes, and of the rest the writes that `seed` picks, in an order that it
+    /// picks, a write perhaps torn at a sector of 512 bytes.
     fn after_power_loss(&self, seed: u64) -> File {
         let inner = self.inner.lock();
         let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;

@@ -1,4 +1,5 @@
-//! A clock that a test turns. Nothing waits on it: who sleeps has slept at once, and the clock shows it.
+//! A clock that a test turns. Nothing waits on it: who sleeps has slept at once, and the clock
+//! shows it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,7 +39,7 @@ impl Clock for SimulatedClock {
     }
 }
 
-/// Time that stands still unless a test turns it: who sleeps sleeps for ever.
+/// Time that advances only when a test turns it: until then, sleepers sleep for ever.
 #[derive(Debug, Clone)]
 pub struct StillClock(Arc<AtomicU64>);
 

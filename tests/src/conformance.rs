@@ -1,4 +1,5 @@
-//! What every store must do, whatever it is made of. One function a rule; `all` runs them, each on a store of its own.
+//! Rules that every store must follow. One function per rule; `all` runs each of them on a store of
+//! its own.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -185,7 +186,8 @@ async fn what_is_shared_commits_with_the_rest_or_not_at_all(store: &impl Store) 
     assert_eq!(shared.get("lock/x").await.unwrap(), (1, Some("one".into())));
     assert_eq!(message_key.get("lock/x").await.unwrap(), (0, None), "it is no processor's");
     assert_eq!(store.view(&Scope::of("q").shared()).get("lock/x").await.unwrap().0, 1, "and every processor's");
-    // In one group: who rests on what is no longer so, who does not, and who rests on what the one before has changed.
+    // In one group: who rests on what is no longer so, who does not, and who rests on what the one
+    // before has changed.
     let late = with_shared(commit("m-2", 2, &[("b", Some("2"))]), 0, Some("two"));
     let fits = with_shared(commit("m-3", 3, &[("c", Some("3"))]), 1, Some("three"));
     let too_late = with_shared(commit("m-4", 4, &[("d", Some("4"))]), 1, Some("four"));
@@ -449,7 +451,8 @@ async fn the_feed_tells_of_each_commit_once_and_in_order(store: &impl Store) {
     let mut told = Vec::new();
     for (version, (commit, kind, at_ms, attempts, epoch)) in (1..).zip(cases) {
         told.push(FeedEntry { kind, digest: key("a").digest(), at_ms, attempts, epoch, times: 1 });
-        // What is not committed is not told; nor is what touches neither a record nor a kept message.
+        // What is not committed is not told; nor is what touches neither a record nor a kept
+        // message.
         let taken = Commit { expected: Expected::Epoch(99), version, ..commit.clone() };
         let state_only = Commit { record: RecordChange::Keep, ..self::commit("b", version, &[("k", Some("v"))]) };
         let verdicts = write(store, vec![taken, state_only, Commit { version, ..commit }]).await;
@@ -479,7 +482,8 @@ async fn the_feed_is_read_on_from_every_place(store: &impl Store) {
     }
     let end = all.last().map(|event| event.cursor);
     assert_eq!(store.events(None, end, 9).await.unwrap().next(end), end);
-    // A place that the feed has not come to is another store's: nothing may be skipped without a word.
+    // A place that the feed has not come to is another store's: nothing may be skipped without a
+    // word.
     let ahead = Cursor { sequence: 1_000, index: 0 };
     let page = store.events(None, Some(ahead), 9).await.unwrap();
     assert_eq!((page.events.len(), page.truncated), (0, true));
@@ -540,7 +544,8 @@ async fn a_sweep_is_told_with_its_number_of_records(store: &impl Store) {
         assert_eq!(swept().await, (3, Some(500_000)));
     }
     assert_eq!(names(store).await, ["d"]);
-    // Where a record was in a bucket that is gone, and a new one of the same window comes, it stands in a new bucket.
+    // Where a record was in a bucket that is gone, and a new one of the same window comes, it
+    // stands in a new bucket.
     write(store, vec![until("a", 5, 1_000)]).await;
     assert_eq!(names(store).await, ["a", "d"]);
     store.sweep(500_001).await.unwrap();

@@ -1,5 +1,5 @@
-//! Support for the tests: native processors, a bench of parts, the conformance suite every store must pass, a backend that
-//! loses unsynced writes. Asserts; nothing depends on it.
+//! Support for the tests: native processors, a bench of parts, the conformance suite every store
+//! must pass, a backend that loses unsynced writes. Asserts; nothing depends on it.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
 pub mod backend;

@@ -1,5 +1,6 @@
-//! The reference: what one processor must end with, whatever arrives, in whatever order, and whatever dies. Plain, sequential,
-//! in memory; one function a rule. It borrows the names of things from the core (keys, fingerprints) and none of its decisions.
+//! The reference: what one processor must end with, whatever arrives, in whatever order, and
+//! whatever dies. Plain, sequential, in memory; one function a rule. It borrows the names of things
+//! from the core (keys, fingerprints) and none of its decisions.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,19 +11,19 @@ mod input;
 use input::Mood;
 pub use input::{By, Input};
 
-/// What the clock shows at first, in milliseconds since the Unix epoch.
+/// First reading of the clock, in milliseconds since the Unix epoch.
 pub const START_MS: u64 = 1_700_000_000_000;
 /// Attempts before a message fails for good.
 pub const ATTEMPTS_MAX: u32 = 3;
-/// How long records are kept, in milliseconds.
+/// Retention of records, in milliseconds.
 pub const RETENTION_MS: u64 = 5_400_000;
-/// How much longer the last position of an entity is, in milliseconds.
+/// Extra retention of the last position of an entity, in milliseconds.
 pub const HORIZON_MS: u64 = 3_600_000;
-/// How long a message is parked, in milliseconds.
+/// Time that a message is parked, in milliseconds.
 pub const TIMEOUT_MS: u64 = 600_000;
-/// How far ahead of the clock a timestamp may be, in milliseconds.
+/// Largest lead of a timestamp over the clock, in milliseconds.
 pub const SKEW_MS: u64 = 60_000;
-/// Least time before a kept message is tried again, in milliseconds.
+/// Least time before a held message is tried again, in milliseconds.
 const COME_AGAIN_MS: u64 = 1_000;
 /// The version of an entity's first message.
 const FIRST: u64 = 1;
@@ -40,14 +41,15 @@ pub enum Transition {
     Burst(Vec<Input>),
     /// One message is delivered to all owners at once.
     Race(Input),
-    /// The host dies, with its power, after so many operations of the disk; perhaps while a message is delivered, which is
-    /// then delivered again. `seed` picks what the disk keeps of what was not synced.
+    /// The host dies, with its power, after so many operations of the disk; perhaps while a message
+    /// is delivered, which is then delivered again. `seed` picks what the disk keeps of what was
+    /// not synced.
     Crash {
         /// The message.
         during: Option<Input>,
         /// Operations that still go well.
         operations: u64,
-        /// What is left.
+        /// Seed that picks the bytes left on the disk.
         seed: u64,
     },
     /// The host stops and starts again.
@@ -60,30 +62,30 @@ pub enum Transition {
     Sweep,
     /// An owner runs what the store keeps for it.
     Keep(usize),
-    /// An operator redrives the n-th kept message, if it may be.
+    /// An operator redrives the n-th held message, if that is allowed.
     Redrive(usize),
-    /// An operator discards the n-th kept message.
+    /// An operator discards the n-th held message.
     Discard(usize),
     /// An operator evicts the n-th record, if it may be.
     Evict(usize),
 }
 
-/// What a record says, of its message and of its end.
+/// Contents of a record: its message and its outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// Whose it is.
+    /// Message of the record.
     pub input: Input,
-    /// How far it got.
+    /// Progress of the message.
     pub state: State,
     /// Attempts made.
     pub attempts: u32,
     /// It counts until then, in milliseconds since the Unix epoch.
     expires_ms: Option<u64>,
-    /// Whether it has ever failed for good: only then is there something that a discard puts it back to.
+    /// True if the message has ever failed for good: only then can a discard restore that failure.
     given_up: bool,
 }
 
-/// How far a message got.
+/// Progress of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
     /// To the end, with this result.
@@ -94,19 +96,19 @@ pub enum State {
     RetryDue(u64),
 }
 
-/// A message that is kept.
+/// A held message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Letter {
     input: Input,
-    /// What it waits for.
+    /// Reason for the wait.
     pub hold_reason: HoldReason,
     /// Attempts made.
     pub attempts: u32,
-    /// When it was kept: tells the order of those that one owner has kept.
+    /// Time when the message was held: gives the order of the messages that one owner holds.
     kept_ms: u64,
 }
 
-/// A kept message as an owner has it in mind.
+/// A held message in an owner's memory.
 #[derive(Debug, Clone)]
 struct Entry {
     input: Input,
@@ -114,7 +116,8 @@ struct Entry {
     ready_ms: Option<u64>,
     /// Its wait is over then, if it is parked.
     until_ms: Option<u64>,
-    /// Of a redriven one, when it was kept: it waits for those of its entity that were redriven and kept before it.
+    /// Time when a redriven message was held: it waits for the redriven messages of its entity that
+    /// were held before it.
     redriven_ms: Option<u64>,
 }
 
@@ -127,22 +130,22 @@ pub struct Model {
     pub now_ms: u64,
     /// Records, also expired ones.
     records: BTreeMap<RecordKey, Record>,
-    /// When the last of those expired that a sweep has taken since.
+    /// Latest expiry of the records that a sweep has removed since.
     swept_ms: u64,
-    /// Kept messages.
+    /// Held messages.
     pub held_messages: BTreeMap<HeldKey, Letter>,
     /// The application's state.
     pub state: BTreeMap<String, String>,
-    /// What was sent: ids and data.
+    /// Sent messages: ids and data.
     pub sent: BTreeSet<(String, String)>,
-    /// What the last transition's deliveries were answered.
+    /// Answers to the last transition's deliveries.
     pub outcomes: Vec<&'static str>,
     kept: [BTreeMap<HeldKey, Entry>; OWNERS],
-    /// When each owner has kept its last message.
+    /// Time when each owner last held a message.
     last_ms: [u64; OWNERS],
 }
 
-/// What the records say about a message.
+/// Decision of the records about a message.
 enum Answer {
     Run,
     NotYet,
@@ -184,7 +187,7 @@ impl Model {
         self.records.iter().filter(|(_, record)| !record.has_expired(self.now_ms))
     }
 
-    /// What is left after a transition.
+    /// Applies a transition.
     pub fn apply(&mut self, transition: &Transition) {
         self.outcomes.clear();
         match transition {
@@ -209,7 +212,7 @@ impl Model {
         }
     }
 
-    /// What owners have in mind is gone.
+    /// Clears the memory of the owners.
     fn forget_all(&mut self, owners: std::ops::Range<usize>) {
         for owner in owners {
             self.kept[owner].clear();
@@ -217,7 +220,8 @@ impl Model {
         }
     }
 
-    /// Set back, unless a record would count again that the store may have forgotten; a host may remember it still.
+    /// Set back, unless a record would count again that the store may have forgotten; a host may
+    /// remember it still.
     fn set_back(&mut self, by_ms: u64) {
         let before_ms = self.now_ms - by_ms.min(self.now_ms - START_MS);
         let ended = |record: &Record| record.has_expired(self.now_ms) && !record.has_expired(before_ms);
@@ -231,7 +235,7 @@ impl Model {
         self.outcomes.push(outcome);
     }
 
-    /// A message comes, from its source or from among those that are kept.
+    /// A message comes, from its source or from the held messages.
     fn offer(&mut self, owner: usize, input: Input, kept: bool, past_gap: bool) -> &'static str {
         if self.is_refused(input) {
             let refused = held_key(&input.identity_of_refused(self.by));
@@ -327,7 +331,7 @@ impl Model {
         outcome
     }
 
-    /// How long a record stands.
+    /// Returns the retention of a record, in milliseconds.
     fn life_ms(&self) -> u64 {
         RETENTION_MS + if self.by.has_positions() { HORIZON_MS } else { 0 }
     }
@@ -342,7 +346,8 @@ impl Model {
         result
     }
 
-    /// A message has ended: the next that waits may go, and those that it leaves behind learn their fate.
+    /// A message has ended: the next that waits may go, and those that it leaves behind learn their
+    /// fate.
     fn wake_behind(&mut self, owner: usize, input: Input, name: &Identity) {
         let of_record = |key: &HeldKey| key.record == name.record;
         let versions =
@@ -394,7 +399,8 @@ impl Model {
         }
     }
 
-    /// What may go: of each record the first in order, whosever time is over. One that is put off holds up those behind it.
+    /// Returns the messages that may run now: of each record the first in order, if its time is
+    /// over. A deferred message holds up those behind it.
     fn take_due(&mut self, owner: usize) -> Vec<(HeldKey, bool)> {
         let (now_ms, by) = (self.now_ms, self.by);
         let records: BTreeSet<_> = self.kept[owner].keys().map(|key| key.record.clone()).collect();
@@ -409,7 +415,7 @@ impl Model {
         records.iter().filter_map(next_of).collect()
     }
 
-    /// Whether no other of its entity that was redriven goes before it.
+    /// Returns true if no other redriven message of its entity goes before it.
     fn is_first_redriven(&self, owner: usize, key: &HeldKey, entry: &Entry) -> bool {
         let Some(redriven_ms) = entry.redriven_ms else { return true };
         let of_entity = self.kept[owner].iter().filter(|(_, other)| other.input.entity() == entry.input.entity());
@@ -417,7 +423,7 @@ impl Model {
         redriven.all(|other| (redriven_ms, key) <= other)
     }
 
-    /// Keeps a message, later than every one that its owner has kept before.
+    /// Holds a message, later than every message that its owner has held before.
     fn put_letter(&mut self, owner: usize, key: HeldKey, input: Input, hold_reason: HoldReason, attempts: u32) {
         let kept_ms = self.now_ms.max(self.last_ms[owner] + 1);
         self.last_ms[owner] = kept_ms;
@@ -450,7 +456,8 @@ impl Model {
             "parked" => {}
             _ => drop(self.kept[owner].remove(key)),
         }
-        // Kept under its id, as one that was refused, and known by its entity now; or the other way round.
+        // Kept under its id, as one that was refused, and known by its entity now; or the other way
+        // round.
         let refused = self.is_refused(input);
         let now = if refused { input.identity_of_refused(self.by) } else { input.identity(self.by) };
         if outcome != "retry" && held_key(&now) != *key {
@@ -517,7 +524,7 @@ impl Model {
     }
 }
 
-/// What a message that fails asks for after its n-th attempt, in milliseconds.
+/// Retry delay that a failing message asks for after its n-th attempt, in milliseconds.
 pub fn retry_after_ms(attempt: u32) -> u64 {
     u64::from(attempt) * 700
 }

@@ -1,10 +1,11 @@
-//! Mutations: runs a test of this binary once more with a fault in the code that was put there on purpose, and sees that it
-//! turns red. The mutation is read once a process, and so the test runs in a process of its own.
+//! Mutations: runs a test of this binary once more with a fault in the code that was put there on
+//! purpose, and sees that it turns red. The mutation is read once a process, and so the test runs
+//! in a process of its own.
 
 use std::process::Command;
 
-/// Runs the test `name` of the module that calls this (`module_path!()`), without and with `mutation` in the code: with it, the
-/// test must fail, and by an assertion.
+/// Runs the test `name` of the module that calls this (`module_path!()`), without and with
+/// `mutation` in the code: with it, the test must fail, and by an assertion.
 pub fn turns_red(module: &str, name: &str, mutation: &str) {
     // A test is named by its path below the test binary.
     let name = &module.split_once("::").map_or_else(|| name.to_owned(), |(_, module)| format!("{module}::{name}"));
@@ -23,7 +24,8 @@ pub fn turns_red(module: &str, name: &str, mutation: &str) {
     assert!(text.contains("panicked at"), "{name} failed by no assertion with the mutation {mutation}:\n{text}");
 }
 
-/// Tests that run another test of their binary with a mutation: `name: test is red with "gap-runs";`.
+/// Tests that run another test of their binary with a mutation: `name: test is red with
+/// "gap-runs";`.
 #[macro_export]
 macro_rules! mutations {
     ($($name:ident: $test:ident is red with $mutation:literal;)*) => {$(

@@ -1,4 +1,5 @@
-//! Several owners over one store, on a clock that only the test turns, and an outside that keeps books: where claims and locks are tested.
+//! Several owners over one store, on a clock that only the test turns, and an outside that keeps
+//! books: where claims and locks are tested.
 
 use std::sync::Arc;
 
@@ -10,16 +11,16 @@ use hapax_store::MemoryStore;
 use crate::plans::{Books, Planned};
 use crate::stepped::SteppedClock;
 
-/// When it begins, in milliseconds.
+/// Start of the clock, in milliseconds.
 pub const BEGINS_MS: u64 = 1_000_000;
 
-/// What the owners share.
+/// State that the owners share.
 pub struct Owners {
     /// The store.
     pub store: MemoryStore,
     /// Its committer.
     pub committer: Arc<Committer>,
-    /// The outside.
+    /// The service that gets the outbound calls.
     pub books: Arc<Books>,
     /// Time.
     pub clock: SteppedClock,

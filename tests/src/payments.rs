@@ -1,6 +1,7 @@
-//! A small service of payments, reservations, shipments and bookings for tests. It remembers idempotency keys, keeps books of all that it was
-//! asked for, and can be told to misbehave. Its books are what a test believes: they are written before an answer goes out, and
-//! survive its death.
+//! A small service of payments, reservations, shipments and bookings for tests. It remembers
+//! idempotency keys, keeps books of all that it was asked for, and can be told to misbehave. Its
+//! books are what a test believes: they are written before an answer goes out, and survive its
+//! death.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -11,7 +12,8 @@ use std::sync::{Arc, Mutex};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Orders whose name begins so are never shipped: who needs a refusal at the last step names them so.
+/// Orders whose name begins so are never shipped: who needs a refusal at the last step names them
+/// so.
 const UNSHIPPABLE: &str = "unshippable";
 
 /// There never is one: who needs a trip that fails wants a car.
@@ -26,15 +28,15 @@ pub struct Entry {
     pub key: String,
     /// Its body.
     pub body: Value,
-    /// What was answered.
+    /// Status of the answer.
     pub status: u16,
-    /// Whether it took effect now: it was not asked for before under this key, and it was not refused.
+    /// True if the request took effect now: it was the first under its key, and was not refused.
     pub applied: bool,
     /// Its `traceparent`.
     pub trace: String,
 }
 
-/// How a request is answered, other than in order.
+/// Faulty answer to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Misbehaviour {
     /// With this status, and no effect.
@@ -55,9 +57,9 @@ pub struct Payments {
 
 struct State {
     books: PathBuf,
-    /// What was answered under a key, and for which body.
+    /// Answers by key, each with the body that it belongs to.
     answered: Mutex<BTreeMap<String, (Value, u16)>>,
-    /// What the next requests of a path get, first come first.
+    /// Faults for the next requests of a path, in order.
     misbehaviour: Mutex<BTreeMap<String, Vec<Misbehaviour>>>,
 }
 
@@ -67,7 +69,7 @@ impl Payments {
         Self::listen(SocketAddr::from(([127, 0, 0, 1], 0)), folder)
     }
 
-    /// The same at an address.
+    /// Starts the server at the given address.
     pub fn listen(address: SocketAddr, folder: &Path) -> Self {
         let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
@@ -76,7 +78,8 @@ impl Payments {
         std::thread::spawn(move || {
             for connection in listener.incoming() {
                 let state = serving.clone();
-                // A test that has ended drops the state's other owner; the thread then waits for a connection that never comes.
+                // A test that has ended drops the state's other owner; the thread then waits for a
+                // connection that never comes.
                 std::thread::spawn(move || state.serve(connection.unwrap()));
             }
         });
@@ -166,7 +169,8 @@ impl State {
     }
 }
 
-/// Whether an answer is remembered under its key: who gets another one is asked to come again.
+/// Returns true if an answer is remembered under its key; a client that gets any other answer is
+/// asked to retry.
 fn is_final(status: u16) -> bool {
     !matches!(status, 408 | 425 | 429 | 500..)
 }

@@ -1,4 +1,5 @@
-//! A native processor that does what its message says, and the outside that it calls: what a test of sagas is made of.
+//! A native processor that does what its message says, and the outside that it calls: what a test
+//! of sagas is made of.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use tokio::sync::Semaphore;
 /// One thing to do. A plan is a list of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Op {
-    /// Registers a step; its way back calls `/undo/<name>` and sets `undone/<name>`.
+    /// Registers a step; its compensation calls `/undo/<name>` and sets `undone/<name>`.
     Step(String),
     /// Calls a path; a status of 5xx is a retry, one of 4xx a refusal for good.
     Call(String),
@@ -33,7 +34,7 @@ pub enum Op {
     Set(String, String),
     /// Adds one to a key, after having read it.
     Count(String),
-    /// Acquires a lock; somebody else's is a retry.
+    /// Acquires a lock; asks for a retry if another owner holds it.
     Lock(String, u64),
     /// Sends a message of this type.
     Send(String),
@@ -179,11 +180,11 @@ pub struct Arrived {
     pub key: String,
     /// `traceparent`.
     pub trace: String,
-    /// Whether it took effect: under a key, once.
+    /// Returns true if the request took effect: once per key.
     pub applied: bool,
 }
 
-/// What a path answers next.
+/// Next answer of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reply {
     /// This status, without effect.

@@ -1,5 +1,5 @@
-//! The real binary, run and killed; and a checker of what it left behind that shares no code with it: it reads the
-//! database with redb alone, by `docs/internals/storage-format.md`.
+//! The real binary, run and killed; and a checker of what it left behind that shares no code with
+//! it: it reads the database with redb alone, by `docs/internals/storage-format.md`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -79,7 +79,8 @@ impl Job {
         !died
     }
 
-    /// Runs, and is killed with SIGKILL after `delay` if it has not ended by then; answers whether it was killed.
+    /// Runs, and is killed with SIGKILL after `delay` if it has not ended by then; answers whether
+    /// it was killed.
     pub fn run_and_kill(&mut self, delay: Duration) -> bool {
         let mut child = self.command().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         std::thread::sleep(delay);
@@ -100,8 +101,8 @@ impl Job {
         }
     }
 
-    /// What is wrong with what the runs left behind; `expected` state is exact, `sent` says how many messages each id
-    /// sends. Empty if nothing is lost and nothing doubled.
+    /// Returns the errors in the results of the runs; `expected` state is exact, `sent` says how
+    /// many messages each id sends. Empty if nothing is lost and nothing doubled.
     pub fn faults(&self, ids: &BTreeSet<String>, expected: &BTreeMap<String, i64>, sent: bool) -> Vec<String> {
         let mut faults = Vec::new();
         let left = Left::read(&self.store().join("records.redb"));
@@ -134,7 +135,7 @@ impl Job {
     }
 }
 
-/// What stands in a database.
+/// Contents of a database.
 struct Left {
     completed: BTreeSet<String>,
     state: BTreeMap<String, i64>,
@@ -205,7 +206,7 @@ fn after_varints(mut bytes: &[u8], count: usize) -> &[u8] {
     bytes
 }
 
-/// Hash and row of every record: those in buckets, by their index, and those that are kept.
+/// Hash and row of every record: those in buckets, by their index, and those without expiry.
 fn records(txn: &redb::ReadTransaction) -> Vec<(u128, Vec<u8>)> {
     let mut found = Vec::new();
     for (bucket, _) in

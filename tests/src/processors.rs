@@ -1,4 +1,5 @@
-//! Native processors for tests: a ledger whose sum must stay zero, a counter, and what a closure says.
+//! Native processors for tests: a ledger whose sum must stay zero, a counter, and what a closure
+//! says.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,7 +22,8 @@ async fn add(context: &mut Context, key: &str, amount: i64) -> Result<i64, Failu
     Ok(sum)
 }
 
-/// Moves `amount` from account `from` to account `to`, and sends one message about it. Data: `{"from","to","amount"}`.
+/// Moves `amount` from account `from` to account `to`, and sends one message about it. Data:
+/// `{"from","to","amount"}`.
 pub fn ledger() -> Arc<dyn MessageProcessor> {
     fn transfer<'a>(run: &'a Invocation, context: &'a mut Context) -> BoxFuture<'a, Result<Output, Failure>> {
         Box::pin(async move {
@@ -52,7 +54,7 @@ impl Counter {
         Arc::new(Self { runs: AtomicU64::new(0) })
     }
 
-    /// How often it was run.
+    /// Returns the number of runs.
     pub fn runs(&self) -> u64 {
         self.runs.load(Ordering::SeqCst)
     }

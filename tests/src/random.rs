@@ -27,7 +27,8 @@ impl Random {
     }
 }
 
-/// The seed of a random test: `HAPAX_SEED`, or another every time. Prints it: a failure shows what to repeat.
+/// The seed of a random test: `HAPAX_SEED`, or another every time. Prints it: a failure shows what
+/// to repeat.
 pub fn seed() -> u64 {
     let seed = std::env::var("HAPAX_SEED")
         .map_or_else(|_| SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64, |seed| seed.parse().unwrap());

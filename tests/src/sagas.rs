@@ -1,4 +1,5 @@
-//! Two processors over one store that outlives its hosts, which die when a test says so: where sagas are tested.
+//! Two processors over one store that outlives its hosts, which die when a test says so: where
+//! sagas are tested.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,7 +22,7 @@ use crate::plans::{Books, Planned};
 pub struct Mortal {
     store: MemoryStore,
     left: Arc<AtomicU64>,
-    /// Whether the last group is written before the death.
+    /// True if the last group is written before the death.
     writes_the_last: bool,
 }
 
@@ -60,18 +61,18 @@ impl IdempotencyStorage for Mortal {
     }
 }
 
-/// What outlives a host.
+/// State that outlives a host.
 #[derive(Clone)]
 pub struct World {
     /// The store.
     pub store: MemoryStore,
-    /// The outside.
+    /// The service that gets the outbound calls.
     pub books: Arc<Books>,
     /// Time, of which every wait takes none.
     pub clock: SimulatedClock,
     /// Settings of both processors.
     pub options: Options,
-    /// What was told of messages whose sagas ended: id and ending.
+    /// Reports of messages whose sagas ended: id and outcome.
     pub reported: Arc<Mutex<Vec<String>>>,
 }
 
@@ -143,7 +144,7 @@ impl World {
         self.store.record(&RecordKey::by_message_id(&Scope::of(processor), message)).await.unwrap().unwrap()
     }
 
-    /// Where a saga stands.
+    /// Returns the state of a saga.
     pub async fn saga(&self, id: &SagaId) -> SagaState {
         SagaLog::new(&self.store, &Scope::of("p")).read(id).await.unwrap().saga.state
     }
@@ -156,7 +157,8 @@ impl World {
 }
 
 impl Host {
-    /// A third processor, `r`, whose effects stay inside: it takes no steps and calls nobody.
+    /// A third processor, `r`, whose effects stay inside: it takes no steps and makes no outbound
+    /// calls.
     pub fn inner(&self, processor: Arc<dyn MessageProcessor>) -> IdempotentConsumer {
         IdempotentConsumer::new(Parts {
             scope: Scope::of("r"),

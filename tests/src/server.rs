@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::process::{guest, hapax};
 
-/// What hangs is told by a failure, after so long.
+/// Time after which a test that hangs fails.
 const HUNG: Duration = Duration::from_secs(60);
 
 /// A host that runs. Dropped, it is killed.
@@ -21,7 +21,7 @@ pub struct Server {
     folder: PathBuf,
 }
 
-/// What a command printed, and how it ended.
+/// Output and exit of a command.
 #[derive(Debug)]
 pub struct Printed {
     /// Its exit code; `None` if it was killed.
@@ -33,7 +33,7 @@ pub struct Printed {
 }
 
 impl Printed {
-    /// What `command` printed.
+    /// Returns the output of `command`.
     pub fn by(command: &mut Command) -> Self {
         let Output { status, stdout, stderr } = command.output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
@@ -121,7 +121,7 @@ impl Server {
         }
     }
 
-    /// Whether it has died.
+    /// Returns true if the process has died.
     pub fn has_died(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
     }

@@ -1,4 +1,5 @@
-//! A source over a list of messages: counts what is pulled, remembers how each delivery was settled.
+//! A source over a list of messages: counts what is pulled, remembers how each delivery was
+//! settled.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use futures_util::future::{BoxFuture, ready};
 use hapax_core::{Delivery, Message, Observer, Outcome, Received, Report, Source, TransportError};
 use parking_lot::Mutex;
 
-/// What became of the deliveries of a [`ListSource`], and of its messages; cloning shares it.
+/// Results of the deliveries of a [`ListSource`], and of its messages; cloning shares them.
 #[derive(Debug, Clone, Default)]
 pub struct Seen(Arc<Mutex<Inner>>);
 
@@ -24,7 +25,8 @@ impl Seen {
         self.0.lock().pulled
     }
 
-    /// Ids by how their deliveries were settled (`ack`, `nack`, `dead-letter`), in the order in which they were.
+    /// Ids by how their deliveries were settled (`ack`, `nack`, `dead-letter`), in the order in
+    /// which they were.
     pub fn settled(&self, how: &str) -> Vec<String> {
         let inner = self.0.lock();
         inner.settled.iter().filter(|(_, settled)| *settled == how).map(|(id, _)| id.clone()).collect()

@@ -1,4 +1,5 @@
-//! A clock that only a test turns: who sleeps sleeps until it was turned far enough. For tests in which many messages wait.
+//! A clock that only a test turns: who sleeps sleeps until it was turned far enough. For tests in
+//! which many messages wait.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -15,7 +16,7 @@ pub struct SteppedClock(Arc<Inner>);
 struct Inner {
     now_ms: AtomicU64,
     turned: watch::Sender<u64>,
-    /// Those that sleep now.
+    /// Tasks that sleep now.
     asleep: AtomicUsize,
 }
 
@@ -41,12 +42,13 @@ impl SteppedClock {
         self.0.turned.send_replace(now_ms);
     }
 
-    /// Has it show `now_ms`, and wakes nobody: whoever sleeps stands still, as a process does that was paused.
+    /// Has it show `now_ms`, and wakes nobody: whoever sleeps stands still, as a process does that
+    /// was paused.
     pub fn leap(&self, now_ms: u64) {
         self.0.now_ms.store(now_ms, Ordering::SeqCst);
     }
 
-    /// How many sleep now.
+    /// Returns the number of tasks that sleep now.
     pub fn asleep(&self) -> usize {
         self.0.asleep.load(Ordering::SeqCst)
     }
@@ -68,7 +70,8 @@ impl Clock for SteppedClock {
     }
 }
 
-/// Lets every task of this thread that can go on do so: what has not happened then waits for something.
+/// Lets every task of this thread that can go on do so: what has not happened then waits for
+/// something.
 pub async fn let_others_run() {
     for _ in 0..1_000 {
         tokio::task::yield_now().await;

@@ -48,7 +48,8 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Whether a scenario that is named drives the host's binary, or none is named and all are run.
+/// Returns true if a named scenario drives the host's binary, or if no scenario is named and all
+/// are run.
 fn needs_host(arguments: &[String]) -> bool {
     let asks = ["--list", "--help", "-h"];
     named(arguments, OVER_THE_HOST) || !(named(arguments, OVER_THE_LIBRARY) || named(arguments, &asks))

@@ -6,7 +6,8 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-/// Builds the examples and the host, runs the sample twice on one store, and shows state and outbox; then the saga.
+/// Builds the examples and the host, runs the sample twice on one store, and shows state and
+/// outbox; then the saga.
 pub(crate) fn run(root: &Path) -> Result<()> {
     let guests = crate::guests::build(root, &["order-intake", "payment-saga"])?;
     build_host(root)?;
@@ -34,7 +35,8 @@ fn twice(root: &Path, guests: &Path) -> Result<()> {
     Ok(())
 }
 
-/// An order that is sold, and one that cannot be shipped: what was reserved and charged for it is undone, the last step first.
+/// An order that is sold, and one that cannot be shipped: its reservation and its charge are
+/// compensated, the last step first.
 fn undone(root: &Path, guests: &Path) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let service = Service::start(root, folder.path())?;
@@ -73,7 +75,7 @@ impl Service {
         Ok(Self { child, url: url.trim().to_owned(), books: folder.join("books.jsonl") })
     }
 
-    /// What took effect: order and path.
+    /// Requests that took effect: order and path.
     fn done(&self) -> Result<Vec<(String, String)>> {
         let text = std::fs::read_to_string(&self.books).context("the service's books")?;
         let entries = text.lines().map(serde_json::from_str::<serde_json::Value>).collect::<Result<Vec<_>, _>>()?;
@@ -158,9 +160,9 @@ pub(crate) fn build_host(root: &Path) -> Result<()> {
     build_programs(root, &["hapax", "payments"])
 }
 
-/// Builds programs of the workspace, with the host's fault points: the features in which the tests are built. Whoever
-/// asks, they and all that is below them are compiled once. (Of one package alone, cargo builds dependencies with
-/// fewer features, and so again.)
+/// Builds programs of the workspace, with the host's fault points: the features in which the tests
+/// are built. Whoever asks, they and all that is below them are compiled once. (Of one package
+/// alone, cargo builds dependencies with fewer features, and so again.)
 pub(crate) fn build_programs(root: &Path, names: &[&str]) -> Result<()> {
     let mut command = cargo(root);
     command.args(["build", "--workspace", "--features", "hapax/faults"]);

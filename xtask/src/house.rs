@@ -1,5 +1,5 @@
-//! The rules of the house that a text search can check: which way imports go between folders, how long a function may be.
-//! Reads sources, changes nothing.
+//! The rules of the house that a text search can check: which way imports go between folders, how
+//! long a function may be. Reads sources, changes nothing.
 
 use std::path::Path;
 

@@ -14,7 +14,8 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-/// The command line. By clap's functions: its derive is a procedural macro, which would be compiled for xtask alone.
+/// The command line. By clap's functions: its derive is a procedural macro, which would be compiled
+/// for xtask alone.
 fn command_line() -> Command {
     let chore = |name: &'static str, about: &'static str| Command::new(name).about(about);
     let passed_on = |name: &'static str, help: &'static str| {
@@ -84,7 +85,8 @@ fn bindings(root: &Path, check: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The repository's root: where this was compiled from, unless cargo says that it runs another checkout's.
+/// The repository's root: where this was compiled from, unless cargo says that it runs another
+/// checkout's.
 fn root() -> PathBuf {
     let manifest = std::env::var_os("CARGO_MANIFEST_DIR");
     let folder = manifest.map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);

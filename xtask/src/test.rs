@@ -33,8 +33,9 @@ pub(crate) fn run(root: &Path, filter: &[String]) -> Result<()> {
     succeed(&mut tests)
 }
 
-/// The tests under shuttle: over a core that is built for them alone. Without the host and the bench, which have no
-/// library and so nothing that is tested here, the core's dependencies would have fewer features, and be compiled again.
+/// The tests under shuttle: over a core that is built for them alone. Without the host and the
+/// bench, which have no library and so nothing that is tested here, the core's dependencies would
+/// have fewer features, and be compiled again.
 fn interleavings(root: &Path) -> Result<()> {
     let mut tests = cargo(root);
     tests.args(["test", "--quiet", "--package", "hapax-core", "--package", "hapax", "--package", "hapax-bench"]);

@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::workspace::packages;
 
-/// Who may depend on whom, among the workspace's own crates. What is not named here may not be used.
+/// Allowed dependencies among the workspace's own crates. A dependency that is not listed is
+/// refused.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("hapax-core", &[]),
     ("hapax-engine", &["hapax-core"]),
@@ -99,7 +100,7 @@ fn readme(root: &Path, broken: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
-/// The stored format's version stands in its document.
+/// Checks that the document of the stored format names its version.
 fn format_is_documented(root: &Path, broken: &mut Vec<String>) -> Result<()> {
     let layout = std::fs::read_to_string(root.join("host/store/src/format/layout.rs"))?;
     let version = layout.lines().find_map(|line| line.strip_prefix("pub(crate) const FORMAT: u32 = ")).unwrap_or("?");
@@ -111,7 +112,8 @@ fn format_is_documented(root: &Path, broken: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
-/// Every guest, and every behaviour of the fixtures, is named in some test. What no test names, no test runs.
+/// Every guest, and every behaviour of the fixtures, is named in some test. What no test names, no
+/// test runs.
 fn guests_are_tested(root: &Path, broken: &mut Vec<String>) -> Result<()> {
     let is_test = |file: &&String| {
         let by_guests = ["tests/tests/", "tests/src/", "tests/bench/", "host/engine/tests/", "guest-build/tests/"];

@@ -1,5 +1,6 @@
-//! The packages of the workspace, as `cargo metadata` tells of them: what the chores ask about, no more. Read as plain
-//! JSON: typed metadata takes procedural macros, which would be compiled for xtask alone.
+//! The packages of the workspace, as `cargo metadata` tells of them: what the chores ask about, no
+//! more. Read as plain JSON: typed metadata takes procedural macros, which would be compiled for
+//! xtask alone.
 
 use std::path::Path;
 
@@ -13,7 +14,7 @@ pub(crate) struct Package {
     pub(crate) manifest_path: String,
     /// The names of the packages that it uses outside of its tests and build scripts.
     pub(crate) uses: Vec<String>,
-    /// Whether it makes a cdylib.
+    /// True if the package makes a cdylib.
     pub(crate) is_guest: bool,
 }
 

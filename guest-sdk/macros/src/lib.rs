@@ -1,4 +1,5 @@
-//! The attributes that make a function a processor. Writes the glue only; what runs is in `hapax-sdk`.
+//! The attributes that make a function a processor. Writes the glue only; what runs is in
+//! `hapax-sdk`.
 
 use proc_macro::TokenStream;
 use quote::{format_ident, quote};
@@ -8,8 +9,8 @@ use syn::{Error, ItemFn, LitStr, Path, Result, Token};
 
 /// Makes `fn(message, &mut Context) -> Result<Outcome, Failure>` what the component exports.
 ///
-/// The message is a `Message`, or a `Json<T>` for its data. One function a crate. The function stays as it is: tests
-/// call it, or give it to `hapax_sdk::testing::Harness`.
+/// The message is a `Message`, or a `Json<T>` for its data. One function a crate. The function
+/// stays as it is: tests call it, or give it to `hapax_sdk::testing::Harness`.
 ///
 /// A processor that registers steps names the functions that undo them, each of them a `#[compensation("...")]`:
 /// `#[processor(compensations(refund, release))]`. Only steps of theirs can be registered.
@@ -26,8 +27,9 @@ pub fn processor(arguments: TokenStream, item: TokenStream) -> TokenStream {
 /// Makes `fn(payload, &mut Context) -> Result<(), Failure>` the way back of the step that it names:
 /// `#[compensation("charge")]`.
 ///
-/// The payload is what was registered with the step, as a `Json<T>`; or a `Message`, the one that registered it, with that as its data. It must
-/// tolerate that the step was never taken, and that it is undone already. It works once a processor of the crate lists it.
+/// The payload is what was registered with the step, as a `Json<T>`; or a `Message`, the one that
+/// registered it, with that as its data. It must tolerate that the step was never taken, and that
+/// it is compensated already. It works once a processor of the crate lists it.
 #[proc_macro_attribute]
 pub fn compensation(arguments: TokenStream, item: TokenStream) -> TokenStream {
     let expanded = syn::parse(arguments).and_then(|step: LitStr| {
@@ -45,7 +47,7 @@ pub fn compensation(arguments: TokenStream, item: TokenStream) -> TokenStream {
     expanded.unwrap_or_else(Error::into_compile_error).into()
 }
 
-/// What `#[processor]` is given.
+/// Arguments of `#[processor]`.
 struct Arguments {
     compensations: Vec<Path>,
 }
@@ -79,7 +81,8 @@ fn step_of(function: &Path) -> Path {
     path
 }
 
-/// Makes `fn(batch: Batch) -> Answers` what the component exports: many messages in one call, each answered by itself.
+/// Makes `fn(batch: Batch) -> Answers` what the component exports: many messages in one call, each
+/// answered by itself.
 ///
 /// One function a crate, and not beside a `#[processor]`. The function stays as it is: tests give it to
 /// `hapax_sdk::testing::Harness::batches`.
@@ -99,7 +102,7 @@ pub fn batch_processor(arguments: TokenStream, item: TokenStream) -> TokenStream
     expanded.unwrap_or_else(Error::into_compile_error).into()
 }
 
-/// What the trait bounds would say less plainly.
+/// Checks whose errors are clearer than those of the trait bounds.
 fn check(function: &ItemFn) -> Result<()> {
     check_plain(function)?;
     if function.sig.inputs.len() != 2 {
@@ -182,8 +185,8 @@ fn handler_export() -> proc_macro2::TokenStream {
             }
         }
 
-        // The ABI's entry points, which are unsafe, come from another crate's macro: a crate that forbids unsafe
-        // code may be a processor.
+        // The ABI's entry points, which are unsafe, come from another crate's macro: a crate that
+        // forbids unsafe code may be a processor.
         #[cfg(target_arch = "wasm32")]
         ::hapax_sdk::__private::export_processor!(Processor);
     }
@@ -251,7 +254,8 @@ fn expand_batch(function: &ItemFn) -> proc_macro2::TokenStream {
                 }
             }
 
-            // As for one message at a time: the unsafe entry points come from another crate's macro.
+            // As for one message at a time: the unsafe entry points come from another crate's
+            // macro.
             #[cfg(target_arch = "wasm32")]
             ::hapax_sdk::__private::export_batch_processor!(Processor);
         };

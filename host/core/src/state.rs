@@ -101,6 +101,68 @@ pub struct ReadSet {
     pub ranges: Vec<RangeRead>,
 }
 
+impl ReadSet {
+    /// Returns true if every read still holds: the one check of optimistic concurrency control, for the overlay and for
+    /// the stores. `version` returns the current version of a key, or `None` if the caller knows of no change to the
+    /// key. `range` tells whether a range holds; see [`RangeRead::matches`] and [`RangeRead::unchanged_by`].
+    ///
+    /// # Errors
+    ///
+    /// Returns the first error of `version` or `range`.
+    pub fn holds<E>(
+        &self,
+        version: impl Fn(&str) -> Result<Option<Version>, E>,
+        range: impl Fn(&RangeRead) -> Result<bool, E>,
+    ) -> Result<bool, E> {
+        if !Self::keys_hold(&self.keys, version)? {
+            return Ok(false);
+        }
+        for read in &self.ranges {
+            if !range(read)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Returns true if every key of `keys` still has the version it was read at. `version` as for [`ReadSet::holds`].
+    ///
+    /// # Errors
+    ///
+    /// Returns the first error of `version`.
+    pub fn keys_hold<E>(
+        keys: &BTreeMap<String, Version>,
+        version: impl Fn(&str) -> Result<Option<Version>, E>,
+    ) -> Result<bool, E> {
+        for (key, read) in keys {
+            if version(key)?.is_some_and(|now| now != *read) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+impl RangeRead {
+    /// Returns true if a scan of the range would see the same again. `current` holds the range's keys and versions in
+    /// key order, at least `limit` present ones if there are as many; version 0 marks an absent key.
+    pub fn matches<'a>(&'a self, current: impl Iterator<Item = (&'a str, Version)>) -> bool {
+        let present = current.filter(|(_, version)| *version != 0).take(self.limit);
+        present.eq(self.seen.iter().map(|(key, version)| (key.as_str(), *version)))
+    }
+
+    /// Returns true if none of `written` changes the result of the scan. `written` holds the range's keys that were
+    /// written since, in key order, with their latest versions; version 0 marks a deleted key.
+    pub fn unchanged_by<'a>(&self, written: impl Iterator<Item = (&'a str, Version)>) -> bool {
+        let seen: BTreeMap<&str, Version> = self.seen.iter().map(|(key, version)| (key.as_str(), *version)).collect();
+        // A scan that reached its limit saw nothing after its last entry, so writes there do not change its result.
+        let last = if self.seen.len() >= self.limit { self.seen.last().map(|(key, _)| key.as_str()) } else { None };
+        written
+            .take_while(|(key, _)| last.is_none_or(|last| *key <= last))
+            .all(|(key, version)| seen.get(key).copied().unwrap_or(0) == version)
+    }
+}
+
 /// What a run wants to become true: state writes (`None` deletes) and messages to send.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Effects {

@@ -1,6 +1,7 @@
-//! Calls with many messages: those that are ready at the same time are gathered, run in one instance, and get each its own
-//! answer. A call that fails as a whole is forgotten, and each of its messages runs again alone: what one of them does to a
-//! call, the others must not suffer. What becomes of a message is decided elsewhere.
+//! Calls with many messages: those that are ready at the same time are gathered, run in one
+//! instance, and get each its own answer. A call that fails as a whole is forgotten, and each of
+//! its messages runs again alone: what one of them does to a call, the others must not suffer. What
+//! becomes of a message is decided elsewhere.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,13 +40,14 @@ struct Answered {
     result: Result<Output, Failure>,
 }
 
-/// The message that came first: its future makes the call for all. If it is dropped, the others run alone.
+/// The message that came first: its future makes the call for all. If it is dropped, the others run
+/// alone.
 struct Leading<'a> {
     gathering: &'a Gathering,
     batch: Arc<Batch>,
 }
 
-/// What came of a call: its messages, and their results, or why it failed as a whole.
+/// Result of a call: its messages with their results, or the reason why it failed as a whole.
 struct Called {
     items: Vec<Item>,
     result: Result<Vec<Result<Output, Failure>>, Failure>,
@@ -56,7 +58,7 @@ impl Gathering {
         Self { limits, open: std::sync::Mutex::default() }
     }
 
-    /// Puts a message into the batch that is open; whoever opens one leads it.
+    /// Puts a message into the open batch; the message that opens a batch leads it.
     fn join(&self, item: Item) -> (oneshot::Receiver<Answered>, Option<Leading<'_>>) {
         let (answer, answered) = oneshot::channel();
         let mut open = lock(&self.open);
@@ -128,8 +130,8 @@ impl WasmProcessor {
         }
     }
 
-    /// Makes the call, once there is room for an instance, and hands out the answers. If it failed and there were several
-    /// messages in it, nobody is answered.
+    /// Makes the call, once there is room for an instance, and hands out the answers. If it failed
+    /// and there were several messages in it, no message is answered.
     async fn lead(&self, leading: Leading<'_>) {
         leading.wait().await;
         let _slots = self.slots().await;

@@ -1,4 +1,5 @@
-//! Bindings to the contract in `wit/`, made by wasmtime's macro at compile time. Holds nothing written by hand.
+//! Bindings to the contract in `wit/`, made by wasmtime's macro at compile time. Holds nothing
+//! written by hand.
 #![allow(missing_docs, unreachable_pub, clippy::all)] // The macro's output is not ours to polish.
 
 wasmtime::component::bindgen!({

@@ -1,5 +1,6 @@
-//! Compiled code on disk, so that a component is compiled once a machine. Everything that is odd with an entry is a
-//! miss; nothing here can make a load fail. Bounded in bytes: what was used longest ago goes first.
+//! Compiled code on disk, so that a component is compiled once a machine. Everything that is odd
+//! with an entry is a miss; nothing here can make a load fail. Bounded in bytes: what was used
+//! longest ago goes first.
 
 use std::fs;
 use std::hash::{Hash, Hasher};
@@ -19,14 +20,16 @@ const HEADER: usize = MARK.len() + blake3::OUT_LEN;
 /// A folder of compiled components, named by component digest and compiler.
 pub(crate) struct CodeCache {
     dir: PathBuf,
-    /// Digest of what the code depends on beside the component: wasmtime's version and settings, the CPU.
+    /// Digest of what the code depends on beside the component: wasmtime's version and settings,
+    /// the CPU.
     compiler: String,
     /// Bytes of the folder's files, at most, once something was stored.
     limit_bytes: u64,
 }
 
 impl CodeCache {
-    /// The cache in `dir`, made if it is missing; `None`, with a warning, if it cannot be used safely.
+    /// The cache in `dir`, made if it is missing; `None`, with a warning, if it cannot be used
+    /// safely.
     pub(crate) fn open(dir: PathBuf, limit_bytes: u64, engine: &Engine) -> Option<Self> {
         match own_directory(&dir) {
             Ok(()) => Some(Self { dir, compiler: compiler_digest(engine), limit_bytes }),
@@ -43,14 +46,16 @@ impl CodeCache {
         let entry = fs::read(&path).inspect_err(|error| log_unless_missing(&path, error)).ok()?;
         let component = deserialize(engine, &entry);
         match component {
-            // A file's time of change is its last use: times of access are not kept on every filesystem.
+            // A file's time of change is its last use: times of access are not kept on every
+            // filesystem.
             Some(_) => mark_used(&path),
             None => tracing::info!(file = %path.display(), "cached compiled code cannot be used: compiling again"),
         }
         component
     }
 
-    /// Keeps the compiled code of `component`, and makes room for it. A failure costs a compilation at the next start, so it is only logged.
+    /// Keeps the compiled code of `component`, and makes room for it. A failure costs a compilation
+    /// at the next start, so it is only logged.
     pub(crate) fn store(&self, component: &Component, digest: &blake3::Hash) {
         let path = self.path(digest);
         let result = component.serialize().map_err(|error| error.to_string()).and_then(|code| {
@@ -74,8 +79,9 @@ fn mark_used(path: &Path) {
     let _ = fs::File::options().append(true).open(path).and_then(|file| file.set_modified(SystemTime::now()));
 }
 
-/// Removes files of `dir` until the rest is within `limit_bytes`: those used longest ago first, `keep` never. Another
-/// process may do the same; who has a file open goes on reading it. Leftovers of writers that were killed go as well.
+/// Removes files of `dir` until the rest is within `limit_bytes`: those used longest ago first,
+/// `keep` never. Another process may do the same; who has a file open goes on reading it. Leftovers
+/// of writers that were killed go as well.
 fn prune(dir: &Path, limit_bytes: u64, keep: &Path) -> io::Result<()> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {

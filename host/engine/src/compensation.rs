@@ -1,5 +1,5 @@
-//! The way back of a component: which steps it registers and which it undoes, asked once when it is loaded; and the undoing,
-//! under the same limits as the way forward.
+//! The way back of a component: which steps it registers and which it undoes, asked once when it is
+//! loaded; and the undoing, under the same limits as the way forward.
 
 use std::panic::AssertUnwindSafe;
 
@@ -18,9 +18,11 @@ const STEP_NAME_BYTES: usize = 256;
 const STEPS_MAX: usize = 1_000;
 
 impl WasmProcessor {
-    /// Asks the component which steps it registers and undoes; refuses one that would leave a step without a way back.
+    /// Asks the component which steps it registers and undoes; refuses one that would leave a step
+    /// without a way back.
     ///
-    /// Blocks until it has answered, at most for its deadline. Loading is not for a thread that serves messages.
+    /// Blocks until it has answered, at most for its deadline. Loading is not for a thread that
+    /// serves messages.
     pub(crate) fn with_steps_asked(mut self) -> Result<Self, LoadError> {
         let asked = futures_executor::block_on(self.ask());
         let (registers, steps) = asked.map_err(|failure| LoadError::Steps(failure.to_string()))?;

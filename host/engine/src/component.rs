@@ -1,5 +1,5 @@
-//! A component as a `MessageProcessor`: a fresh instance a message, or a kept one where that is granted. Whatever the
-//! guest does ends as an output or a failure.
+//! A component as a `MessageProcessor`: a fresh instance per message, or an idle one where that is
+//! granted. Whatever the guest does ends as an output or a failure.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -33,15 +33,15 @@ pub struct WasmProcessor {
     pub(crate) mode: InstanceMode,
     /// Where its messages meet, if it takes many in one call.
     pub(crate) gathering: Option<Gathering>,
-    /// Tells its kept instances from those of others.
+    /// Identifies the component's idle instances.
     pub(crate) id: u64,
     /// Slots of the pool an instance takes.
     pub(crate) permits: u32,
     pub(crate) from_cache: bool,
-    /// Whether it may wait for the host longer than a read takes.
+    /// True if the component may wait for the host longer than a read takes.
     pub(crate) waits: bool,
     pub(crate) imports_http: bool,
-    /// The steps it can undo; it undoes none unless it has a way back.
+    /// Steps that the component can compensate; none if it exports no compensation.
     pub(crate) steps: Vec<String>,
 }
 
@@ -60,17 +60,17 @@ impl WasmProcessor {
         &self.shared.name
     }
 
-    /// Whether its compiled code came from the cache.
+    /// Returns true if the component's compiled code came from the cache.
     pub fn from_cache(&self) -> bool {
         self.from_cache
     }
 
-    /// Whether it takes many messages in one call.
+    /// Returns true if the component takes many messages in one call.
     pub fn takes_batches(&self) -> bool {
         self.gathering.is_some()
     }
 
-    /// Whether it calls outside, where that is granted.
+    /// Returns true if the component makes outbound calls, where they are granted.
     pub fn imports_http(&self) -> bool {
         self.imports_http
     }
@@ -99,25 +99,27 @@ impl WasmProcessor {
         result
     }
 
-    /// Room for an instance, held until it is gone or kept; waiting here is the back-pressure.
+    /// Permit for an instance, held until the instance is dropped or idle; waiting here is the
+    /// back-pressure.
     pub(crate) async fn slots(&self) -> SemaphorePermit<'_> {
         self.engine.permits.acquire_many(self.permits).await.expect("the engine never closes its permits")
     }
 
-    /// What a call answers; `None` if its time was over first.
+    /// Returns the answer of a call; `None` if its time was over first.
     pub(crate) async fn within_deadline<T>(
         &self,
         call: impl Future<Output = wasmtime::Result<T>>,
     ) -> Option<wasmtime::Result<T>> {
         if self.waits {
-            // The epoch stops code; a guest that sleeps in WASI's poll, or waits for an answer, runs none.
+            // The epoch stops code; a guest that sleeps in WASI's poll, or waits for an answer,
+            // runs none.
             tokio::time::timeout(self.shared.limits.deadline, call).await.ok()
         } else {
             Some(call.await)
         }
     }
 
-    /// What a call answered, or why it failed.
+    /// Returns the answer of a call, or the failure.
     pub(crate) fn unless_it_failed<T>(
         &self,
         answer: Option<wasmtime::Result<T>>,
@@ -129,7 +131,8 @@ impl WasmProcessor {
         }
     }
 
-    /// What an answer means for its message, and whether the instance that gave it may live on.
+    /// Returns the meaning of an answer for its message, and true if the instance that gave it may
+    /// live on.
     pub(crate) fn judged(&self, answer: Answer) -> (Result<Output, Failure>, bool) {
         match answer {
             Ok(outcome) => self.output(outcome).map_or_else(|over| (Err(over), false), |output| (Ok(output), true)),
@@ -142,7 +145,7 @@ impl WasmProcessor {
         }
     }
 
-    /// One that was kept, else a new one.
+    /// Returns an idle instance, or else a new one.
     pub(crate) fn instance(&self, items: Items) -> Box<Instance> {
         let kept = match self.mode {
             InstanceMode::Fresh => None,

@@ -1,5 +1,5 @@
-//! Whether a component fits the contract in `wit/`: exports, versions, function types, imports. Reads the component's
-//! types only; compiles and links nothing.
+//! Check that a component fits the contract in `wit/`: exports, versions, function types, imports.
+//! Reads the component's types only; compiles and links nothing.
 
 use std::sync::LazyLock;
 
@@ -13,7 +13,8 @@ const NAMESPACE: &str = "hapax";
 const PACKAGE: &str = "processor";
 /// Imports that work, as they are granted to every processor. `types` is the message itself.
 const GRANTED: [&str; 9] = ["types", "state", "events", "outbox", "saga", "lock", "batch", "log", "config"];
-/// What WASI 0.2 offers here. Linked, but with calls only where they are granted, and without files, sockets, environment or arguments behind it.
+/// Interfaces of WASI 0.2 that the host offers. Linked, but with calls only where they are granted,
+/// and without files, sockets, environment or arguments behind it.
 const WASI: [(&str, &[&str]); 7] = [
     ("http", &["types", "outgoing-handler"]),
     ("io", &["error", "poll", "streams"]),
@@ -50,7 +51,7 @@ static CONTRACT: LazyLock<Resolve> = LazyLock::new(|| {
     resolve
 });
 
-/// What a component that fits asks of the linker.
+/// Requirements of a fitting component on the linker.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Needs {
     /// It imports something of WASI.
@@ -158,7 +159,7 @@ impl<'a> Guest<'a> {
     }
 }
 
-/// What a component can do.
+/// Capabilities of a component.
 struct Exports {
     /// It handles batches: who can, does.
     batches: bool,
@@ -192,7 +193,7 @@ fn check_export(guest: &Guest<'_>, exported: &Interface) -> Result<(), LoadError
     Ok(())
 }
 
-/// What it needs of the linker.
+/// Requirements of the component on the linker.
 fn check_imports(guest: &Guest<'_>) -> Result<Needs, LoadError> {
     let mut needs = Needs::default();
     for interface in &guest.imports {

@@ -1,5 +1,5 @@
-//! The engine: one wasmtime configuration, its pool, its heartbeat and its permits, shared by all processors. Refuses
-//! to fail where it can do with less: without a pool it allocates on demand.
+//! The engine: one wasmtime configuration, its pool, its heartbeat and its permits, shared by all
+//! processors. Refuses to fail where it can do with less: without a pool it allocates on demand.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,30 +18,34 @@ use crate::ticker::Ticker;
 pub(crate) const TABLES_PER_SLOT: u32 = 8;
 /// Core instances one component may have: a language runtime with its adapters has under ten.
 const CORE_INSTANCES_PER_COMPONENT: u32 = 50;
-/// What is wiped of a slot where the kernel cannot tell which pages were used: all of it, so little.
+/// Bytes of a slot that are wiped where the kernel cannot tell which pages were used: the whole
+/// slot is wiped, so it is small.
 const KEEP_RESIDENT_BLINDLY_BYTES: usize = 64 << 10;
 /// Elements a table of the pool can hold; a processor's own limit may be lower.
 const POOL_TABLE_ELEMENTS: usize = 100_000;
 
-/// How the engine is set up.
+/// Settings of the engine.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
-    /// Where compiled code is kept between starts; `None`: nowhere. Made with mode 0700, used by this user only.
+    /// Folder that holds compiled code between starts; `None`: no cache. Made with mode 0700, used
+    /// by this user only.
     pub cache_dir: Option<PathBuf>,
-    /// Bytes of compiled code kept there, at most; what was used longest ago goes first.
+    /// Most bytes of compiled code in the cache; the least recently used code is removed first.
     pub cache_bytes: u64,
     /// Instances that run at once, of all processors; more wait.
     pub max_instances: u32,
-    /// Instances that wait for the next message of processors which reuse theirs (`InstanceMode::Reuse`), of all
-    /// processors; beyond that, those that have waited longest are dropped. Each holds the memory it has grown to.
+    /// Instances that wait for the next message of processors which reuse theirs
+    /// (`InstanceMode::Reuse`), of all processors; beyond that, those that have waited longest are
+    /// dropped. Each holds the memory it has grown to.
     pub kept_instances: u32,
     /// Time between two looks at the deadlines.
     pub tick: Duration,
-    /// Whether to reserve the instances' address space at the start (4 GiB each, kept ones too).
+    /// True to reserve the instances' address space at the start (4 GiB each, for idle instances
+    /// too).
     pub pooling: bool,
-    /// Memory an ended instance has used that is wiped in place for the next one, and not given back to the kernel:
-    /// three to four times as fast. At most this much stays for each of `max_instances` and `kept_instances`. Linux 6.7 or later; before,
-    /// less is kept.
+    /// Memory an ended instance has used that is wiped in place for the next one, and not given
+    /// back to the kernel: three to four times as fast. At most this much stays for each of
+    /// `max_instances` and `kept_instances`. Linux 6.7 or later; before, less is kept.
     pub keep_resident_bytes: usize,
 }
 
@@ -59,7 +63,8 @@ impl Default for EngineConfig {
     }
 }
 
-/// Compiles and runs components. Cheap to clone; its thread ends with the last clone and the last processor.
+/// Compiles and runs components. Cheap to clone; its thread ends with the last clone and the last
+/// processor.
 #[derive(Clone)]
 pub struct Engine {
     pub(crate) inner: Arc<Inner>,
@@ -68,7 +73,8 @@ pub struct Engine {
 pub(crate) struct Inner {
     pub(crate) wasmtime: wasmtime::Engine,
     pub(crate) ticker: Ticker,
-    /// One permit a slot of the pool, beside the slots of `kept`: who holds one finds room, who does not waits.
+    /// One permit a slot of the pool, beside the slots of `kept`: who holds one finds room, who
+    /// does not waits.
     pub(crate) permits: Semaphore,
     pub(crate) max_instances: u32,
     pub(crate) kept: IdleInstances,
@@ -93,7 +99,8 @@ impl Engine {
         Ok(Self { inner: Arc::new(Inner { wasmtime, ticker, permits, max_instances, kept, cache, loaded, pooling }) })
     }
 
-    /// Whether instances come from the pool; if not, they are allocated on demand, which is slower.
+    /// Returns true if instances come from the pool; otherwise they are allocated on demand, which
+    /// is slower.
     pub fn is_pooling(&self) -> bool {
         self.inner.pooling
     }
@@ -161,7 +168,8 @@ fn pooling_config(config: &EngineConfig) -> Config {
     config
 }
 
-/// Without the pool the address space is taken to be scarce: nothing reserved, bounds checked in code.
+/// Without the pool the address space is taken to be scarce: nothing reserved, bounds checked in
+/// code.
 fn on_demand_config() -> Config {
     let mut config = base_config();
     config

@@ -1,4 +1,4 @@
-//! What can go wrong before a message runs. Texts are for the person who holds the component: what is wrong, what to
+//! Errors before a message runs. Texts are for the owner of the component: what is wrong, what to
 //! do; no backtraces of the host.
 
 /// The engine cannot be set up.
@@ -40,7 +40,7 @@ pub enum LoadError {
         expected: String,
         /// Its function, with types.
         function: String,
-        /// What is exported instead.
+        /// The export found instead.
         found: String,
     },
     /// Built against a contract that this host does not speak.
@@ -76,9 +76,9 @@ pub enum LoadError {
     /// An import that this host does not have.
     #[error("it imports {import}, which this host does not grant; it grants {granted}")]
     Import {
-        /// What is imported.
+        /// The import found.
         import: String,
-        /// What could be.
+        /// The imports that the host offers.
         granted: String,
     },
     /// Parts of the contract that do not go together.
@@ -101,9 +101,9 @@ pub enum LoadError {
     /// More than the processor is granted, before its first message.
     #[error("it needs {needs} to start, and its limit is {limit}")]
     Limit {
-        /// What it needs.
+        /// The resource that the component needs.
         needs: String,
-        /// What it may have.
+        /// The limit of that resource.
         limit: String,
     },
     /// It cannot be compiled.

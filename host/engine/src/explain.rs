@@ -1,4 +1,5 @@
-//! From what wasmtime says to what becomes of the message: run again, or reject; and in which words. Pure.
+//! From what wasmtime says to what becomes of the message: run again, or reject; and in which
+//! words. Pure.
 
 use hapax_core::{ContextError, Failure};
 use wasmtime::{Error, Trap, WasmBacktrace};
@@ -8,7 +9,8 @@ use crate::host::HostState;
 use crate::host::outbox::NotSendable;
 use crate::limits::{Denied, ProcessorLimits, human_bytes};
 
-/// How wasmtime words the end of the host-call budget; its type is private. A test holds this against a change.
+/// Text of wasmtime's error at the end of the host-call budget, whose type is private. A test
+/// notices if it changes.
 const HOSTCALL_FUEL: &str = "fuel allocated for hostcalls has been exhausted";
 /// Names of functions that a panic or an allocation passes through: never the ones to blame.
 const PLUMBING: [&str; 12] = [
@@ -66,7 +68,8 @@ fn trapped(trap: Trap, error: &Error, state: &HostState) -> String {
     }
 }
 
-/// The innermost function of the guest that is the author's own, if the component kept its names.
+/// Returns the innermost function of the guest that is the author's own, if the component has its
+/// names.
 fn blamed_function(error: &Error) -> Option<String> {
     let backtrace = error.downcast_ref::<WasmBacktrace>()?;
     backtrace

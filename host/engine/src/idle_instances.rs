@@ -1,5 +1,5 @@
-//! Instances that wait for their processor's next message (`InstanceMode::Reuse`): one list for the engine, bounded; when
-//! it is full, the one that has waited longest goes. Runs nothing.
+//! Instances that wait for their processor's next message (`InstanceMode::Reuse`): one list for the
+//! engine, bounded; when it is full, the one that has waited longest goes. Runs nothing.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,7 +8,8 @@ use crate::instance::Instance;
 
 /// The instances of all processors that wait.
 pub(crate) struct IdleInstances {
-    /// Slots of the pool that the list may hold; the pool has this many beside those of running instances.
+    /// Slots of the pool that the list may hold; the pool has this many beside those of running
+    /// instances.
     slots_max: u32,
     list: Mutex<List>,
 }
@@ -34,7 +35,8 @@ impl IdleInstances {
         Self { slots_max, list: Mutex::default() }
     }
 
-    /// Takes out the instance of processor `of` that ran last: its memory is the warmest. It is now the caller's alone.
+    /// Takes out the instance of processor `of` that ran last: its memory is the warmest. It is now
+    /// the caller's alone.
     pub(crate) fn take(&self, of: u64) -> Option<Box<Instance>> {
         let mut list = self.list();
         let place = list.waiting.iter().rposition(|waiting| waiting.of == of)?;

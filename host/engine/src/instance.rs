@@ -1,5 +1,6 @@
-//! An instance of a component with the store it lives in: made for a message, lent the message's context, and, where
-//! reuse is granted, made ready for the next. Decides whether an instance may live on; never what becomes of a message.
+//! An instance of a component with the store it lives in: made for a message, lent the message's
+//! context, and, where reuse is granted, made ready for the next. Decides whether an instance may
+//! live on; never what becomes of a message.
 
 use hapax_core::{Context, Invocation};
 use wasmtime::{Store, UpdateDeadline};
@@ -13,14 +14,14 @@ use crate::host::items::{Item, Items};
 use crate::host::{HostState, empty_context, message};
 use crate::limits::ReuseLimits;
 
-/// What a guest answers to one message.
+/// Answer of a guest to one message.
 pub(crate) type Answer = Result<types::Outcome, types::Failure>;
 
 /// A component that is linked, by what it exports.
 pub(crate) enum Pre {
     /// It handles one message a call.
     One(ProcessorPre<HostState>),
-    /// The same, and it can undo what it did.
+    /// A processor of one message a call that can also compensate its steps.
     Compensating(CompensatingProcessorPre<HostState>),
     /// It handles many.
     Batch(BatchProcessorPre<HostState>),
@@ -50,7 +51,8 @@ impl Instance {
         let mut store = Store::new(&of.engine.wasmtime, HostState::new(&of.shared, of.wasi, items));
         store.limiter(|state| &mut state.memory);
         store.set_hostcall_fuel(of.shared.limits.hostcall_bytes);
-        // At each tick a guest that still computes lets others have the thread, until its time is over.
+        // At each tick a guest that still computes lets others have the thread, until its time is
+        // over.
         store.epoch_deadline_callback(|store| {
             Ok(if store.data().is_over() { UpdateDeadline::Interrupt } else { UpdateDeadline::Yield(1) })
         });
@@ -58,7 +60,7 @@ impl Instance {
         Self { store, guest: None, calls: 0, born_bytes: 0 }
     }
 
-    /// Makes a kept instance's host side that of another call. What the guest keeps in its memory stays.
+    /// Gives an idle instance the host side of another call. The guest's memory stays as it is.
     pub(crate) fn begin(&mut self, items: Items) {
         self.store.data_mut().begin(items);
         self.store.set_epoch_deadline(1);
@@ -78,7 +80,7 @@ impl Instance {
         }
     }
 
-    /// Has the guest undo a step of its one message.
+    /// Lets the guest compensate a step of its one message.
     pub(crate) async fn compensate(
         &mut self,
         of: &WasmProcessor,
@@ -150,10 +152,10 @@ impl Instance {
     }
 }
 
-/// An instance with the context it was lent. The context goes back however the run ends, also when it is dropped
-/// half-way: the caller's `&mut` never sees the stand-in.
+/// An instance with the context it was lent. The context goes back however the run ends, also when
+/// it is dropped half-way: the caller's `&mut` never sees the stand-in.
 pub(crate) struct Run<'a> {
-    /// Taken out to be kept; dropped with the run otherwise.
+    /// Taken out to become idle; dropped with the run otherwise.
     instance: Option<Box<Instance>>,
     context: &'a mut Context,
 }

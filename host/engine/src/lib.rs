@@ -1,8 +1,8 @@
-//! Runs a processor that is a WASM component: compile, cache, link, limit, convert. The only user of wasmtime; knows
-//! nothing of stores, transports or records.
+//! Runs a processor that is a WASM component: compile, cache, link, limit, convert. The only user
+//! of wasmtime; knows nothing of stores, transports or records.
 //!
-//! [`Engine::load`] finds out everything that can be wrong with a component, so that [`WasmProcessor`] is left with
-//! what only a run can show: a trap, a deadline, a limit.
+//! [`Engine::load`] finds out everything that can be wrong with a component, so that
+//! [`WasmProcessor`] is left with what only a run can show: a trap, a deadline, a limit.
 
 mod batch;
 mod bindings;

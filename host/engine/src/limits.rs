@@ -1,28 +1,31 @@
-//! What one message may cost the host, and the guard that counts an instance's memory. Enforces; never decides what
-//! becomes of the message.
+//! Limits of one message's cost to the host, and the guard that counts an instance's memory.
+//! Enforces; never decides what becomes of the message.
 
 use std::time::Duration;
 
 use hapax_core::EffectLimits;
 use wasmtime::ResourceLimiter;
 
-/// What one message of one processor may use at most.
+/// Limits of one message of one processor.
 #[derive(Debug, Clone)]
 pub struct ProcessorLimits {
     /// Linear memory of an instance, all its memories together.
     pub memory_bytes: usize,
-    /// Wall-clock time of one run, from the moment it has an instance. A call with many messages has no more.
+    /// Wall-clock time of one run, from the moment it has an instance. A call with many messages
+    /// has no more.
     pub deadline: Duration,
     /// Elements of one table.
     pub table_elements: usize,
-    /// What one host call, or the answer, may carry out of the guest, as the host holds it.
+    /// Most that one host call, or the answer, may carry out of the guest, counted as the host
+    /// holds it.
     pub hostcall_bytes: usize,
-    /// Log text of one message; what is over is dropped with a notice. Applies to `log` and to standard output and
-    /// error, each by itself.
+    /// Log text of one message; what is over is dropped with a notice. Applies to `log` and to
+    /// standard output and error, each by itself.
     pub log_bytes: usize,
     /// The answer: content type and data.
     pub result_bytes: usize,
-    /// State and outgoing messages. The engine keeps them for whoever makes the run's `Context`.
+    /// State and outgoing messages. The engine passes them to the code that makes the run's
+    /// `Context`.
     pub effects: EffectLimits,
 }
 
@@ -40,12 +43,13 @@ impl Default for ProcessorLimits {
     }
 }
 
-/// How many messages go in one call of a component that takes batches.
+/// Size of the calls of a component that takes batches, in messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Batching {
     /// Messages of one call, at most.
     pub messages_max: usize,
-    /// How long a message waits for others to come along, at most. It waits as well while there is no room for an instance.
+    /// Longest time that a message waits for others to join its call. A message also waits while
+    /// there is no room for an instance.
     pub wait: Duration,
 }
 
@@ -55,20 +59,21 @@ impl Default for Batching {
     }
 }
 
-/// How long an instance lives.
+/// Lifetime of an instance.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum InstanceMode {
     /// One message: each starts from the same memory, so a re-run comes to the same result.
     #[default]
     Fresh,
-    /// Many messages, one after the other, for components that take long to start. Their author promises that what a
-    /// message leaves in the component's memory makes no difference to the next one: the host cannot tell, and a re-run
-    /// may meet other memory than the run before it. State, clock, randomness, log and limits are each message's own.
+    /// Many messages, one after the other, for components that take long to start. Their author
+    /// promises that what a message leaves in the component's memory makes no difference to the
+    /// next one: the host cannot tell, and a re-run may meet other memory than the run before it.
+    /// State, clock, randomness, log and limits are each message's own.
     Reuse(ReuseLimits),
 }
 
-/// When an instance that is reused gives way to a new one, apart from its failures: it never outlives a trap, its
-/// deadline, a limit, or an answer that asks to be run again.
+/// Limits after which a reused instance is replaced, apart from its failures: it never outlives a
+/// trap, its deadline, a limit, or an answer that asks to be run again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReuseLimits {
     /// Messages it answers at most.
@@ -83,15 +88,15 @@ impl Default for ReuseLimits {
     }
 }
 
-/// Which limit an instance ran into when it asked for more.
+/// Limit that an instance reached when it asked for more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Denied {
     Memory,
     Table,
 }
 
-/// Counts an instance's memory. A refusal is remembered: a guest that cannot grow mostly ends in a trap, which says
-/// less than the cause does.
+/// Counts an instance's memory. A refusal is remembered: a guest that cannot grow mostly ends in a
+/// trap, which says less than the cause does.
 pub(crate) struct MemoryGuard {
     memory_limit: usize,
     table_limit: usize,

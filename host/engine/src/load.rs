@@ -1,5 +1,5 @@
-//! From bytes to a processor that is ready to run: check, compile or take from the cache, link. Everything that can be
-//! wrong with a component is found here.
+//! From bytes to a processor that is ready to run: check, compile or take from the cache, link.
+//! Everything that can be wrong with a component is found here.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,18 +27,19 @@ const WASM_PAGE_BYTES: u64 = 64 << 10;
 pub struct LoadOptions {
     /// The processor's name, for the log.
     pub name: String,
-    /// What the `config` import answers.
+    /// Answers of the `config` import.
     pub config: BTreeMap<String, String>,
-    /// What one message may cost.
+    /// Limits of one message.
     pub limits: ProcessorLimits,
-    /// How long an instance lives.
+    /// Lifetime of an instance.
     pub instance: InstanceMode,
-    /// How many messages go in one call, where the component takes batches.
+    /// Size of one call, in messages, where the component takes batches.
     pub batching: Batching,
 }
 
 impl Engine {
-    /// Checks and compiles a component. Takes as long as compiling does: not for a thread that serves messages.
+    /// Checks and compiles a component. Takes as long as compiling does: not for a thread that
+    /// serves messages.
     pub fn load(&self, bytes: &[u8], options: LoadOptions) -> Result<WasmProcessor, LoadError> {
         let needs = contract::check(bytes)?;
         let hash = blake3::hash(bytes);
@@ -79,7 +80,7 @@ impl Engine {
         Ok((component, false))
     }
 
-    /// How many slots of the pool an instance takes; an error if it could never start.
+    /// Returns the number of pool slots that an instance takes; an error if it could never start.
     fn permits_for(&self, component: &Component, limits: &ProcessorLimits) -> Result<u32, LoadError> {
         // `None` only for components that import modules, which the contract does not let through.
         let Some(needs) = component.resources_required() else { return Ok(1) };

@@ -1,10 +1,11 @@
-//! WIT types as text: short for people, deep (every name resolved) for comparing. Knows nothing of what is right.
+//! WIT types as text: short for people, deep (every name resolved) for comparing. Knows nothing of
+//! what is right.
 
 use std::fmt::Write;
 
 use wit_parser::{Function, Handle, Resolve, Type, TypeDefKind, TypeId};
 
-/// How far a named type is written out.
+/// Depth to which a named type is written out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Depth {
     /// By its name.
@@ -28,7 +29,8 @@ pub(crate) fn signature(resolve: &Resolve, function: &Function, depth: Depth) ->
     text
 }
 
-/// Whether two functions, each of its own package, have the same types. Names of parameters do not count.
+/// Returns true if two functions, each of its own package, have the same types. Names of parameters
+/// do not count.
 pub(crate) fn same_types(one: (&Resolve, &Function), other: (&Resolve, &Function)) -> bool {
     deep_types(one.0, one.1) == deep_types(other.0, other.1)
 }
@@ -62,7 +64,7 @@ fn type_text(resolve: &Resolve, ty: &Type, depth: Depth) -> String {
 fn named(resolve: &Resolve, id: TypeId, depth: Depth) -> String {
     let definition = &resolve.types[id];
     match (&definition.name, &definition.kind) {
-        // An alias is what it stands for.
+        // An alias is replaced by its target.
         (_, TypeDefKind::Type(Type::Id(target))) if depth == Depth::Deep => named(resolve, *target, depth),
         (_, TypeDefKind::Type(target)) if depth == Depth::Deep => type_text(resolve, target, depth),
         (Some(name), TypeDefKind::Resource) if depth == Depth::Deep => format!("resource {name}"),

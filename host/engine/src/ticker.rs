@@ -1,5 +1,5 @@
-//! The engine's heartbeat: a thread of its own that moves wasmtime's epoch, so that a guest in a loop is stopped even
-//! when every other thread is busy running guests. Keeps no business time.
+//! The engine's heartbeat: a thread of its own that moves wasmtime's epoch, so that a guest in a
+//! loop is stopped even when every other thread is busy running guests. Keeps no business time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -50,7 +50,7 @@ impl Ticker {
         Ok(Self { ticks: Ticks { passed, tick }, stop: Some(stop), thread: Some(thread) })
     }
 
-    /// What deadlines are counted in; stands still once the ticker is dropped.
+    /// Returns the counter of the deadlines' ticks, which stops once the ticker is dropped.
     pub(crate) fn ticks(&self) -> Ticks {
         self.ticks.clone()
     }

@@ -1,5 +1,6 @@
-//! WASI 0.2 for components that import it: a clock and randomness seeded by the message, output to the log, calls over HTTP
-//! through the pipeline, and nothing else: no files, no sockets, no environment, no arguments.
+//! WASI 0.2 for components that import it: a clock and randomness seeded by the message, output to
+//! the log, calls over HTTP through the pipeline, and nothing else: no files, no sockets, no
+//! environment, no arguments.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -26,9 +27,10 @@ use crate::host::{HostState, Shared};
 const MAX_HANDLES: usize = 10_000;
 /// Random bytes one call may ask for.
 const MAX_RANDOM_BYTES: u64 = 1 << 20;
-/// How far the monotonic clock moves with each reading: it never stands still, and is the same on every re-run.
+/// Step of the monotonic clock at each reading: the clock always advances, and gives the same
+/// readings on every re-run.
 const MONOTONIC_STEP_NS: u64 = 1_000;
-/// What a stream takes in one write.
+/// Most bytes that a stream takes in one write.
 const WRITE_BYTES: usize = 64 << 10;
 /// A line without an end is cut here.
 const LINE_BYTES: usize = 8 << 10;
@@ -46,12 +48,13 @@ pub(crate) struct Wasi {
     http: Http,
     stdout: Output,
     stderr: Output,
-    /// What both may still log for the message.
+    /// Log budget of the message, which both streams share.
     budget: Arc<Mutex<LogBudget>>,
 }
 
 impl Wasi {
-    /// For a call with `messages` messages that begins with the clock and the randomness of `invocation`.
+    /// For a call with `messages` messages that begins with the clock and the randomness of
+    /// `invocation`.
     pub(crate) fn new(shared: &Arc<Shared>, invocation: &Invocation, messages: usize) -> Self {
         let budget = Arc::new(Mutex::new(LogBudget::new(shared.limits.log_bytes.saturating_mul(messages))));
         let output = |level| Output {
@@ -69,13 +72,13 @@ impl Wasi {
         Self { ctx: seeded(invocation, &stdout, &stderr), table, http: Http::default(), stdout, stderr, budget }
     }
 
-    /// The table of handles, and what calls to the outside need.
+    /// The table of handles, and the state of outbound calls.
     pub(crate) fn http(&mut self) -> (&mut ResourceTable, &mut Http) {
         (&mut self.table, &mut self.http)
     }
 
-    /// Another call's clock, randomness and log. Standard output and error stay open: a language runtime opens them once;
-    /// what is written to them from here on is this call's.
+    /// Another call's clock, randomness and log. Standard output and error stay open: a language
+    /// runtime opens them once; what is written to them from here on is this call's.
     pub(crate) fn begin(&mut self, shared: &Shared, invocation: &Invocation, messages: usize) {
         let budget = LogBudget::new(shared.limits.log_bytes.saturating_mul(messages));
         *self.budget.lock().unwrap_or_else(PoisonError::into_inner) = budget;
@@ -91,7 +94,8 @@ impl Wasi {
         self.ctx = seeded(invocation, &self.stdout, &self.stderr);
     }
 
-    /// Ends the message's last lines. Whether nothing of it is left: no handle is open but those of output.
+    /// Ends the message's last lines. Whether nothing of it is left: no handle is open but those of
+    /// output.
     pub(crate) fn end(&mut self) -> bool {
         for output in [&self.stdout, &self.stderr] {
             output.lines().end();
@@ -125,7 +129,7 @@ impl WasiView for HostState {
     }
 }
 
-/// The wall clock: stands at the message's time.
+/// The wall clock: always shows the message's time.
 struct MessageTime(Duration);
 
 impl HostWallClock for MessageTime {

@@ -1,5 +1,5 @@
-//! Batches: messages that are ready share a call, each has its own effects and its own answer, and what one of them does to
-//! the call is not the others' trouble.
+//! Batches: messages that are ready share a call, each has its own effects and its own answer, and
+//! what one of them does to the call is not the others' trouble.
 #![allow(clippy::unwrap_used)] // A test may.
 
 mod support;

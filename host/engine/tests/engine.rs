@@ -1,4 +1,5 @@
-//! The engine itself: cache of compiled code, pool and its fallback, WASI seeded by the message, the log's limits.
+//! The engine itself: cache of compiled code, pool and its fallback, WASI seeded by the message,
+//! the log's limits.
 
 #![allow(clippy::unwrap_used)] // A test may.
 

@@ -1,5 +1,5 @@
-//! The fixture component, built from source by `cargo xtask test`: what it does is chosen by the message's type. Each
-//! hostile one costs its message an error and the host nothing.
+//! The fixture component, built from source by `cargo xtask test`: what it does is chosen by the
+//! message's type. Each hostile one costs its message an error and the host nothing.
 #![allow(clippy::unwrap_used)] // A test may.
 
 mod support;

@@ -1,4 +1,5 @@
-//! Instances that are kept for the next message: what survives there, what never does, and when one is thrown away.
+//! Tests of instances that are reused for the next message: state that survives, state that never
+//! does, and the reasons for a replacement.
 
 #![allow(clippy::unwrap_used)] // A test may.
 
@@ -14,7 +15,8 @@ use support::guest::{processor, processor_with};
 use support::{LogSink, Ran, built, invocation, run, run_on};
 
 const DATA: &str = r#"(import "hapax:processor/types@0.1.0" "[method]message.data" (func $data (param i32 i32)))"#;
-/// Counts the instance's messages at 8192; does what the length of the data says; answers the count as a letter.
+/// Counts the instance's messages at 8192; does what the length of the data says; answers the count
+/// as a letter.
 const MOODY: &str = r#"
     (i32.store8 (i32.const 8192) (i32.add (i32.load8_u (i32.const 8192)) (i32.const 1)))
     (call $data (local.get $message) (i32.const 4096))
@@ -47,7 +49,7 @@ fn of(length: usize) -> Invocation {
     invocation("x", &"d".repeat(length))
 }
 
-/// Which of its instance's messages this was: `A` for the first.
+/// Ordinal of the message in its instance, as a letter: `A` for the first.
 async fn place(processor: &WasmProcessor) -> String {
     run(processor, &of(0)).await.text()
 }
@@ -155,7 +157,8 @@ impl StateView for Meeting {
 #[tokio::test]
 async fn two_messages_at_once_never_share_an_instance() {
     let imports = format!(r#"{DATA} (import "hapax:processor/state@0.1.0" "get" (func $get (param i32 i32 i32)))"#);
-    // Leaves its data in the memory, waits for the other, answers what is in the memory now, and the count.
+    // Leaves its data in the memory, waits for the other, answers what is in the memory now, and
+    // the count.
     let body = "(i32.store8 (i32.const 8192) (i32.add (i32.load8_u (i32.const 8192)) (i32.const 1)))
         (call $data (local.get $message) (i32.const 4096))
         (i32.store8 (i32.const 8201) (i32.load8_u (i32.load (i32.const 4096))))

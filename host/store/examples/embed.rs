@@ -1,4 +1,5 @@
-//! Hapax as a library: an idempotent consumer of a native closure on redb. `cargo run --example embed`, twice.
+//! Hapax as a library: an idempotent consumer of a native closure on redb. `cargo run --example
+//! embed`, twice.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! The stores: redb (the default) and memory (for tests and embedding without a disk). The only user of databases; the
-//! rules of what may be written are core's.
+//! The stores: redb (the default) and memory (for tests and embedding without a disk). The only
+//! user of databases; the rules of what may be written are core's.
 
 pub mod format;
 mod journal;

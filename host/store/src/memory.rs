@@ -1,6 +1,8 @@
-//! The store in memory: the same rules as on redb, nothing durable. For tests, and as the plainest reading of the contract.
+//! The store in memory: follows the rules of the redb store, and makes nothing durable. Serves
+//! tests, and is the plainest reading of the contract.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -8,12 +10,12 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, ready};
 use hapax_core::{
     Commit, Cursor, Entry, Feed, FeedEntry, FeedEvent, FeedEventKind, FeedPage, Group, HeldChange, HeldKey,
-    HeldMessage, IdempotencyStorage, Inspect, Message, Outbox, OutboxPosition, OutboxRow, Record, RecordChange,
-    RecordKey, Scope, StateView, StoreError, StoreFacts, Verdict, Version,
+    HeldMessage, IdempotencyStorage, Inspect, Message, Outbox, OutboxPosition, OutboxRow, RangeRead, ReadSet, Record,
+    RecordChange, RecordKey, Scope, StateView, StoreError, StoreFacts, Verdict, Version,
 };
 use parking_lot::Mutex;
 
-/// Events of the feed that are kept, at most.
+/// Most events of the feed that are held.
 const EVENTS_MAX: usize = 1_000_000;
 
 /// The store in memory; cloning shares it.
@@ -34,12 +36,12 @@ struct Inner {
     feed: Events,
 }
 
-/// The feed: what is kept of it, and where it ends at both sides.
+/// The feed: its latest events, and the cursors at both of its ends.
 #[derive(Debug)]
 struct Events {
     kept: VecDeque<(Cursor, FeedEntry)>,
     max: usize,
-    /// The last that was dropped.
+    /// Cursor of the last dropped event.
     dropped: Cursor,
     /// Number of the last group.
     sequence: u64,
@@ -52,7 +54,7 @@ impl Default for Events {
 }
 
 impl Events {
-    /// The events of one group.
+    /// Adds the events of one group, and drops the oldest above `max`.
     fn group(&mut self, events: impl IntoIterator<Item = FeedEntry>) {
         self.sequence += 1;
         for (index, event) in (0..).zip(events) {
@@ -65,7 +67,7 @@ impl Events {
 }
 
 impl MemoryStore {
-    /// A store that keeps at most `events_max` events of the feed.
+    /// Returns a store that holds at most `events_max` events of the feed.
     pub fn keeping(events_max: usize) -> Self {
         let feed = Events { max: events_max, ..Events::default() };
         Self { inner: Arc::new(Mutex::new(Inner { feed, ..Inner::default() })) }
@@ -79,19 +81,13 @@ impl Inner {
             return Verdict::EpochMismatch(found.cloned().map(Box::new));
         }
         let state = self.state.entry(commit.key.scope.clone()).or_default();
-        let keys_stand =
-            commit.reads.keys.iter().all(|(key, version)| state.get(key).map_or(0, |(now, _)| *now) == *version);
-        let ranges_stand = commit.reads.ranges.iter().all(|range| {
-            let now = scan(state, &range.start, range.end.as_deref(), range.limit);
-            now.into_iter().map(|(key, version, _)| (key, version)).eq(range.seen.iter().cloned())
-        });
-        if !keys_stand || !ranges_stand {
+        if !reads_hold(state, &commit.reads) {
             return Verdict::Conflict;
         }
         if let Some(change) = &commit.shared {
             let shared = self.state.entry(commit.key.scope.shared()).or_default();
-            let version = |key: &String| shared.get(key).map_or(0, |(now, _)| *now);
-            if !change.reads.iter().all(|(key, read)| version(key) == *read) {
+            let Ok(holds) = ReadSet::keys_hold::<Infallible>(&change.reads, |key| Ok(Some(version(shared, key))));
+            if !holds {
                 return Verdict::Conflict;
             }
             write_all(shared, &change.writes, commit.version);
@@ -116,6 +112,20 @@ impl Inner {
     }
 }
 
+/// Returns the version of `key`; 0 if the key is absent.
+fn version(state: &State, key: &str) -> Version {
+    state.get(key).map_or(0, |(version, _)| *version)
+}
+
+fn reads_hold(state: &State, reads: &ReadSet) -> bool {
+    let range = |read: &RangeRead| {
+        let now = scan(state, &read.start, read.end.as_deref(), read.limit);
+        Ok(read.matches(now.iter().map(|(key, version, _)| (key.as_str(), *version))))
+    };
+    let Ok(holds) = reads.holds::<Infallible>(|key| Ok(Some(version(state, key))), range);
+    holds
+}
+
 fn write_all(state: &mut State, writes: &BTreeMap<String, Option<Bytes>>, version: Version) {
     for (key, value) in writes {
         match value {
@@ -125,7 +135,7 @@ fn write_all(state: &mut State, writes: &BTreeMap<String, Option<Bytes>>, versio
     }
 }
 
-/// Whether anything of a commit becomes durable.
+/// Returns true if a commit makes anything durable.
 fn writes(commit: &Commit) -> bool {
     let effects = &commit.effects;
     let shared = commit.shared.as_ref().is_some_and(|shared| !shared.writes.is_empty());

@@ -1,4 +1,5 @@
-//! The bench as a process of its own, for what only a process has: memory, and a death. Prints a word when it got somewhere.
+//! The bench as a process of its own, for what only a process has: memory, and a death. Prints a
+//! word when it got somewhere.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::Path;
@@ -28,7 +29,7 @@ impl Child {
         Self::start_of(&std::env::current_exe().unwrap(), role, path, first, count)
     }
 
-    /// The same of another build of the bench.
+    /// Starts a child of another build of the bench.
     pub(crate) fn start_of(program: &Path, role: &str, path: &Path, first: u64, count: u64) -> Self {
         let mut process = Command::new(program)
             .args([FLAG, role])
@@ -51,7 +52,7 @@ impl Child {
         self
     }
 
-    /// What it answers to a line.
+    /// Returns the child's answer to a line.
     pub(crate) fn ask(&mut self, line: &str) -> String {
         writeln!(self.input.as_mut().unwrap(), "{line}").unwrap();
         let mut answer = String::new();
@@ -76,7 +77,7 @@ impl Child {
     }
 }
 
-/// What a child does.
+/// Work of a child.
 pub(crate) fn run(arguments: &[String]) {
     let [role, path, first, count] = arguments else { panic!("role, path, first, count") };
     let (path, first, count) = (Path::new(path), first.parse().unwrap(), count.parse().unwrap());
@@ -128,8 +129,8 @@ fn serve(path: &Path, first: u64, count: u64) {
     say("done");
 }
 
-/// Fills an empty store, then does the rounds that are asked for, a line each: messages in flight, messages. Answers with what the
-/// scenario `builds` reads.
+/// Fills an empty store, then does the rounds that are asked for, a line each: messages in flight,
+/// messages. Answers with what the scenario `builds` reads.
 fn rounds(path: &Path, ids: Ids, count: u64) {
     let mut host = Host::open(path, ids, 0);
     host.fill(count);

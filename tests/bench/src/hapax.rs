@@ -1,4 +1,5 @@
-//! The host's own release binary as a child, with the example guest `order-intake`. Knows its command line and nothing inside it.
+//! The host's own release binary as a child, with the example guest `order-intake`. Knows its
+//! command line and nothing inside it.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;

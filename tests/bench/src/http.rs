@@ -1,5 +1,5 @@
-//! HTTP clients that keep their connections: each sends its next message when the last one is answered. Made ahead; parses no more
-//! than hyper does.
+//! HTTP clients that keep their connections: each sends its next message when the last one is
+//! answered. Made ahead; parses no more than hyper does.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

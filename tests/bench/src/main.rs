@@ -32,7 +32,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(clap::Parser)]
 #[command(name = "cargo xtask bench --", bin_name = "cargo xtask bench --")]
 struct Cli {
-    /// What to measure [default: all that needs nothing but this machine]
+    /// Scenarios to run [default: all that needs nothing but this machine]
     scenarios: Vec<String>,
     /// Seconds each: shows that it works, judges nothing.
     #[arg(long, conflicts_with = "long")]
@@ -61,7 +61,7 @@ struct Cli {
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     pub(crate) about: &'static str,
-    /// Whether it runs when nothing is named: it needs nothing but this machine.
+    /// True if the scenario runs when none is named: it needs nothing but this machine.
     pub(crate) by_default: bool,
     pub(crate) run: fn(&Workbench, &mut Section) -> Result<(), Missing>,
 }

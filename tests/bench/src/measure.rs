@@ -1,4 +1,5 @@
-//! What a loop did, as numbers: latencies, pauses, processor time, the disk's sync time. Measures; judges nothing.
+//! Measurements of a loop: latencies, pauses, processor time, the disk's sync time. Measures;
+//! judges nothing.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -10,9 +11,9 @@ use rustix::time::{ClockId, clock_gettime};
 /// One message, or one group of a loop that works in groups.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sample {
-    /// When it ended, in microseconds since its loop began.
+    /// End of the operation, in microseconds since its loop began.
     pub(crate) at_us: u32,
-    /// How long it took, in microseconds.
+    /// Duration of the operation, in microseconds.
     pub(crate) took_us: u32,
 }
 
@@ -28,7 +29,7 @@ impl Sample {
 pub(crate) struct Run {
     /// In the order in which they ended; every sample stands for the same number of messages.
     samples: Vec<Sample>,
-    /// How long they took, sorted, in microseconds.
+    /// Durations of the operations, sorted, in microseconds.
     sorted_us: Vec<u32>,
     /// Messages done.
     pub(crate) messages: u64,
@@ -79,7 +80,8 @@ impl Run {
         counts.iter().enumerate().map(|(at, count)| ((at + 1) as f64 * seconds, count / seconds)).collect()
     }
 
-    /// Latency in milliseconds against the percentage of messages in its bin; bins grow by a seventh or so.
+    /// Latency in milliseconds against the percentage of messages in its bin; bins grow by a
+    /// seventh or so.
     pub(crate) fn histogram(&self) -> Vec<(f64, f64)> {
         let bin = |us: u32| (f64::from(us.max(1)).log2() * 5.0) as usize;
         let mut bins = vec![0u32; bin(u32::MAX) + 1];
@@ -155,7 +157,8 @@ pub(crate) fn children_cpu() -> Duration {
     ticks("/proc/self/stat", 15)
 }
 
-/// Two neighbouring fields of a process's `stat`, counted from 0: time in user mode and in the kernel.
+/// Two neighbouring fields of a process's `stat`, counted from 0: time in user mode and in the
+/// kernel.
 fn ticks(file: &str, field: usize) -> Duration {
     let text = std::fs::read_to_string(file).unwrap();
     // The name, in brackets, may hold spaces; the fields after it are numbers.
@@ -180,13 +183,13 @@ pub(crate) fn append_synced(file: &mut File, bytes: &[u8]) {
     file.sync_data().unwrap();
 }
 
-/// Waits until this process works no more: what a store does behind an answer belongs to the loop that was answered, not to
-/// the next one. Answers how long that took.
+/// Waits until this process works no more: what a store does behind an answer belongs to the loop
+/// that was answered, not to the next one. Answers how long that took.
 pub(crate) fn settle() -> Duration {
     settle_of(std::process::id())
 }
 
-/// The same for another process.
+/// Waits until the process `pid` is quiet; returns the time that this took.
 pub(crate) fn settle_of(pid: u32) -> Duration {
     const QUIET: u32 = 3;
     const STEP: Duration = Duration::from_millis(100);

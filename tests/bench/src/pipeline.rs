@@ -1,5 +1,5 @@
-//! The whole pipeline with a processor compiled in, on the real store: what every scenario of the host measures. Owns the load
-//! generator, which runs on the same cores as what it measures.
+//! The whole pipeline with a processor compiled in, on the real store: what every scenario of the
+//! host measures. Owns the load generator, which runs on the same cores as what it measures.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -24,7 +24,8 @@ pub(crate) const PROCESSOR: &str = "bench";
 /// Commits on their way at once while filling.
 const FILL_IN_FLIGHT: usize = 8_192;
 
-/// The store, counting its groups. It must pass on every method of the trait: a default would measure something else.
+/// The store, counting its groups. It must pass on every method of the trait: a default would
+/// measure something else.
 struct Counted {
     store: Arc<RedbStore>,
     groups: AtomicU64,
@@ -59,7 +60,8 @@ impl IdempotencyStorage for Counted {
     }
 }
 
-/// Store, committer and runtime, with records in the store. Nothing of it outlives the scenario but a folder that was given.
+/// Store, committer and runtime, with records in the store. Nothing of it outlives the scenario but
+/// a folder that was given.
 pub(crate) struct Host {
     pub(crate) store: Arc<RedbStore>,
     pub(crate) runtime: Runtime,
@@ -101,8 +103,8 @@ impl Host {
         self.fill_changed(records, now_ms());
     }
 
-    /// Puts the next items into the store, until it has `records`, as if they had been processed at `changed_ms`: through
-    /// the committer and without the pipeline.
+    /// Puts the next items into the store, until it has `records`, as if they had been processed at
+    /// `changed_ms`: through the committer and without the pipeline.
     pub(crate) fn fill_changed(&mut self, records: u64, changed_ms: u64) {
         self.runtime.block_on(async {
             let mut waiting = std::collections::VecDeque::with_capacity(FILL_IN_FLIGHT);
@@ -224,7 +226,7 @@ fn answer() -> Output {
     Output { content_type: None, data: bytes::Bytes::from_static(ANSWER) }
 }
 
-/// What the pipeline commits for an item.
+/// Returns the pipeline's commit for an item.
 fn completed(item: &Item, version: u64, changed_ms: u64) -> Commit {
     let message = item.message();
     let mut effects = Effects::default();

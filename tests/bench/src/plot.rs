@@ -91,7 +91,8 @@ impl Plot<'_> {
     }
 }
 
-/// From the least to the greatest value, with some room; from zero where the axis is not logarithmic.
+/// From the least to the greatest value, with some room; from zero where the axis is not
+/// logarithmic.
 fn range(values: impl Iterator<Item = f64>, logarithmic: bool) -> Range<f64> {
     let (least, greatest) =
         values.fold((f64::MAX, f64::MIN), |(least, greatest), value| (least.min(value), greatest.max(value)));

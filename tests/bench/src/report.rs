@@ -1,5 +1,5 @@
-//! The report: what each scenario found, kept as JSON a scenario, and one page of Markdown over all of them. So scenarios may
-//! run one by one, and the page says of each when and at which commit it ran.
+//! The report: the results, stored as JSON per scenario, and one page of Markdown over all of them.
+//! So scenarios may run one by one, and the page says of each when and at which commit it ran.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,7 +14,7 @@ use crate::targets::TARGETS;
 /// The page's name in the report's folder.
 pub(crate) const PAGE: &str = "README.md";
 
-/// What one scenario found.
+/// Results of one scenario.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Section {
     /// The scenario.
@@ -45,12 +45,12 @@ struct Verdict {
     met: Met,
 }
 
-/// Whether a target is met.
+/// Verdict on a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Met {
     Yes,
     No,
-    /// What was measured is less than what the target asks about.
+    /// The run measured less than the target asks for.
     NotJudged,
 }
 
@@ -96,7 +96,7 @@ impl Section {
         self.facts.insert(name.into(), value);
     }
 
-    /// A figure that another scenario kept, when it last ran.
+    /// A figure that another scenario stored when it last ran.
     pub(crate) fn fact_of(&self, scenario: &str, name: &str) -> Option<f64> {
         Self::load(&self.folder, scenario)?.facts.get(name).copied()
     }
@@ -161,7 +161,7 @@ fn table_line(out: &mut String, cells: &[String]) -> std::fmt::Result {
     writeln!(out, "| {} |", cells.join(" | "))
 }
 
-/// Writes the page over all that was found and kept in the folder; answers where it is.
+/// Writes the page over all results stored in the folder; returns its path.
 pub(crate) fn write(folder: &Path) -> PathBuf {
     let sections: Vec<_> = SCENARIOS.iter().filter_map(|scenario| Section::load(folder, scenario.name)).collect();
     let mut page = String::from(PREFACE);

@@ -1,4 +1,5 @@
-//! Servers of the bench's own: on a free port, in a folder of their own, gone when dropped. Knows no protocol but a TCP connection.
+//! Servers of the bench's own: on a free port, in a folder of their own, gone when dropped. Knows
+//! no protocol but a TCP connection.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -15,7 +16,8 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts what `command` makes of a free port, and waits until it takes connections. `package` is Debian's.
+    /// Starts what `command` makes of a free port, and waits until it takes connections. `package`
+    /// is Debian's.
     pub(crate) fn start(package: &str, command: impl FnOnce(u16) -> Command) -> Result<Self, Missing> {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
         let started = command(port).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
@@ -45,7 +47,8 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // SIGINT is the fast shutdown of all of them; SIGKILL would leave PostgreSQL's children. It may have ended by itself.
+        // SIGINT is the fast shutdown of all of them; SIGKILL would leave PostgreSQL's children. It
+        // may have ended by itself.
         let _ = kill_process(Pid::from_child(&self.process), Signal::INT);
         let _ = self.process.wait();
     }

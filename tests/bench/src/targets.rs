@@ -1,12 +1,13 @@
-//! The targets that concern one host, in the order in which the report prints them. What they are measured by is the scenarios'.
+//! The targets that concern one host, in the order in which the report prints them. What they are
+//! measured by is the scenarios'.
 
 /// One row of the report's first table.
 pub(crate) struct Target {
-    /// What scenarios name it by.
+    /// Name of the target in scenarios.
     pub(crate) id: &'static str,
-    /// What is measured.
+    /// The measured quantity.
     pub(crate) what: &'static str,
-    /// What it should be.
+    /// The target value.
     pub(crate) target: &'static str,
     /// The scenario that measures it; `None`: nothing here does.
     pub(crate) scenario: Option<&'static str>,

@@ -1,14 +1,14 @@
-//! The work that every loop does: the same keys, records and state writes, byte for byte in size. Nobody's code path; no loop
-//! gets a message that another could not get.
+//! The work that every loop does: the same keys, records and state writes, byte for byte in size.
+//! Nobody's code path; no loop gets a message that another could not get.
 
 use bytes::Bytes;
 use hapax_core::Message;
 
 /// A record's own bytes, as a loop without a record format of its own writes them.
 pub(crate) const RECORD: [u8; 100] = [7; 100];
-/// What each message writes into the state.
+/// Value that each message writes into the state.
 pub(crate) const VALUE: &[u8; 16] = b"0123456789abcdef";
-/// What each message answers.
+/// Answer of each message.
 pub(crate) const ANSWER: &[u8; 32] = b"0123456789abcdef0123456789abcdef";
 /// Bytes of a message's payload; it begins with the state key that the message writes.
 const PAYLOAD_BYTES: usize = 256;
@@ -89,14 +89,16 @@ impl Item {
     }
 }
 
-/// The first `count` items in the order of their keys: a B-tree is filled with them fast, and they still lie everywhere.
+/// The first `count` items in the order of their keys: a B-tree is filled with them fast, and they
+/// still lie everywhere.
 pub(crate) fn sorted(ids: Ids, count: u64) -> Vec<Item> {
     let mut items: Vec<_> = (0..count).map(|number| Item::new(ids, number)).collect();
     items.sort_unstable();
     items
 }
 
-/// Up to `count` numbers below `below`, in an order that repeats from run to run and is nowhere near sorted.
+/// Up to `count` numbers below `below`, in an order that repeats from run to run and is nowhere
+/// near sorted.
 pub(crate) fn picked(count: u64, below: u64) -> impl Iterator<Item = u64> + Clone {
     (0..count).map(move |number| mix(number ^ 0x9e37_79b9) % below)
 }

@@ -1,4 +1,5 @@
-//! What the scenarios share: where stores are made, how much is done, the machine, filled stores. Measures nothing.
+//! Resources that the scenarios share: the folder of stores, the amount of work, the machine,
+//! filled stores. Measures nothing.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -10,7 +11,7 @@ use tempfile::TempDir;
 use crate::report::Stamp;
 use crate::{Missing, child, measure};
 
-/// How much is done.
+/// Amount of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Size {
     /// Seconds: shows that it works.
@@ -21,7 +22,7 @@ pub(crate) enum Size {
     Long,
 }
 
-/// What the scenarios share.
+/// Resources that the scenarios share.
 pub(crate) struct Workbench {
     pub(crate) size: Size,
     folder: TempDir,
@@ -40,12 +41,12 @@ impl Workbench {
         Ok(Self { size, folder, rounds, against: None, filled: RefCell::default() })
     }
 
-    /// The same with the bench of another build.
+    /// Returns this workbench with the bench of another build.
     pub(crate) fn against(self, against: Option<PathBuf>) -> Self {
         Self { against, ..self }
     }
 
-    /// Where stores are made.
+    /// Returns the folder of the stores.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -75,7 +76,8 @@ impl Workbench {
         Stamp { commit: commit(), day: day(), machine: machine(), size, sync_ms: self.sync_ms() }
     }
 
-    /// A copy of a store with `records` records that is the caller's own; filled once a run, by a process of its own.
+    /// A copy of a store with `records` records that is the caller's own; filled once a run, by a
+    /// process of its own.
     pub(crate) fn filled(&self, records: u64) -> TempDir {
         let mut filled = self.filled.borrow_mut();
         let from = filled.entry(records).or_insert_with(|| {

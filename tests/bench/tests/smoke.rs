@@ -1,5 +1,5 @@
-//! The bench works: its quick form measures, judges nothing, and writes a page whose plots are there. What it measures is nobody's
-//! to assert.
+//! The bench works: its quick form measures, judges nothing, and writes a page whose plots are
+//! there. No test asserts its measurements.
 
 use std::path::Path;
 use std::process::{Command, Output};

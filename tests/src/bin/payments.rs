@@ -1,5 +1,6 @@
-//! The service of payments as a program: `payments FOLDER [ADDRESS]` prints its URL, and serves until it is stopped. What it was asked
-//! for is in the folder's books, which the next one goes on with.
+//! The service of payments as a program: `payments FOLDER [ADDRESS]` prints its URL, and serves
+//! until it is stopped. What it was asked for is in the folder's books, which the next one goes on
+//! with.
 
 use std::net::SocketAddr;
 

@@ -1,4 +1,5 @@
-//! The messages that the reference is given: which there are, by which strategies they are told apart, and how each fares.
+//! The messages that the reference is given: which there are, by which strategies they are told
+//! apart, and how each fares.
 
 use hapax_core::{Fields, GapPolicy, Gaps, Identity, Message, Options, Scope, Select, Strategy, VersionOrder};
 
@@ -25,13 +26,13 @@ pub enum By {
 /// One delivery: which message, and which of its two bodies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Input {
-    /// Which message; below [`KEYS`](super::KEYS).
+    /// Number of the message; below [`KEYS`](super::KEYS).
     pub key: u8,
-    /// Which body.
+    /// Number of the body.
     pub other_body: bool,
 }
 
-/// What a message's processor does with it.
+/// Behaviour of a message's processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mood {
     Fine,
@@ -71,12 +72,12 @@ impl By {
         }
     }
 
-    /// Whether an entity has one record, of its last message.
+    /// Returns true if an entity has one record, of its last message.
     pub fn has_positions(self) -> bool {
         !matches!(self, Self::MessageId | Self::ContentHash)
     }
 
-    /// Whether there are gaps.
+    /// Returns true if gaps are possible.
     pub fn is_strict(self) -> bool {
         matches!(self, Self::StrictAccept | Self::StrictDeadLetter)
     }
@@ -104,7 +105,7 @@ impl Input {
         }
     }
 
-    /// Where it stands among those of its entity.
+    /// Returns the message's position among those of its entity.
     pub(super) fn position(self, by: By) -> Option<(u64, String)> {
         match by {
             By::MessageId | By::ContentHash => None,
@@ -124,7 +125,7 @@ impl Input {
         }
     }
 
-    /// What the state and the results call it.
+    /// Returns the name of the input in the state and in the results.
     pub(super) fn label(self, by: By) -> String {
         let other = if self.other_body && by != By::ContentHash { "b" } else { "a" };
         format!("{}{other}", self.key)

@@ -10,7 +10,7 @@ use wit_bindgen_core::wit_parser::Resolve;
 use wit_bindgen_core::{Files, WorldGenerator as _};
 use wit_bindgen_rust::{Opts, WithOption};
 
-/// What is generated from what.
+/// Generated files and their sources.
 const ALL: [Bindings; 4] = [
     Bindings {
         wit: "wit/processor.wit",
@@ -48,7 +48,8 @@ struct Bindings {
     path: &'static str,
     /// Where the macro that exports a component finds them.
     module: &'static str,
-    /// What more than one world imports: its bindings stand with those of the plain world already.
+    /// Interfaces that more than one world imports: the bindings of the plain world already hold
+    /// them.
     shared: &'static [&'static str],
 }
 

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::collections::btree_map::{self, BTreeMap};
+use std::convert::Infallible;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -125,24 +126,20 @@ impl Turn<'_> {
     }
 }
 
+/// Returns the latest version of a key; 0 if its latest write deletes it, because a deleted key reads as absent.
+fn current_version(versions: &Versions) -> Option<Version> {
+    versions.last().map(|(version, value)| if value.is_some() { *version } else { 0 })
+}
+
 impl Inner {
     fn holds(&self, reads: &ReadSet) -> bool {
-        let current = |key: &str| self.keys.get(key).and_then(|versions| versions.last());
-        let key_holds = |(key, version): (&String, &Version)| {
-            // A delete reads as "absent", which has version 0.
-            current(key).is_none_or(|(now, value)| *version == if value.is_some() { *now } else { 0 })
+        let version = |key: &str| Ok(self.keys.get(key).and_then(current_version));
+        let range = |read: &RangeRead| {
+            let written = self.within(&read.start, read.end.as_deref());
+            Ok(read.unchanged_by(written.filter_map(|(key, versions)| Some((&**key, current_version(versions)?)))))
         };
-        reads.keys.iter().all(key_holds) && reads.ranges.iter().all(|range| self.range_holds(range))
-    }
-
-    fn range_holds(&self, read: &RangeRead) -> bool {
-        let seen: BTreeMap<&str, Version> = read.seen.iter().map(|(key, version)| (key.as_str(), *version)).collect();
-        // A scan that was cut short says nothing of what comes after its last entry.
-        let last = if read.seen.len() >= read.limit { read.seen.last().map(|(key, _)| key.as_str()) } else { None };
-        self.within(&read.start, read.end.as_deref())
-            .take_while(|(key, _)| last.is_none_or(|last| &***key <= last))
-            .filter_map(|(key, versions)| Some((key, versions.last()?)))
-            .all(|(key, (version, value))| seen.get(&**key) == value.as_ref().map(|_| version))
+        let Ok(holds) = reads.holds::<Infallible>(version, range);
+        holds
     }
 
     fn within(&self, start: &str, end: Option<&str>) -> impl Iterator<Item = (&Arc<str>, &Versions)> {

@@ -1,5 +1,6 @@
-//! The `events` import: event streams through the message's `Context`. An error there ends the run. Linked by hand and not
-//! through the generated trait, so that data is not copied on its way to the guest's memory.
+//! The `events` import: event streams through the message's `Context`. An error there ends the run.
+//! Linked by hand and not through the generated trait, so that data is not copied on its way to the
+//! guest's memory.
 
 use bytes::Bytes;
 use hapax_core::{AppendConflict, StreamEvent};

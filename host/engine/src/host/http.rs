@@ -14,7 +14,7 @@ use super::HostState;
 /// Bytes of a request's body, at most.
 const REQUEST_BYTES_MAX: usize = 16 << 20;
 
-/// What an instance has of HTTP.
+/// HTTP state of an instance.
 #[derive(Default)]
 pub(crate) struct Http {
     ctx: WasiHttpCtx,
@@ -41,7 +41,7 @@ impl WasiHttpView for HostState {
     }
 }
 
-/// What `wasmtime_wasi_http` wants of who sends a request.
+/// Future that `wasmtime_wasi_http` expects from the sender of a request.
 type Sending = Box<
     dyn Future<Output = Result<(http::Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>), Error>>
         + Send,
@@ -74,7 +74,7 @@ async fn made(
     match call.send(request).await {
         Ok(response) => answer(response),
         Err(error) => {
-            // The guest is told a code; why is for whoever runs the host.
+            // The guest gets a code; the reason is for the operator.
             tracing::warn!("an outbound call was not answered: {error}");
             Err(code(error))
         }
@@ -122,7 +122,7 @@ fn answer(response: OutboundResponse) -> Result<http::Response<WasiBody>, Error>
     Ok(answer)
 }
 
-/// What the guest is told of a call without an answer.
+/// Returns the error that the guest gets for a call without an answer.
 fn code(error: OutboundError) -> Error {
     match error {
         OutboundError::Denied(_) => Error::HttpRequestDenied,

@@ -1,5 +1,5 @@
-//! The messages of one call, each with its own context, and which of them the guest works on. One alone is always selected;
-//! of a batch, the guest says which. Decides nothing about them.
+//! The messages of one call, each with its own context, and which of them the guest works on. One
+//! alone is always selected; of a batch, the guest says which. Decides nothing about them.
 
 use hapax_core::{Context, Invocation, fault};
 use wasmtime::component::Linker;
@@ -13,7 +13,7 @@ pub(crate) struct Item {
     pub(crate) context: Context,
 }
 
-/// What one call works on.
+/// Messages that one call works on.
 #[expect(clippy::large_enum_variant, reason = "nearly every one is `One`, on the hot path")]
 pub(crate) enum Items {
     /// One message.
@@ -22,7 +22,7 @@ pub(crate) enum Items {
     Batch {
         /// In the order in which the guest has them.
         items: Vec<Item>,
-        /// `None` until the guest selects one: before that, an effect belongs to nobody.
+        /// `None` until the guest selects one: before that, an effect belongs to no message.
         selected: Option<usize>,
     },
 }
@@ -42,7 +42,7 @@ impl Items {
         Self::Batch { items, selected: None }
     }
 
-    /// How many there are.
+    /// Returns the number of messages.
     pub(crate) fn count(&self) -> usize {
         match self {
             Self::One(_) => 1,
@@ -65,7 +65,7 @@ impl Items {
         }
     }
 
-    /// The one that a message handle stands for.
+    /// Returns the message behind a message handle.
     pub(crate) fn at(&self, index: u32) -> Option<&Item> {
         match self {
             Self::One(item) => Some(item),

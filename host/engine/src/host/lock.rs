@@ -1,4 +1,5 @@
-//! The `lock` import: locks of the host, through the message's `Context`. An error there ends the run.
+//! The `lock` import: locks of the host, through the message's `Context`. An error there ends the
+//! run.
 
 use hapax_core::Acquired;
 use wasmtime::component::{ComponentType, Lift, Linker, Lower};

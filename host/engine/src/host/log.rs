@@ -1,19 +1,20 @@
-//! The `log` import, and the budget of log text that a message has. Not transactional: a re-run logs again.
+//! The `log` import, and the budget of log text that a message has. Not transactional: a re-run
+//! logs again.
 
 use super::HostState;
 use crate::bindings::hapax::processor::log::{Host, Level};
 
-/// Last words that are kept for the failure's reason are cut here.
+/// Longest last log line that is held for the failure's reason, in bytes.
 const LAST_ERROR_BYTES: usize = 300;
 
-/// How much a message may still log.
+/// Log budget that a message has left.
 pub(crate) struct LogBudget {
     limit_bytes: usize,
     left_bytes: usize,
     over: bool,
 }
 
-/// What is to become of a line.
+/// Decision on a line of the log.
 pub(crate) enum Granted {
     /// Log it.
     Yes,
@@ -45,7 +46,7 @@ impl LogBudget {
         }
     }
 
-    /// Whether nothing was dropped.
+    /// Returns true if nothing was dropped.
     pub(crate) fn is_within(&self) -> bool {
         !self.over
     }

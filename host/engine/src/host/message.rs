@@ -1,5 +1,6 @@
-//! The `types` import: the message that is being handled, as a borrowed resource. Only reads. Linked by hand and not
-//! through the generated trait: that one takes vectors, and a payload would be copied on its way to the guest's memory.
+//! The `types` import: the message that is being handled, as a borrowed resource. Only reads.
+//! Linked by hand and not through the generated trait: that one takes vectors, and a payload would
+//! be copied on its way to the guest's memory.
 
 use hapax_core::Invocation;
 use wasmtime::component::{Linker, Resource, ResourceType};
@@ -7,8 +8,8 @@ use wasmtime::{StoreContextMut, format_err};
 
 use super::HostState;
 
-/// A message of the call. A marker: its handle holds the message's place in the call, so it needs no table to point into,
-/// and a guest cannot make up another handle.
+/// A message of the call. A marker: its handle holds the message's place in the call, so it needs
+/// no table to point into, and a guest cannot make up another handle.
 #[allow(unreachable_pub)] // The generated bindings re-export it, in a private module.
 pub struct MessageRef;
 
@@ -51,7 +52,7 @@ pub(crate) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<
     types.func_wrap("[method]message.seed", |store: Store<'_>, handle: Handle| Ok((of(&store, &handle)?.seed,)))
 }
 
-/// What the handle stands for.
+/// Returns the message behind the handle.
 fn of<'a>(store: &'a Store<'_>, (handle,): &Handle) -> wasmtime::Result<&'a Invocation> {
     match store.data().items.at(handle.rep()) {
         Some(item) => Ok(&item.invocation),

@@ -1,5 +1,5 @@
-//! The host's side of a running instance: what it holds, and the imports over it. All reads and writes of the guest go
-//! through the message's `Context`.
+//! The host's side of a running instance: what it holds, and the imports over it. All reads and
+//! writes of the guest go through the message's `Context`.
 
 pub(crate) mod events;
 pub(crate) mod http;
@@ -26,16 +26,16 @@ use crate::wasi::Wasi;
 use items::{Item, Items};
 use log::GuestLog;
 
-/// What all messages of a processor share.
+/// Data that all messages of a processor share.
 pub(crate) struct Shared {
     pub(crate) name: String,
     pub(crate) config: BTreeMap<String, String>,
     pub(crate) limits: ProcessorLimits,
-    /// What its deadlines are counted in.
+    /// Counter of the deadlines' ticks.
     pub(crate) ticks: Ticks,
 }
 
-/// What one instance's imports work on: one call's worth.
+/// State that one instance's imports work on, for one call.
 pub(crate) struct HostState {
     pub(crate) shared: Arc<Shared>,
     pub(crate) items: Items,
@@ -63,8 +63,8 @@ impl HostState {
         }
     }
 
-    /// Puts another call in place of the last: nothing of that is left here. What memory the instance has is still its own,
-    /// and counted.
+    /// Puts another call in place of the last: nothing of that is left here. What memory the
+    /// instance has is still its own, and counted.
     pub(crate) fn begin(&mut self, items: Items) {
         let limits = &self.shared.limits;
         self.log = GuestLog::new(limits.log_bytes.saturating_mul(items.count()));
@@ -88,13 +88,14 @@ impl HostState {
         self.items.selected().map_or("", |item| &item.invocation.message.id)
     }
 
-    /// Ends an answered message. Whether another may follow: not after a limit, nor with a handle left open.
+    /// Ends an answered message. Whether another may follow: not after a limit, nor with a handle
+    /// left open.
     pub(crate) fn end(&mut self) -> bool {
         let in_order = self.memory.denied.is_none() && self.log.is_within_budget() && self.handles_given == 0;
         self.wasi.as_mut().is_none_or(|wasi| wasi.end()) && in_order
     }
 
-    /// Whether the message's time is over.
+    /// Returns true if the message's time is over.
     pub(crate) fn is_over(&self) -> bool {
         self.deadline.is_over(&self.shared.ticks)
     }
@@ -106,8 +107,8 @@ impl config::Host for HostState {
     }
 }
 
-/// Whose clock and randomness a call begins with. A batch begins with nobody's: which messages meet in it is chance, and must
-/// make no difference.
+/// Message whose clock and randomness a call begins with. A batch begins with no message's: the
+/// choice of messages in it is chance, and must make no difference.
 fn seeding(items: &Items) -> &Invocation {
     static NOBODY: LazyLock<Invocation> = LazyLock::new(|| Invocation {
         message: Arc::new(Message::new("", "", "")),

@@ -1,4 +1,5 @@
-//! The `outbox` import: messages to send once this one has committed. Refuses what would be no CloudEvent.
+//! The `outbox` import: messages to send once this one has committed. Refuses what would be no
+//! CloudEvent.
 
 use hapax_core::Outgoing;
 use wasmtime::Error;
@@ -10,7 +11,8 @@ use crate::bindings::hapax::processor::outbox::{self, Host};
 const RESERVED: [&str; 9] =
     ["id", "source", "specversion", "type", "subject", "time", "datacontenttype", "dataschema", "data"];
 
-/// A message that cannot be sent. Would be the same at the next attempt: rejects the message being handled.
+/// A message that cannot be sent. Would be the same at the next attempt: rejects the message being
+/// handled.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NotSendable {
     #[error("an outgoing message has no type")]

@@ -1,4 +1,5 @@
-//! The `saga` import: steps of the message's saga, through its `Context`. An error there ends the run.
+//! The `saga` import: steps of the message's saga, through its `Context`. An error there ends the
+//! run.
 
 use bytes::Bytes;
 use wasmtime::component::Linker;

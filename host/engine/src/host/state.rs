@@ -1,5 +1,6 @@
-//! The `state` import: the processor's key-value state through the message's `Context`. An error there ends the run.
-//! Linked by hand and not through the generated trait, so that values are not copied on their way to the guest's memory.
+//! The `state` import: the processor's key-value state through the message's `Context`. An error
+//! there ends the run. Linked by hand and not through the generated trait, so that values are not
+//! copied on their way to the guest's memory.
 
 use bytes::Bytes;
 use wasmtime::component::Linker;
@@ -11,7 +12,7 @@ type Store<'a> = StoreContextMut<'a, HostState>;
 type Range = (String, Option<String>, u32);
 type Exchange = (String, Option<Bytes>, Option<Bytes>);
 
-/// What reads the state may wait for the store.
+/// Adds the `state` imports. Functions that read the state may wait for the store.
 pub(crate) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
     let mut state = linker.instance("hapax:processor/state@0.1.0")?;
     state.func_wrap_async("get", |mut store: Store<'_>, (key,): (String,)| {

@@ -1,4 +1,5 @@
-//! Small components written as text, so that these tests need no guest toolchain. Nothing here runs them.
+//! Small components written as text, so that these tests need no guest toolchain. Nothing here runs
+//! them.
 
 use wit_component::{ComponentEncoder, StringEncoding, dummy_module, embed_component_metadata};
 use wit_parser::{ManglingAndAbi, Resolve};
@@ -37,7 +38,8 @@ const WASI: [(&str, &str); 4] = [
     ),
 ];
 
-/// A component of the world `text` describes, whose functions all trap. `contract` stands in for the real one.
+/// A component of the world `text` describes, whose functions all trap. `contract` stands in for
+/// the real one.
 pub fn dummy_of(contract: &str, world: &str) -> Vec<u8> {
     let (resolve, world) = resolve(contract, world);
     encode(dummy_module(&resolve, world, ManglingAndAbi::Standard32), &resolve, world)
@@ -56,8 +58,8 @@ pub fn contract_with(from: &str, to: &str) -> String {
 
 /// A processor whose `handle` is the WAT `body`, with `imports` before it.
 ///
-/// The body has the message handle in `$message` and the helpers `$ok` and `$reject`, which answer with the bytes at
-/// pointer, length; memory from 4096 to 65535 is its own.
+/// The body has the message handle in `$message` and the helpers `$ok` and `$reject`, which answer
+/// with the bytes at pointer, length; memory from 4096 to 65535 is its own.
 pub fn processor(imports: &str, body: &str) -> Vec<u8> {
     processor_with("", imports, body)
 }
@@ -103,8 +105,9 @@ pub fn processor_with(world_imports: &str, imports: &str, body: &str) -> Vec<u8>
     encode(module, &resolve, world)
 }
 
-/// A batch processor that answers the one message of a call with how many calls its instance has answered; `body` is run
-/// before that, with the message's handle in `$message`, and `$drop_message` to give it back.
+/// A batch processor that answers the one message of a call with how many calls its instance has
+/// answered; `body` is run before that, with the message's handle in `$message`, and
+/// `$drop_message` to give it back.
 pub fn batch_processor(body: &str) -> Vec<u8> {
     let (resolve, world) = resolve(CONTRACT, "include hapax:processor/batch-processor@0.1.0;");
     let text = format!(

@@ -1,4 +1,4 @@
-//! What the engine's tests share: state in memory, a message, a run. Asserts nothing.
+//! Parts that the engine's tests share: state in memory, a message, a run. Asserts nothing.
 #![allow(dead_code, missing_docs, unreachable_pub)] // Each test file uses its own part.
 
 pub mod guest;
@@ -82,7 +82,7 @@ pub fn invocation(kind: &str, data: &str) -> Invocation {
     Invocation { message: Arc::new(message), idempotency_key: "m-1".into(), attempt: 1, seed: 42 }
 }
 
-/// What a run left behind.
+/// Results of a run.
 pub struct Ran {
     pub result: Result<Output, Failure>,
     pub reads: ReadSet,

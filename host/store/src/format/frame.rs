@@ -1,5 +1,6 @@
-//! A frame: what one group of commits makes durable, encoded once. The same bytes go to the journal, are read by everyone
-//! until they are applied, and are what the tables store. Knows no file and no table.
+//! A frame: what one group of commits makes durable, encoded once. The same bytes go to the
+//! journal, are read by everyone until they are applied, and are what the tables store. Knows no
+//! file and no table.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -19,9 +20,10 @@ pub(crate) const ALIGNMENT: usize = 8;
 /// One change. Slices share the frame's buffer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Entry {
-    /// A record: hash of its key, end of its window (`None`: it may not expire), whether there was one before, its row.
+    /// A record: hash of its key, end of its window (`None`: it may not expire), whether there was
+    /// one before, its row.
     Record { hash: u128, end_ms: Option<u64>, replaces: bool, row: Bytes },
-    /// A record was forgotten by an operator's wish.
+    /// A record that an operator removed.
     RecordGone { hash: u128 },
     /// A state entry: encoded key; version and value, or `None` where it is deleted.
     State { key: Bytes, value: Option<Bytes> },
@@ -29,9 +31,9 @@ pub(crate) enum Entry {
     Outgoing { position: OutboxPosition, message: Bytes },
     /// A message was sent.
     Sent(OutboxPosition),
-    /// A kept message by its encoded key, or `None` where it is kept no longer.
+    /// A held message by its encoded key, or `None` if it is no longer held.
     HeldMessage { key: Bytes, held_message: Option<Bytes> },
-    /// An event of the feed, as it stands in the frame; its place is that among the frame's events.
+    /// An event of the feed, as encoded in the frame; its index counts the frame's events.
     Event(Range<usize>),
     /// A bucket whose records have all expired is to be dropped.
     BucketGone { id: u64 },
@@ -70,7 +72,7 @@ pub(crate) struct Frame {
     payload_end: usize,
 }
 
-/// What a frame's checksum is keyed with: another store's frames do not fit.
+/// Key of a frame's checksum: frames of another store fail the check.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ChecksumKey([u8; 32]);
 
@@ -79,7 +81,7 @@ impl ChecksumKey {
         Self(blake3::derive_key("hapax journal frame", store_id.as_bytes()))
     }
 
-    /// Of the header without its last field, and the payload.
+    /// Returns the checksum of the header without its last field, and of the payload.
     fn checksum(&self, header: &[u8], payload: &[u8]) -> [u8; 16] {
         let mut hasher = blake3::Hasher::new_keyed(&self.0);
         let hash = hasher.update(header).update(payload).finalize();
@@ -89,7 +91,7 @@ impl ChecksumKey {
 
 impl Builder {
     pub(crate) fn new(commits: usize) -> Self {
-        // A guess that saves most of the growing.
+        // An estimate that avoids most reallocations.
         let mut bytes = Vec::with_capacity(256 + commits * 384);
         bytes.resize(HEADER_BYTES, 0);
         Self { bytes, last_version: 0 }
@@ -103,7 +105,7 @@ impl Builder {
         self.bytes.len().next_multiple_of(ALIGNMENT)
     }
 
-    /// Everything one commit makes durable.
+    /// Adds everything that one commit makes durable.
     pub(crate) fn push(&mut self, commit: &Commit) {
         self.last_version = self.last_version.max(commit.version);
         match &commit.record {
@@ -313,7 +315,7 @@ impl Iterator for Entries {
     fn next(&mut self) -> Option<Self::Item> {
         (self.at < self.end).then(|| {
             self.entry().or_else(|| {
-                // What cannot be read is told once, not for ever.
+                // An entry that cannot be read is reported once, and ends the iteration.
                 self.at = self.end;
                 None
             })

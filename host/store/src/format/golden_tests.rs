@@ -1,5 +1,5 @@
-//! Pins the stored format, byte by byte, to `golden/format-N.txt`: what this build writes is what every build of that format
-//! reads.
+//! Pins the stored format, byte by byte, to `golden/format-N.txt`: what this build writes is what
+//! every build of that format reads.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::fmt::Write as _;
@@ -55,7 +55,7 @@ fn completed() -> Record {
     record(RecordState::Completed { output }, Some(1_700_604_801_000))
 }
 
-/// Every state, in the order of their numbers.
+/// Every state, in the order of their stored numbers.
 fn states() -> Vec<RecordState> {
     let error = || "e".to_owned();
     vec![
@@ -119,7 +119,7 @@ fn frame() -> Frame {
     builder.finish(4, 6, &ChecksumKey::new(STORE))
 }
 
-/// What is pinned: name, what it is, bytes.
+/// The pinned items: name, description, bytes.
 fn pinned() -> Vec<(String, &'static str, Vec<u8>)> {
     let mut row = Vec::new();
     layout::push_row(&mut row, &key(), &completed());
@@ -160,7 +160,8 @@ fn pinned() -> Vec<(String, &'static str, Vec<u8>)> {
 }
 
 fn text() -> String {
-    // The file keeps the name that its document had when it was written: docs/internals/storage-format.md today.
+    // The file keeps the name that its document had when it was written:
+    // docs/internals/storage-format.md today.
     let mut text = format!(
         "# The stored format, version {}, byte by byte: hexadecimal, 32 bytes a line. Store id {STORE}.\n\
          # A test of host/store compares. docs/STORAGE.md says in words what the bytes are.\n",

@@ -1,5 +1,5 @@
-//! The stored format, version 3: tables, keys, values. `docs/internals/storage-format.md` says the same
-//! in words; change both together.
+//! The stored format, version 3: tables, keys, values. `docs/internals/storage-format.md` says the
+//! same in words; change both together.
 
 use hapax_core::{Cursor, FeedEntry, FeedEventKind, Fingerprint, HeldKey, Record, RecordKey, Scope, Version};
 use redb::TableDefinition;
@@ -13,34 +13,39 @@ pub(crate) const FORMAT: u32 = 3;
 pub(crate) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 /// Records that no expiry may take: hash of the record key to row.
 pub(crate) const KEPT: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("kept");
-/// Buckets of records that expire together: number to (end of the window in milliseconds since the Unix epoch, rows).
+/// Buckets of records that expire together: number to (end of the window in milliseconds since the
+/// Unix epoch, rows).
 pub(crate) const BUCKETS: TableDefinition<'_, u64, (u64, u64)> = TableDefinition::new("buckets");
-/// State of one scope: the key's text, to version (8 bytes, little endian) and value. See [`state_name`].
+/// State of one scope: the key's text, to version (8 bytes, little endian) and value. See
+/// [`state_name`].
 pub(crate) type StateTable<'a> = TableDefinition<'a, &'static [u8], &'static [u8]>;
 /// Begins the name of every table of state.
 pub(crate) const STATE_NAMES: &str = "state/";
-/// Messages to send: version of the commit and place in it, to the encoded message.
+/// Messages to send: version of the commit and index in it, to the encoded message.
 pub(crate) const OUTBOX: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("outbox");
-/// Dead letters: encoded record key and fingerprint digest, to the encoded letter.
+/// Held messages: encoded record key and fingerprint digest, to the encoded message.
 pub(crate) const DEAD_LETTERS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("dead_letters");
 
-/// Events of the feed in blocks: group and place of the block's first event, to the block. See [`push_placed`].
+/// Events of the feed in blocks: group and index of the block's first event, to the block. See
+/// [`push_placed`].
 pub(crate) const FEED: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("feed");
 
 /// In [`META`]: the format's version, 4 bytes, little endian.
 pub(crate) const META_FORMAT: &str = "format";
-/// In [`META`]: the store's identity, 32 hex digits; the file `STORE` beside the database holds the same.
+/// In [`META`]: the store's identity, 32 hex digits; the file `STORE` beside the database holds the
+/// same.
 pub(crate) const META_STORE_ID: &str = "store-id";
-/// In [`META`]: how far the journal was applied, 32 bytes: sequence number of the last applied frame, offset of the one
-/// after it, last version, next free block; each 8 bytes, little endian.
+/// In [`META`]: how far the journal was applied, 32 bytes: sequence number of the last applied
+/// frame, offset of the one after it, last version, next free block; each 8 bytes, little endian.
 pub(crate) const META_APPLIED: &str = "applied";
 
-/// In [`META`]: what of the feed is in its table, 20 bytes: events, group and place of the last that was dropped; 8, 8 and 4
-/// bytes, little endian.
+/// In [`META`]: extent of the feed's table, 20 bytes: number of events, group and index of the last
+/// dropped event; 8, 8 and 4 bytes, little endian.
 pub(crate) const META_FEED: &str = "feed";
 
-/// Rows are stored in blocks of at most this many bytes (one row may be longer): a page of 4 KiB holds one, with redb's own bytes
-/// around it. Larger ones save little when written, and cost every look-up a larger read.
+/// Rows are stored in blocks of at most this many bytes (one row may be longer): a page of 4 KiB
+/// holds one, with redb's own bytes around it. Larger ones save little when written, and cost every
+/// look-up a larger read.
 pub(crate) const BLOCK_BYTES: usize = 4_000;
 /// Shortest window of expiry, in milliseconds.
 const WINDOW_MS_MIN: u64 = 60_000;
@@ -51,12 +56,12 @@ pub(crate) type IndexTable<'a> = TableDefinition<'a, u128, u64>;
 /// The rows of a bucket: number of the block to the block.
 pub(crate) type RowsTable<'a> = TableDefinition<'a, u64, &'static [u8]>;
 
-/// How far the journal was applied.
+/// Progress of the applier in the journal.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Applied {
     /// Sequence number of the last applied frame; 0 before the first.
     pub(crate) sequence: u64,
-    /// Where in the journal the frame after it begins.
+    /// Offset in the journal of the frame after it.
     pub(crate) next_offset: u64,
     /// A version that no applied commit has exceeded.
     pub(crate) last_version: Version,
@@ -81,7 +86,7 @@ impl Applied {
     }
 }
 
-/// What of the feed is in its table.
+/// Extent of the feed's table.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct FeedFacts {
     /// Events in all blocks.
@@ -118,17 +123,18 @@ pub(crate) fn rows_name(bucket: u64) -> String {
     format!("rows/{bucket}")
 }
 
-/// Where a row lies: its block and the offset in it.
+/// Returns a row's location, from its block and the offset in the block.
 pub(crate) fn location(block: u64, offset: usize) -> u64 {
     block << OFFSET_BITS | offset as u64
 }
 
-/// The block and the offset of a location.
+/// Returns the block and the offset of a location.
 pub(crate) fn split_location(location: u64) -> (u64, usize) {
     (location >> OFFSET_BITS, (location & ((1 << OFFSET_BITS) - 1)) as usize)
 }
 
-/// Appends the row of a record: length of the rest, length of the key, key, record. Lengths are 4 bytes, little endian.
+/// Appends the row of a record: length of the rest, length of the key, key, record. Lengths are 4
+/// bytes, little endian.
 pub(crate) fn push_row(out: &mut Vec<u8>, key: &RecordKey, record: &Record) {
     let start = out.len();
     out.extend([0; 8]);
@@ -140,19 +146,20 @@ pub(crate) fn push_row(out: &mut Vec<u8>, key: &RecordKey, record: &Record) {
     out[start + 4..start + 8].copy_from_slice(&(key_length as u32).to_le_bytes());
 }
 
-/// The row that begins at `at`, in its whole length.
+/// Returns the whole row that begins at `at`.
 pub(crate) fn row_at(bytes: &[u8], at: usize) -> Option<&[u8]> {
     let length = u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?) as usize;
     bytes.get(at..at + 4 + length)
 }
 
-/// Encoded record key and record of a row.
+/// Returns the encoded record key and the record of a row.
 pub(crate) fn split_row(row: &[u8]) -> Option<(&[u8], &[u8])> {
     let length = u32::from_le_bytes(*row.get(4..)?.first_chunk()?) as usize;
     row.get(8..)?.split_at_checked(length)
 }
 
-/// Ends a part of a key. Sorts before every byte of a part, escaped as `00 FF`, so that keys sort as their parts do.
+/// Ends a part of a key. Sorts before every byte of a part, escaped as `00 FF`, so that keys sort
+/// as their parts do.
 const PART_END: [u8; 2] = [0, 1];
 
 fn push_part(out: &mut Vec<u8>, part: &str) {
@@ -228,7 +235,7 @@ pub(crate) fn state_name(scope: &Scope) -> String {
     format!("{STATE_NAMES}{}/{}", part(&scope.tenant), part(&scope.processor))
 }
 
-/// The scope whose state stands in the table of that name.
+/// Returns the scope whose state is in the table of that name.
 pub(crate) fn parse_state_name(name: &str) -> Option<Scope> {
     let (tenant, processor) = name.strip_prefix(STATE_NAMES)?.split_once('/')?;
     let part = |part: &str| part.replace("%2F", "/").replace("%25", "%").into();
@@ -265,16 +272,17 @@ pub(crate) fn parse_state_value(bytes: &[u8]) -> Option<(Version, &[u8])> {
     Some((Version::from_le_bytes(*version), value))
 }
 
-/// The window in which a terminal record expires: buckets end on multiples of a sixteenth of its retention, so that a
-/// record outlives its retention by a sixteenth at most (and a minute), and few buckets stand at a time.
+/// The window in which a terminal record expires: buckets end on multiples of a sixteenth of its
+/// retention, so that a record outlives its retention by a sixteenth at most (and a minute), and
+/// few buckets exist at a time.
 pub(crate) fn window_end_ms(record: &Record) -> Option<u64> {
     let expires_ms = record.expires_ms.filter(|_| record.state.is_terminal())?;
     let window_ms = (expires_ms.saturating_sub(record.changed_ms) / 16).max(WINDOW_MS_MIN);
     Some((expires_ms / window_ms).saturating_add(1).saturating_mul(window_ms))
 }
 
-/// Appends an event of the feed: its kind, the digest (16 bytes, little endian), and in postcard's encoding when, attempts,
-/// epoch, and how often.
+/// Appends an event of the feed: its kind, the digest (16 bytes, little endian), and in postcard's
+/// encoding the time, the attempts, the epoch, and the count.
 pub(crate) fn push_feed_entry(out: &mut Vec<u8>, entry: &FeedEntry) {
     out.push(entry.kind as u8);
     out.extend(entry.digest.to_le_bytes());
@@ -283,7 +291,8 @@ pub(crate) fn push_feed_entry(out: &mut Vec<u8>, entry: &FeedEntry) {
     }
 }
 
-/// Appends a number as postcard does: seven bits a byte, the lowest first, the eighth where more follow.
+/// Appends a number as postcard does: seven bits a byte, the lowest first, the eighth where more
+/// follow.
 fn push_varint(out: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         out.push(number as u8 | 0x80);
@@ -302,7 +311,7 @@ pub(crate) fn feed_entry_len(bytes: &[u8]) -> Option<usize> {
     Some(at)
 }
 
-/// Reads the event that `bytes` begin with; answers the rest too.
+/// Reads the event that `bytes` begin with; returns it and the rest.
 pub(crate) fn take_feed_entry(bytes: &[u8]) -> Option<(FeedEntry, &[u8])> {
     let (kind, rest) = bytes.split_first()?;
     let (digest, rest) = rest.split_first_chunk()?;
@@ -311,8 +320,9 @@ pub(crate) fn take_feed_entry(bytes: &[u8]) -> Option<(FeedEntry, &[u8])> {
     Some((FeedEntry { kind, digest, at_ms, attempts, epoch, times }, rest))
 }
 
-/// Appends an event to a block whose first one is of the group `first`: in postcard's encoding how many groups later it is and
-/// its place in its group; then the event, as [`push_feed_entry`] wrote it.
+/// Appends an event to a block whose first one is of the group `first`: in postcard's encoding the
+/// number of groups after `first` and its index in its group; then the event, as
+/// [`push_feed_entry`] wrote it.
 pub(crate) fn push_placed(out: &mut Vec<u8>, first: u64, cursor: Cursor, event: &[u8]) {
     push_varint(out, cursor.sequence - first);
     push_varint(out, cursor.index.into());
@@ -340,7 +350,8 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     postcard::from_bytes(bytes).ok()
 }
 
-/// The first key after everything that begins with `prefix`; prefixes end in [`PART_END`], so it is always there.
+/// The first key after everything that begins with `prefix`; prefixes end in [`PART_END`], so it is
+/// always there.
 pub(crate) fn after_prefix(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
     if let Some(last) = end.last_mut() {

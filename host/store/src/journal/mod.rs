@@ -1,8 +1,9 @@
-//! The journal: one file used as a ring, into which every group is appended and synced before anyone hears of it. The tables
-//! follow behind it. Knows frames as bytes with a sequence number, not what is in them.
+//! The journal: one file used as a ring, into which every group is appended and synced before
+//! anyone hears of it. The tables follow behind it. Knows frames as bytes with a sequence number,
+//! not what is in them.
 //!
-//! Only one append is ever under way, and the next begins after its sync: so past a torn frame there can be no whole one,
-//! and a whole one found there means that the journal was damaged.
+//! Only one append is ever under way, and the next begins after its sync: so past a torn frame
+//! there can be no whole one, and a whole one found there means that the journal was damaged.
 
 #[cfg(test)]
 mod tests;
@@ -15,16 +16,18 @@ use redb::StorageBackend;
 
 use crate::format::frame::{ALIGNMENT, ChecksumKey, Frame, HEADER_BYTES, Header};
 
-/// The first frame's place; before it stands the file's own header.
+/// Offset of the first frame; the file's own header comes before it.
 pub(crate) const START: u64 = 4096;
-/// The file grows by this much at a time, filled with zeros: appends then change no metadata, and sync faster.
+/// The file grows by this much at a time, filled with zeros: appends then change no metadata, and
+/// sync faster.
 const GROWTH_BYTES: u64 = 1 << 20;
-/// Begins the file's header; then the format's version (4 bytes), the store's identity (32 hex digits), a checksum.
+/// Begins the file's header; then the format's version (4 bytes), the store's identity (32 hex
+/// digits), a checksum.
 const MAGIC: &[u8; 8] = b"HAPAXJNL";
 pub(crate) const FORMAT: u32 = 1;
 const IDENTITY_BYTES: usize = 32;
 
-/// Why a journal cannot be read.
+/// Reason why a journal cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JournalError {
     #[error(transparent)]
@@ -35,16 +38,16 @@ pub(crate) enum JournalError {
     Format(u32),
 }
 
-/// The journal of an open store; appends.
+/// The journal of an open store; appends frames.
 #[derive(Debug)]
 pub(crate) struct Journal {
     file: Box<dyn StorageBackend>,
     key: ChecksumKey,
     /// Bytes of the file, all of them written at least once.
     allocated: u64,
-    /// The file grows to this size, and then begins at [`START`] again.
+    /// Size to which the file grows before appends start at [`START`] again, in bytes.
     capacity: u64,
-    /// Where the next frame goes.
+    /// Offset of the next frame.
     head: u64,
     /// Sequence number and offset of the frames that are not yet applied, oldest first.
     unapplied: VecDeque<(u64, u64)>,
@@ -52,7 +55,7 @@ pub(crate) struct Journal {
     last_version: u64,
 }
 
-/// What a recovery found.
+/// Result of a recovery.
 #[derive(Debug)]
 pub(crate) struct Recovered {
     pub(crate) journal: Journal,
@@ -68,7 +71,7 @@ impl Journal {
         file.sync_data()
     }
 
-    /// Reads what follows the last applied frame, and goes on behind it.
+    /// Reads the frames after the last applied one, and continues behind them.
     pub(crate) fn recover(
         file: Box<dyn StorageBackend>,
         store_id: &str,
@@ -80,8 +83,8 @@ impl Journal {
             return Err(JournalError::Damaged(damage));
         }
         if !frames.is_empty() {
-            // The last may have been written by a process that died before its sync. Whoever is answered by it is answered
-            // for good.
+            // The last may have been written by a process that died before its sync. An answer that
+            // was given from this frame must stay valid.
             file.sync_data()?;
         }
         let place = |(frame, after): &(Frame, u64)| (frame.sequence, after - frame.bytes.len() as u64);
@@ -98,8 +101,8 @@ impl Journal {
         Ok(Recovered { journal, frames })
     }
 
-    /// The offset at which a frame of `length` bytes fits without touching a frame later than `applied`; `None`: more
-    /// must be applied first.
+    /// Returns the offset at which a frame of `length` bytes fits without touching a frame later
+    /// than `applied`; `None` if more must be applied first.
     pub(crate) fn room(&mut self, length: usize, applied: u64) -> Option<u64> {
         while self.unapplied.front().is_some_and(|(sequence, _)| *sequence <= applied) {
             self.unapplied.pop_front();
@@ -119,9 +122,11 @@ impl Journal {
         }
     }
 
-    /// Appends a frame at `offset`, where [`Journal::room`] said it fits, and syncs. Answers the offset after it.
+    /// Appends a frame at `offset`, as returned by [`Journal::room`], and syncs. Returns the offset
+    /// after it.
     ///
-    /// After an error nothing more may be appended: whether the frame is there is not known.
+    /// After an error nothing more may be appended, because the frame may or may not be on the
+    /// disk.
     pub(crate) fn append(&mut self, frame: crate::format::frame::Builder, offset: u64) -> io::Result<(Frame, u64)> {
         let frame = frame.finish(self.next_sequence, self.last_version, &self.key);
         let after = offset + frame.bytes.len() as u64;
@@ -158,18 +163,18 @@ impl Journal {
     }
 }
 
-/// What stands in a journal's file behind the last applied frame.
+/// Contents of a journal's file behind the last applied frame.
 #[derive(Debug)]
 pub(crate) struct Survey {
     /// Whole frames in sequence, each with the offset after it.
     pub(crate) frames: Vec<(Frame, u64)>,
-    /// Where the last of them ends.
+    /// Offset after the last of the frames.
     pub(crate) end: u64,
-    /// What is wrong with what follows: there is more than a torn end.
+    /// Damage behind the last frame, if it is more than a torn end.
     pub(crate) damage: Option<String>,
 }
 
-/// Looks through a journal, and changes nothing.
+/// Scans a journal without changing it.
 pub(crate) fn survey(
     file: &dyn StorageBackend,
     store_id: &str,
@@ -179,7 +184,8 @@ pub(crate) fn survey(
     Ok(survey_frames(file, store_id, applied)?)
 }
 
-/// The same, whatever the journal's header says: frames tell by their checksums whose they are.
+/// Scans a journal without reading its header: the checksums of the frames tell which store they
+/// belong to.
 pub(crate) fn survey_frames(
     file: &dyn StorageBackend,
     store_id: &str,
@@ -198,7 +204,7 @@ pub(crate) fn survey_frames(
     Ok(Survey { frames, end, damage: reader.later_frame(end, sequence)? })
 }
 
-/// The bytes of a journal with these frames and nothing else.
+/// Returns the bytes of a journal with these frames and nothing else.
 pub(crate) fn rebuilt(store_id: &str, frames: &[(Frame, u64)]) -> Vec<u8> {
     let mut bytes = header(store_id);
     frames.iter().for_each(|(frame, _)| bytes.extend_from_slice(&frame.bytes));
@@ -239,7 +245,8 @@ impl Reader<'_> {
         Ok(Frame::check(&header, Bytes::from(bytes), self.key))
     }
 
-    /// Tells of a whole frame of a later number past the end of the journal: then the end is none.
+    /// Reports a whole frame with a later number past the end of the journal: the end is then
+    /// damage, not a torn frame.
     fn later_frame(&self, end: u64, sequence: u64) -> io::Result<Option<String>> {
         const WINDOW: u64 = 1 << 20;
         let mut from = START;

@@ -1,5 +1,5 @@
-//! The journal against a model: whatever is appended, applied, torn and opened again, what is recovered is what was synced and
-//! not yet applied, in order. Knows nothing of what frames hold.
+//! The journal against a model: whatever is appended, applied, torn and opened again, what is
+//! recovered is what was synced and not yet applied, in order. Knows nothing of what frames hold.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::VecDeque;
@@ -142,7 +142,8 @@ impl Model {
         self.unapplied.push_back(Synced { sequence: frame.sequence, bytes: frame.bytes.to_vec(), after });
     }
 
-    /// A process died while it appended: only the first bytes of a frame are there, `cut` of 1,000 of them.
+    /// A process died while it appended: only the first bytes of a frame are there, `cut` of 1,000
+    /// of them.
     fn tear(&mut self, size: usize, cut: usize) {
         self.made += 1;
         let next = frame(self.appended + 1, self.made, size);
@@ -220,8 +221,8 @@ proptest! {
         model.reopen();
     }
 
-    /// One bit turned anywhere in a frame that is not the last: refused, and the frame named. What was written past the last
-    /// frame changes nothing.
+    /// One bit turned anywhere in a frame that is not the last: refused, and the frame named. What
+    /// was written past the last frame changes nothing.
     #[test]
     fn a_turned_bit_is_told_with_its_place(
         sizes in proptest::collection::vec(0..600usize, 2..8),

@@ -1,5 +1,6 @@
-//! The applier: brings the tables up to date behind the journal, one memtable a transaction, on a thread of its own. Holds
-//! nothing that an append or a reader waits for; what it applied and how far the journal is applied commit together.
+//! The applier: brings the tables up to date behind the journal, one memtable a transaction, on a
+//! thread of its own. Holds nothing that an append or a reader waits for; what it applied and how
+//! far the journal is applied commit together.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,15 +22,17 @@ use crate::redb::open::running_error;
 use crate::redb::view::{BucketTables, Snapshot};
 use crate::redb::{commit, feed};
 
-/// What is journalled is applied after this long without having filled a memtable.
+/// Longest time that journalled entries wait in a memtable that is not full before they are
+/// applied.
 const IDLE: Duration = Duration::from_millis(100);
 
-/// Applies until the store closes; then what is left, and ends. A failure closes the store: the journal keeps what was
-/// not applied.
+/// Applies memtables until the store closes, then applies the rest and returns. A failure closes
+/// the store: the journal keeps what was not applied.
 pub(crate) fn run(core: &Core) {
     while let Some(memtable) = next(core) {
         let applied = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| apply(core, &memtable)));
-        // redb takes some damage for a mistake of its own and panics. Commits wait for this thread: it must not just end.
+        // redb panics on some damage, as if it were a bug of its own. Commits wait for this thread,
+        // so the panic is caught and closes the store.
         let contradicts = || Err(StoreError::Damaged("the pages of the database contradict each other".into()));
         if let Err(error) = applied.unwrap_or_else(|_| contradicts()) {
             return core.fail(error);
@@ -37,7 +40,8 @@ pub(crate) fn run(core: &Core) {
     }
 }
 
-/// The threads of an open store: the applier, and the one that builds filters. Dropping it applies what is left.
+/// The threads of an open store: the applier, and the one that builds filters. Dropping it applies
+/// what is left.
 pub(crate) struct Applying {
     core: Arc<Core>,
     threads: Vec<JoinHandle<()>>,
@@ -59,13 +63,15 @@ impl Drop for Applying {
         self.core.progress.lock().closing = true;
         self.core.wake();
         for thread in self.threads.drain(..) {
-            // A panic there has been printed; the journal has what was not applied.
+            // A panic of the thread was printed already; the journal holds the frames that were not
+            // applied.
             let _ = thread.join();
         }
     }
 }
 
-/// Builds the filters of the buckets that were found at the start and take no more records, newest first.
+/// Builds the filters of the buckets that were found at the start and take no more records, newest
+/// first.
 fn build_filters(core: &Core) {
     let snapshot = core.view.read().snapshot.clone();
     for tables in snapshot.buckets.iter().rev().filter(|tables| core.options.filters && !tables.bucket.has_filter()) {
@@ -103,13 +109,14 @@ fn next(core: &Core) -> Option<Arc<Memtable>> {
     }
 }
 
-/// Writes one memtable in one transaction; then readers see the tables as they are now, and the memtable goes.
+/// Writes one memtable in one transaction; then readers see the tables as they are now, and the
+/// memtable goes.
 fn apply(core: &Core, memtable: &Memtable) -> Result<(), StoreError> {
     let mut catalogue = core.catalogue.lock();
     let before = core.view.read().snapshot.clone();
     let txn = begin(core)?;
     let mut writer = Writer { txn: &txn, core, catalogue: &mut catalogue, made: Vec::new(), applied: before.applied };
-    // First: what comes into their windows now comes into other buckets.
+    // Drops buckets first, so that new records of their windows go into other buckets.
     writer.buckets_gone(memtable)?;
     writer.replace(memtable, &before)?;
     writer.records(memtable)?;
@@ -167,7 +174,8 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Takes older versions of records out: a record stands in one place only. Few records have one.
+    /// Removes older versions of records: a record has one row only. Few records have an older
+    /// version.
     fn replace(&self, memtable: &Memtable, before: &Snapshot) -> Result<(), StoreError> {
         let replaced: Vec<u128> =
             memtable.records.iter().filter(|(_, slot)| slot.replaces).map(|(hash, _)| *hash).collect();
@@ -200,7 +208,7 @@ impl Writer<'_> {
             }
         }
         for (end_ms, mut records) in windows {
-            // In the order of the index: neighbours share its pages.
+            // Follows the order of the index, because neighbours share its pages.
             records.sort_unstable_by_key(|(hash, _)| *hash);
             match end_ms {
                 Some(end_ms) => self.window(end_ms, &records)?,
@@ -215,7 +223,8 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Records of one window, into its open bucket and as many new ones as they take.
+    /// Writes the records of one window into its open bucket, and into as many new buckets as they
+    /// need.
     fn window(&mut self, end_ms: u64, mut records: &[(u128, &Bytes)]) -> Result<(), StoreError> {
         let rows_max = self.core.options.bucket_rows_max;
         while !records.is_empty() {
@@ -263,7 +272,8 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// State, a table a scope: keys are sorted, so those of one scope follow one another.
+    /// Writes the state, one table per scope. Keys are sorted, so the keys of one scope are
+    /// adjacent.
     fn state(&self, memtable: &Memtable) -> Result<(), StoreError> {
         let mut entries = memtable.state.iter().peekable();
         while let Some((first, _)) = entries.peek() {
@@ -307,9 +317,9 @@ impl Writer<'_> {
     }
 }
 
-/// Has the buckets dropped whose records have all expired; answers how many records they held. That a bucket goes is
-/// journalled with the feed's event of it, and then applied like everything else. A frame a bucket: what lives meanwhile waits
-/// for one drop at most.
+/// Drops the buckets whose records have all expired; returns the number of records that they held.
+/// A bucket's drop is journalled with its feed event, and then applied like any other entry. Each
+/// bucket has a frame of its own, so that a live commit waits for one drop at most.
 pub(crate) fn sweep(core: &Core, journal: &Mutex<Journal>, now_ms: u64) -> Result<u64, StoreError> {
     let mut dropped = 0;
     while let Some(bucket) = next_due(core, now_ms) {
@@ -336,7 +346,8 @@ fn write(core: &Core, journal: &Mutex<Journal>, frame: Builder) -> Result<(), St
     commit::write(core, &mut journal, frame)
 }
 
-/// A bucket whose records have all expired and that nobody has marked yet; from now on it takes no more.
+/// Marks and returns a bucket whose records have all expired and that is not marked yet. A marked
+/// bucket takes no more records.
 fn next_due(core: &Core, now_ms: u64) -> Option<Arc<Bucket>> {
     let early_ms = if fault::mutated("bucket-dropped-early") { 60_000 } else { 0 };
     // No transaction is under way while this is held.
@@ -348,7 +359,8 @@ fn next_due(core: &Core, now_ms: u64) -> Option<Arc<Bucket>> {
     Some(bucket.clone())
 }
 
-/// Forgets terminal records last changed before `older_than_ms`, at most `limit`; looks at every row.
+/// Forgets terminal records last changed before `older_than_ms`, at most `limit`; looks at every
+/// row.
 pub(crate) fn cleanup(core: &Core, older_than_ms: u64, limit: usize) -> Result<usize, StoreError> {
     core.flush()?;
     let _catalogue = core.catalogue.lock();

@@ -1,5 +1,6 @@
-//! Buckets: records that expire together stand in tables of their own, so that inserts land close together and retention
-//! drops tables instead of rows. Each has a bloom filter in memory, which only ever spares a read.
+//! Buckets: records that expire together have tables of their own, so that inserts land close
+//! together and retention drops tables instead of rows. Each has a bloom filter in memory, which
+//! only ever spares a read.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -20,7 +21,7 @@ pub(crate) struct Bucket {
     /// All its records have expired at this time, in milliseconds since the Unix epoch.
     pub(crate) end_ms: u64,
     pub(crate) rows: AtomicU64,
-    /// It is journalled that it goes: it takes no more records.
+    /// True once the bucket's drop is journalled: it takes no more records.
     going: AtomicBool,
     /// Set once it holds every record of the bucket; until then the bucket is read.
     filter: OnceLock<AtomicBloomFilter>,
@@ -43,7 +44,7 @@ impl Bucket {
         !self.going.swap(true, Ordering::Relaxed) || fault::mutated("swept-twice")
     }
 
-    /// Whether the record may be here. `true` where nothing is known.
+    /// Returns false only if the record is certainly absent; true while there is no filter.
     pub(crate) fn may_hold(&self, hash: u128) -> bool {
         self.filter.get().is_none_or(|filter| filter.contains_hash(hash as u64))
     }
@@ -60,8 +61,9 @@ impl Bucket {
         }
     }
 
-    /// Builds the filter from the bucket's index, for as many rows as it has, or for `rows_max` if that is more. Nothing may
-    /// be inserted into the bucket meanwhile. Gives up when `stop` says so.
+    /// Builds the filter from the bucket's index, for as many rows as it has, or for `rows_max` if
+    /// that is more. Nothing may be inserted into the bucket meanwhile. Gives up when `stop` says
+    /// so.
     pub(crate) fn build_filter(
         &self,
         index: &ReadOnlyTable<u128, u64>,
@@ -91,7 +93,7 @@ fn filter(rows: u64) -> AtomicBloomFilter {
     AtomicBloomFilter::with_num_bits(rows * FILTER_BITS).seed(&0).expected_items(rows)
 }
 
-/// Which buckets take new records: at most one a window. The rest only lose rows.
+/// The buckets that take new records: at most one per window. The others only lose rows.
 #[derive(Debug, Default)]
 pub(crate) struct Catalogue {
     pub(crate) open: Vec<Arc<Bucket>>,

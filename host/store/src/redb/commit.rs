@@ -1,11 +1,12 @@
-//! Commits of a group: decides whether what each commit expects is still so, then makes those that stand durable with one
-//! append to the journal and one sync. The tables follow later, by the applier.
+//! Commits of a group: checks that the expectations of each commit still hold, then makes the valid
+//! commits durable with one append to the journal and one sync. The applier brings the tables up to
+//! date later.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasherDefault;
 
 use hapax_core::{
-    Commit, DigestHasher, Group, RangeRead, Record, RecordChange, Scope, StoreError, Verdict, Version, fault,
+    Commit, DigestHasher, Group, RangeRead, ReadSet, Record, RecordChange, Scope, StoreError, Verdict, Version, fault,
 };
 
 use crate::format::frame::Builder;
@@ -19,21 +20,21 @@ use crate::redb::read;
 pub(crate) fn commit(core: &Core, journal: &mut Journal, group: &Group) -> Result<Vec<Verdict>, StoreError> {
     core.failure()?;
     let mut frame = Builder::new(group.commits.len());
-    let mut judge = Validator::new(core, group);
+    let mut validator = Validator::new(core, group);
     let mut verdicts = Vec::with_capacity(group.commits.len());
     for commit in &group.commits {
-        let verdict = judge.verdict(commit)?;
+        let verdict = validator.verdict(commit)?;
         if verdict == Verdict::Committed {
             frame.push(commit);
-            judge.note(commit);
+            validator.add(commit);
         }
         verdicts.push(verdict);
     }
     for sent in &group.sent {
         frame.push_sent(*sent);
     }
-    for note in &group.feed_entries {
-        frame.push_event(note);
+    for entry in &group.feed_entries {
+        frame.push_event(entry);
     }
     if !frame.is_empty() {
         if fault::mutated("split-commit") {
@@ -50,7 +51,7 @@ pub(crate) fn write(core: &Core, journal: &mut Journal, frame: Builder) -> Resul
     fault::point("group-written");
     let (frame, after) = journal.append(frame, offset).map_err(|error| {
         let error = io_store_error(&error);
-        // Whether the frame is on the disk is not known: nothing may be appended after it.
+        // The frame may or may not be on the disk, so nothing may be appended after it.
         core.fail(error.clone());
         error
     })?;
@@ -70,7 +71,8 @@ pub(crate) fn write(core: &Core, journal: &mut Journal, frame: Builder) -> Resul
     Ok(())
 }
 
-/// Waits until the memtables are within their bound and the journal has room: when the applier is behind, commits wait.
+/// Waits until the memtables are within their bound and the journal has room: when the applier is
+/// behind, commits wait.
 fn make_room(core: &Core, journal: &mut Journal, length: usize) -> Result<u64, StoreError> {
     core.wait_for(|view| {
         let applied = view.snapshot.applied.sequence;
@@ -83,7 +85,7 @@ fn make_room(core: &Core, journal: &mut Journal, length: usize) -> Result<u64, S
     })
 }
 
-/// The mutation "the commit is split in two": records first, what they stand for afterwards.
+/// The mutation "the commit is split in two": records first, their effects afterwards.
 fn in_two(
     core: &Core,
     journal: &mut Journal,
@@ -96,20 +98,21 @@ fn in_two(
         effects.push(&Commit { record: RecordChange::Keep, ..commit.clone() });
     }
     group.sent.iter().for_each(|sent| effects.push_sent(*sent));
-    group.feed_entries.iter().for_each(|note| effects.push_event(note));
+    group.feed_entries.iter().for_each(|entry| effects.push_event(entry));
     write(core, journal, records)?;
     write(core, journal, effects)?;
     Ok(verdicts)
 }
 
-/// What is so when a commit's turn comes: the store, and what earlier commits of the group have made of it.
+/// Checks each commit of a group against the store and the earlier commits of the group.
 struct Validator<'a> {
     core: &'a Core,
-    /// `None` where it was forgotten.
+    /// Records that the group wrote, by digest of the key; `None` if removed.
     records: HashMap<u128, Option<&'a Record>, BuildHasherDefault<DigestHasher>>,
-    /// Versions that the group's commits wrote, 0 where they deleted; kept only if anybody of the group has read.
+    /// Versions that the group's commits wrote, 0 where they deleted. Collected only if a commit of
+    /// the group has reads.
     written: Option<BTreeMap<(&'a Scope, &'a str), Version>>,
-    /// The same for what is no processor's, by tenant.
+    /// Versions that the group's commits wrote to the tenants' shared state, by tenant and key.
     shared: BTreeMap<(&'a str, &'a str), Version>,
 }
 
@@ -119,8 +122,8 @@ impl<'a> Validator<'a> {
             let reads = &commit.reads;
             !(reads.keys.is_empty() && reads.ranges.is_empty()) || commit.shared.is_some()
         };
-        let anybody_read = group.commits.iter().any(has_read);
-        Self { core, records: HashMap::default(), written: anybody_read.then(BTreeMap::new), shared: BTreeMap::new() }
+        let any_read = group.commits.iter().any(has_read);
+        Self { core, records: HashMap::default(), written: any_read.then(BTreeMap::new), shared: BTreeMap::new() }
     }
 
     fn verdict(&self, commit: &Commit) -> Result<Verdict, StoreError> {
@@ -134,7 +137,7 @@ impl<'a> Validator<'a> {
         Ok(if self.holds(commit)? && self.shared_holds(commit)? { Verdict::Committed } else { Verdict::Conflict })
     }
 
-    fn note(&mut self, commit: &'a Commit) {
+    fn add(&mut self, commit: &'a Commit) {
         if commit.record != RecordChange::Keep {
             self.records.insert(commit.key.digest(), commit.record.put().map(|record| &**record));
         }
@@ -147,29 +150,18 @@ impl<'a> Validator<'a> {
         }
     }
 
-    /// Whether everything the run read is still so.
+    /// Returns true if everything that the run read of its processor's state still holds.
     fn holds(&self, commit: &Commit) -> Result<bool, StoreError> {
         let Some(written) = &self.written else { return Ok(true) };
         let scope = &commit.key.scope;
         let prefix = layout::scope_prefix(scope);
-        for (key, version) in &commit.reads.keys {
-            let now = match written.get(&(scope, key.as_str())) {
-                Some(now) => *now,
-                None => read::state(self.core, &prefix, key)?.0,
-            };
-            if now != *version {
-                return Ok(false);
-            }
-        }
-        for range in &commit.reads.ranges {
-            if !self.range_stands(written, scope, &prefix, range)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        commit.reads.holds(
+            |key| self.version(written.get(&(scope, key)), &prefix, key),
+            |range| self.range_holds(written, scope, &prefix, range),
+        )
     }
 
-    /// The same for what is no processor's.
+    /// Returns true if everything that the commit read of the tenant's shared state still holds.
     fn shared_holds(&self, commit: &Commit) -> Result<bool, StoreError> {
         let Some(shared) = &commit.shared else { return Ok(true) };
         if fault::mutated("shared-unchecked") {
@@ -177,19 +169,20 @@ impl<'a> Validator<'a> {
         }
         let scope = commit.key.scope.shared();
         let prefix = layout::scope_prefix(&scope);
-        for (key, version) in &shared.reads {
-            let now = match self.shared.get(&(&*scope.tenant, key.as_str())) {
-                Some(now) => *now,
-                None => read::state(self.core, &prefix, key)?.0,
-            };
-            if now != *version {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        ReadSet::keys_hold(&shared.reads, |key| self.version(self.shared.get(&(&*scope.tenant, key)), &prefix, key))
     }
 
-    fn range_stands(
+    /// Returns the current version of `key`: the one that the group wrote, or else the store's.
+    fn version(&self, written: Option<&Version>, prefix: &[u8], key: &str) -> Result<Option<Version>, StoreError> {
+        match written {
+            Some(version) => Ok(Some(*version)),
+            None => Ok(Some(read::state(self.core, prefix, key)?.0)),
+        }
+    }
+
+    /// Returns true if a scan of `range` over the store and the group's writes returns the same as
+    /// it did in the run.
+    fn range_holds(
         &self,
         written: &BTreeMap<(&Scope, &str), Version>,
         scope: &Scope,
@@ -200,17 +193,16 @@ impl<'a> Validator<'a> {
             return Ok(range.seen.is_empty());
         }
         let inside = |key: &str| range.end.as_deref().is_none_or(|end| key < end);
-        let message_key: Vec<(&str, Version)> = written
+        let above: Vec<(&str, Version)> = written
             .range((scope, range.start.as_str())..)
             .take_while(|((of, key), _)| *of == scope && inside(key))
             .map(|((_, key), version)| (*key, *version))
             .collect();
         // Deletes of the group hide entries of the store: read that many more.
-        let limit = range.limit.saturating_add(message_key.len());
+        let limit = range.limit.saturating_add(above.len());
         let below = read::scan(self.core, prefix, &range.start, range.end.as_deref(), limit)?;
         let mut now: BTreeMap<&str, Version> = below.iter().map(|(key, version, _)| (key.as_str(), *version)).collect();
-        now.extend(message_key);
-        let present = now.into_iter().filter(|(_, version)| *version != 0).take(range.limit);
-        Ok(present.eq(range.seen.iter().map(|(key, version)| (key.as_str(), *version))))
+        now.extend(above);
+        Ok(range.matches(now.into_iter()))
     }
 }

@@ -1,4 +1,5 @@
-//! What the parts of an open store share: the database, the view that readers see, and how far the applier has come.
+//! State shared by the parts of an open store: the database, the view that readers see, and the
+//! applier's progress.
 
 use hapax_core::StoreError;
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -8,20 +9,22 @@ use crate::StoreOptions;
 use crate::redb::buckets::Catalogue;
 use crate::redb::view::{Snapshot, View};
 
-/// Shared by the committer, the applier and every reader. Locks are taken in the order catalogue, progress, view.
+/// Shared by the committer, the applier and every reader. Locks are taken in the order catalogue,
+/// progress, view.
 pub(crate) struct Core {
     pub(crate) database: Closing,
     pub(crate) options: StoreOptions,
     pub(crate) view: RwLock<View>,
-    /// Held by whoever writes the tables.
+    /// Held by the thread that writes the tables.
     pub(crate) catalogue: Mutex<Catalogue>,
     pub(crate) progress: Mutex<Progress>,
     /// Something in [`Progress`] or in the view's memtables has changed.
     pub(crate) changed: Condvar,
 }
 
-/// A database that is closed without a panic: redb takes some damage for a mistake of its own also then. Everything that
-/// was committed is durable before; what redb writes when it closes only spares it work at the next start.
+/// A database that is closed without a panic: redb takes some damage for a mistake of its own also
+/// then. Everything that was committed is durable before; what redb writes when it closes only
+/// spares it work at the next start.
 pub(crate) struct Closing(Option<Database>);
 
 impl Closing {
@@ -47,7 +50,7 @@ impl Drop for Closing {
     }
 }
 
-/// How the store is doing.
+/// State of the running store.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     /// Everything is to be applied now, and then the threads end.
@@ -56,7 +59,7 @@ pub(crate) struct Progress {
     pub(crate) failed: Option<StoreError>,
 }
 
-/// Why a new snapshot is published.
+/// Reason for a new snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Published {
     /// The oldest frozen memtable is in it.
@@ -66,8 +69,8 @@ pub(crate) enum Published {
 }
 
 impl Core {
-    /// Makes `snapshot` what readers see; in the same moment the memtable that was applied goes. Called under the
-    /// catalogue's lock: snapshots follow one another as their transactions did.
+    /// Makes `snapshot` what readers see; in the same moment the memtable that was applied goes.
+    /// Called under the catalogue's lock: snapshots follow one another as their transactions did.
     pub(crate) fn publish(&self, snapshot: Snapshot, published: Published) {
         let gone = {
             let mut view = self.view.write();
@@ -79,7 +82,7 @@ impl Core {
         self.wake();
     }
 
-    /// Lets everybody look again who waits for a change.
+    /// Wakes every thread that waits for a change.
     pub(crate) fn wake(&self) {
         let _progress = self.progress.lock();
         self.changed.notify_all();
@@ -97,7 +100,8 @@ impl Core {
         self.progress.lock().failed.clone().map_or(Ok(()), Err)
     }
 
-    /// Waits until `ready` answers something, looking again after every change. The applier must be able to bring it about.
+    /// Waits until `ready` answers something, looking again after every change. The applier must be
+    /// able to bring it about.
     pub(crate) fn wait_for<T>(&self, mut ready: impl FnMut(&mut View) -> Option<T>) -> Result<T, StoreError> {
         if let Some(answer) = ready(&mut self.view.write()) {
             return Ok(answer);
@@ -115,8 +119,8 @@ impl Core {
         }
     }
 
-    /// Applies everything that is journalled by now. What is journalled meanwhile is not waited for: under load there would be
-    /// no end of it.
+    /// Applies everything that is journalled by now. Does not wait for entries journalled
+    /// meanwhile: under load that would never end.
     pub(crate) fn flush(&self) -> Result<(), StoreError> {
         let last = self.view.read().last_sequence();
         self.wait_for(|view| view.push_down(last).then_some(()))

@@ -1,5 +1,6 @@
-//! The file `running`: which messages are being run, in memory that the kernel keeps when the process dies. Never synced on
-//! the way of a message: what kills the machine is not the message's doing.
+//! The file `running`: records the messages that are being run, in memory that the kernel keeps
+//! when the process dies. Never synced during a message: a message does not cause the machine's own
+//! failure.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -11,12 +12,14 @@ use hapax_core::{CrashTracker, RecordKey};
 use memmap2::MmapMut;
 use parking_lot::Mutex;
 
-/// Runs that can be noted at a time; a run beyond them is not counted if it kills the process.
+/// Most runs that the file records at a time; a run beyond them is not counted if it kills the
+/// process.
 const PLACES: usize = 4_096;
-/// A place: digest of the record key (16 bytes), whether it runs (4), deaths of the process (4), 8 to spare.
+/// A slot: digest of the record key (16 bytes), whether it runs (4), deaths of the process (4), 8
+/// to spare.
 const PLACE_BYTES: usize = 32;
 
-/// The notes of an open store.
+/// The crash marks of an open store.
 #[derive(Debug)]
 pub(crate) struct RunningFile {
     inner: Mutex<Inner>,
@@ -26,23 +29,26 @@ pub(crate) struct RunningFile {
 struct Inner {
     map: MmapMut,
     free: Vec<usize>,
-    /// Places of messages that the process has died over.
+    /// Slots of messages that were running when a process died.
     suspects: HashMap<u128, usize>,
 }
 
 impl RunningFile {
-    /// Opens the notes, or begins new ones: the process that ran what is noted as running has died, and that is counted.
+    /// Opens the file or makes a new one. The process that ran the messages marked as running has
+    /// died; each such message gets one death more.
     #[expect(unsafe_code, reason = "a memory map is what outlives the process without a system call a message")]
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
         let length = PLACES * PLACE_BYTES;
         if file.metadata()?.len() != length as u64 {
-            // Written, not only made long: a disk that is full says so here, and not by a signal at the first message.
+            // Written, not only made long: a disk that is full says so here, and not by a signal at
+            // the first message.
             file.set_len(0)?;
             file.write_all_at(&vec![0; length], 0)?;
         }
-        // SAFETY: the file is the store's own, and the store is open, and so locked, in this process alone; nobody else
-        // writes it or cuts it short while it is mapped. Every bit pattern is a valid place.
+        // SAFETY: the file is the store's own, and the store is open, and so locked, in this
+        // process alone; nobody else writes it or cuts it short while it is mapped. Every bit
+        // pattern is a valid slot.
         let map = unsafe { MmapMut::map_mut(&file)? };
         let mut inner = Inner { map, free: Vec::new(), suspects: HashMap::new() };
         for place in (0..PLACES).rev() {

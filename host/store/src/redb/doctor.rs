@@ -1,5 +1,5 @@
-//! Looks at a store that nobody has open, and mends what can be mended: the way out when opening refuses. Changes nothing
-//! unless told to, and keeps what it takes out.
+//! Checks a store that no process has open, and repairs its journal: for a store that refuses to
+//! open. Changes nothing unless asked to, and keeps the old journal.
 
 use std::path::{Path, PathBuf};
 
@@ -10,27 +10,28 @@ use crate::format::layout::{self, Applied};
 use crate::journal::{self, JournalError, Survey};
 use crate::redb::open::{self, JOURNAL, OpenError};
 
-/// What was found in a store.
+/// Report of a check of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Examination {
     /// The store's identity.
     pub store_id: String,
-    /// Whether every page of the database holds what was written.
+    /// True if every page of the database holds the bytes that were written.
     pub database_is_whole: bool,
     /// Sequence number of the last frame that the tables have.
     pub applied_frames: u64,
     /// Whole frames of the journal that the tables do not have yet; opening the store applies them.
     pub unapplied_frames: u64,
-    /// What is wrong with the journal, if anything is. A frame that was torn by a crash is not: nobody was told of it.
+    /// Damage of the journal, if any. A frame torn by a crash is no damage: no commit of it was
+    /// acknowledged.
     pub journal_damage: Option<String>,
 }
 
 /// A journal that was cut.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cut {
-    /// Frames that were kept.
+    /// Frames that the new journal holds.
     pub kept_frames: u64,
-    /// Where the journal as it was is kept, if there was one.
+    /// Path of the old journal, if there was one.
     pub damaged: Option<PathBuf>,
 }
 
@@ -50,8 +51,9 @@ fn examine_folder(path: &Path) -> Result<Examination, OpenError> {
     Ok(Examination { store_id, database_is_whole, applied_frames: applied.sequence, unapplied_frames, journal_damage })
 }
 
-/// Makes a damaged or missing journal readable: keeps the frames up to the damage. What was acknowledged after it is lost,
-/// and its messages count as new. The journal as it was is kept beside the new one. `None`: it needs no cutting.
+/// Makes a damaged or missing journal readable: keeps the frames up to the damage. What was
+/// acknowledged after it is lost, and its messages count as new. The old journal stays beside the
+/// new one. `None`: it needs no cutting.
 pub fn cut_journal(path: &Path) -> Result<Option<Cut>, OpenError> {
     let io = |error: std::io::Error| open::io_error(path, &error);
     let database = open::open_database(path, &StoreOptions::default())?;
@@ -73,7 +75,7 @@ pub fn cut_journal(path: &Path) -> Result<Option<Cut>, OpenError> {
     Ok(Some(Cut { kept_frames: frames.len() as u64, damaged }))
 }
 
-/// Gives the space of what is gone back to the disk. Answers the database's bytes before and after.
+/// Returns unused space to the disk. Returns the database's size before and after, in bytes.
 pub fn compact(path: &Path) -> Result<(u64, u64), OpenError> {
     let length = || std::fs::metadata(path.join(open::DATABASE)).map_or(0, |metadata| metadata.len());
     let before = length();
@@ -95,15 +97,16 @@ fn facts(path: &Path, database: &Database) -> Result<(String, Applied), OpenErro
     Ok((id, applied))
 }
 
-/// What the journal holds; a damaged or missing one too. An error if it cannot be looked at, or if another version of Hapax
-/// wrote it: that one is not to be cut.
+/// Returns the contents of the journal, also of a damaged or missing one. Fails if the file cannot
+/// be read, or if another version of Hapax wrote it: that journal must not be cut.
 fn survey(path: &Path, store_id: &str, applied: &Applied) -> Result<Survey, OpenError> {
     let file = match open::open_journal(path)? {
         Some(file) => file,
         None => return Ok(Survey { frames: Vec::new(), end: 0, damage: Some("it is missing".into()) }),
     };
     match journal::survey(&*file, store_id, applied) {
-        // Frames have their own checksums, keyed for this store: what is whole behind a damaged header is kept.
+        // Frames have their own checksums, keyed for this store: what is whole behind a damaged
+        // header is kept.
         Err(JournalError::Damaged(damage)) => {
             let frames = journal::survey_frames(&*file, store_id, applied);
             let frames = frames.map_err(|error| open::io_error(path, &error))?;

@@ -1,5 +1,6 @@
-//! The feed of record events: memtables pack them into blocks as they come, the applier writes the blocks, and the oldest go
-//! when there are too many. Reads go through the tables first, then through what is not applied yet: the order of the feed.
+//! The feed of record events: memtables pack them into blocks as they come, the applier writes the
+//! blocks, and the oldest go when there are too many. Reads go through the tables first, then
+//! through what is not applied yet: the order of the feed.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -13,20 +14,21 @@ use crate::redb::open::running_error;
 use crate::redb::read;
 use crate::redb::view::{Snapshot, View};
 
-/// An event in its place.
+/// An event with its position.
 pub(crate) type Placed = (Cursor, FeedEntry);
 
 /// Events in order, packed as the table has them.
 #[derive(Debug, Default)]
 pub(crate) struct Blocks {
-    /// The blocks that are full, and the one that is being filled; each with the place of its first event.
+    /// The blocks that are full, and the one that is being filled; each with the position of its
+    /// first event.
     blocks: Vec<(Cursor, Vec<u8>)>,
     /// Events in all of them.
     count: u64,
 }
 
 impl Blocks {
-    /// Adds an event, as a frame has it, behind all others. Answers the bytes that it takes.
+    /// Adds an event, as a frame has it, behind all others. Returns the bytes that it takes.
     pub(crate) fn push(&mut self, cursor: Cursor, event: &[u8]) -> usize {
         let full = |block: &Vec<u8>| block.len() + PLACE_BYTES_MAX + event.len() > BLOCK_BYTES;
         if self.blocks.last().is_none_or(|(_, block)| full(block)) {
@@ -39,7 +41,7 @@ impl Blocks {
         block.len() - before
     }
 
-    /// Those behind the place `after`, in order.
+    /// Returns the events behind the position `after`, in order.
     fn after(&self, after: Cursor) -> Result<Vec<Placed>, StoreError> {
         let from = self.blocks.partition_point(|(first, _)| *first <= after).saturating_sub(1);
         let mut found = Vec::new();
@@ -51,10 +53,10 @@ impl Blocks {
     }
 }
 
-/// An event's place in a block takes so many bytes at most: two varints.
+/// Most bytes that an event's position takes in a block: two varints.
 const PLACE_BYTES_MAX: usize = 10 + 5;
 
-/// Which events a reader wants.
+/// Filter of a reader of the feed.
 #[derive(Debug, Clone, Copy)]
 struct Wanted {
     /// Of one record.
@@ -69,7 +71,8 @@ impl Wanted {
     }
 }
 
-/// Adds what a memtable has to the table, and drops what is too much; what is kept then is written down with it.
+/// Adds a memtable's events to the table, drops the oldest above the limit, and stores the table's
+/// new extent.
 pub(crate) fn write(
     txn: &WriteTransaction,
     mut facts: FeedFacts,
@@ -146,12 +149,12 @@ pub(crate) fn events(
     Ok(FeedPage { events: found.into_iter().map(event).collect(), truncated })
 }
 
-/// The key of the record with that digest, if there is one.
+/// Returns the key of the record with that digest, if there is one.
 fn key(core: &Core, digest: u128) -> Result<Option<RecordKey>, StoreError> {
     if digest == 0 { Ok(None) } else { read::key_of(core, digest) }
 }
 
-/// What the memtables have, oldest first.
+/// Returns the memtables' events, oldest first.
 fn above(view: &View, wanted: &Wanted) -> Result<Vec<Placed>, StoreError> {
     let mut found = Vec::new();
     for memtable in view.frozen.iter().map(|memtable| &**memtable).chain(std::iter::once(&view.active)) {
@@ -164,10 +167,10 @@ fn above(view: &View, wanted: &Wanted) -> Result<Vec<Placed>, StoreError> {
     Ok(found)
 }
 
-/// What the table has.
+/// Returns the table's events.
 fn below(snapshot: &Snapshot, wanted: &Wanted) -> Result<Vec<Placed>, StoreError> {
     let after = (wanted.after.sequence, wanted.after.index);
-    // The block in which the place lies begins before it.
+    // The block that contains the position begins before it.
     let start = snapshot.feed.range(..=after).map_err(running_error)?.next_back().transpose().map_err(running_error)?;
     let start = start.map_or(after, |(key, _)| key.value());
     let mut found = Vec::new();

@@ -1,5 +1,6 @@
-//! Reads over every state the parts of an open store can be in: the same random commits go to it and to the store in memory,
-//! while the applier is held back and let go; every answer must be the same.
+//! Reads over every state the parts of an open store can be in: the same random commits go to it
+//! and to the store in memory, while the applier is held back and let go; every answer must be the
+//! same.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use futures_util::FutureExt as _;
@@ -178,7 +179,8 @@ impl Twins {
         assert_eq!(now(self.redb.outbox_len()) as usize, now(self.memory.pending(None, 1_000)).len(), "{context}");
     }
 
-    /// The feed from any place, all of it or of one record; that of one record brings all that is journalled to the tables.
+    /// The feed from any place, all of it or of one record; that of one record brings all that is
+    /// journalled to the tables.
     fn compare_events(&mut self, of: Option<u128>) {
         let after = Cursor { sequence: self.random.below(self.version + 3), index: self.random.below(4) as u32 };
         for (after, limit) in [(None, 1_000), (None, 3), (Some(after), 1), (Some(after), 1_000)] {
@@ -227,7 +229,8 @@ fn reads_are_the_same_at_every_depth() {
     }
 }
 
-/// Whoever waits for the tables waits for what was there when it began to wait: under load there would be no end of it.
+/// Whoever waits for the tables waits for what was there when it began to wait: under load there
+/// would be no end of it.
 #[test]
 fn what_comes_while_the_tables_are_waited_for_is_not_waited_for() {
     let store = store(1 << 20);

@@ -1,5 +1,5 @@
-//! What is journalled and not yet in the tables, for readers and for the applier. Filled by frames only, so that a restart
-//! makes the same of the journal as the running host did.
+//! Entries that are journalled and not yet in the tables, for readers and for the applier. Filled
+//! by frames only, so that a restart makes the same of the journal as the running host did.
 
 use std::collections::hash_map::Entry as Slot;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -21,9 +21,9 @@ pub(crate) struct Memtable {
     /// Version and value by encoded key; `None` where it was deleted.
     pub(crate) state: BTreeMap<Bytes, Option<Bytes>>,
     pub(crate) outbox: BTreeMap<OutboxPosition, Bytes>,
-    /// Sent messages whose row is further down.
+    /// Positions of sent messages whose rows are in older layers.
     pub(crate) sent: BTreeSet<OutboxPosition>,
-    /// Kept messages by encoded key; `None` where it is kept no longer.
+    /// Held messages by encoded key; `None` if the message is no longer held.
     pub(crate) held_under: BTreeMap<Bytes, Option<Bytes>>,
     /// Events of the feed, in order.
     pub(crate) events: Blocks,
@@ -35,7 +35,7 @@ pub(crate) struct Memtable {
     bytes: usize,
 }
 
-/// Where a memtable's frames end.
+/// End of a memtable's frames.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct End {
     pub(crate) sequence: u64,
@@ -48,7 +48,7 @@ pub(crate) struct End {
 #[derive(Debug, Clone)]
 pub(crate) struct RecordSlot {
     pub(crate) end_ms: Option<u64>,
-    /// Whether there may be an older one further down.
+    /// True if older layers may have an older version of the record.
     pub(crate) replaces: bool,
     /// `None`: it was forgotten.
     pub(crate) row: Option<Bytes>,

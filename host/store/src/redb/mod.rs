@@ -1,4 +1,5 @@
-//! The store on redb, behind a journal: one folder, one process. Joins reading and writing behind core's seams.
+//! The store on redb, behind a journal: one folder, one process. Joins reading and writing behind
+//! core's seams.
 
 pub(crate) mod applier;
 pub(crate) mod buckets;
@@ -31,34 +32,38 @@ use crate::redb::applier::Applying;
 use crate::redb::core::Core;
 use crate::redb::open::{Create, OpenError};
 
-/// The store on redb. Reads block for microseconds; `commit` blocks for a sync and belongs on the committer's thread.
+/// The store on redb. Reads block for microseconds; `commit` blocks for a sync and belongs on the
+/// committer's thread.
 ///
-/// Dropping it applies what is journalled to the tables.
+/// Dropping the store applies the journalled entries to the tables.
 pub struct RedbStore {
-    /// First, so that it is dropped first: the applier ends before the database closes.
+    /// Declared first, so that it is dropped first: the applier ends before the database closes.
     _applying: Applying,
     core: Arc<Core>,
     journal: Mutex<Journal>,
     running: Arc<dyn CrashTracker>,
 }
 
-/// What a store may use, with units.
+/// Limits of a store.
 #[derive(Debug, Clone)]
 pub struct StoreOptions {
     /// Bytes of redb's page cache.
     pub page_cache_bytes: usize,
-    /// Bytes of memory for what is journalled and not yet in the tables, roughly; when they are used up, commits wait.
+    /// Approximate bytes of memory for entries that are journalled and not yet in the tables; above
+    /// it, commits wait.
     pub unapplied_bytes_max: usize,
-    /// Bytes of memory that are brought into the tables in one transaction, roughly. More is less work; less is a shorter
-    /// wait for whoever waits for room.
+    /// Approximate bytes of memory that are applied to the tables in one transaction. More means
+    /// less work; less means a shorter wait for commits that wait for room.
     pub memtable_bytes: usize,
     /// Bytes of the journal's file, in the long run.
     pub journal_bytes: u64,
-    /// Records of one bucket at most: a bucket is the unit in which records are forgotten and filters are built.
+    /// Records of one bucket at most: a bucket is the unit in which records are forgotten and
+    /// filters are built.
     pub bucket_rows_max: u64,
-    /// Events of the feed in its table, at most; the oldest go. What is not applied yet comes on top.
+    /// Events of the feed in its table, at most; the oldest are dropped. Events that are not
+    /// applied yet are not counted.
     pub events_max: u64,
-    /// Whether buckets found at the start get their bloom filters. Outcomes are the same without.
+    /// True if buckets found at the start get bloom filters. Results are the same without them.
     pub filters: bool,
 }
 
@@ -76,7 +81,7 @@ impl Default for StoreOptions {
     }
 }
 
-/// One state entry, for people.
+/// One state entry, for display.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StateRow {
     /// The key.
@@ -91,18 +96,18 @@ impl RedbStore {
         Self::open_with(path, StoreOptions::default())
     }
 
-    /// As [`RedbStore::open`], with options of the caller's.
+    /// Opens the store like [`RedbStore::open`], with the given options.
     pub fn open_with(path: &Path, options: StoreOptions) -> Result<Self, OpenError> {
         open::open(path, Create::IfAbsent, options)
     }
 
-    /// Opens a store that must be there.
+    /// Opens a store that must exist.
     pub fn open_existing(path: &Path) -> Result<Self, OpenError> {
         open::open(path, Create::Never, StoreOptions::default())
     }
 
-    /// Opens a store on backends of the caller's, one for the database and one for the journal: tests lose their unsynced
-    /// writes.
+    /// Opens a store on backends of the caller's, one for the database and one for the journal:
+    /// tests lose their unsynced writes.
     pub fn open_backends(
         database: impl redb::StorageBackend,
         journal: impl redb::StorageBackend,
@@ -115,13 +120,13 @@ impl RedbStore {
         Ok(Self { _applying: Applying::start(core.clone())?, core, journal: Mutex::new(journal), running })
     }
 
-    /// What the parts share, for tests that hold one of them back.
+    /// Returns the state that the store's parts share, for tests that delay one of them.
     #[cfg(test)]
     pub(crate) fn core(&self) -> Arc<Core> {
         self.core.clone()
     }
 
-    /// Up to `limit` state entries whose keys begin with `prefix`, in key order.
+    /// Returns up to `limit` state entries whose keys begin with `prefix`, in key order.
     pub fn state_of(&self, scope: &Scope, prefix: &str, limit: usize) -> Result<Vec<StateRow>, StoreError> {
         let entries = read::scan(&self.core, &crate::format::layout::scope_prefix(scope), prefix, None, limit)?;
         // The host's own keys come last.

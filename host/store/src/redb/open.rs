@@ -1,8 +1,9 @@
-//! Opening a store folder: creates one where there is nothing, and refuses what is lost, damaged, of another version or in
-//! use. Never serves an empty store where there was one.
+//! Opening a store folder: creates one where there is nothing, and refuses what is lost, damaged,
+//! of another version or in use. Never serves an empty store where there was one.
 //!
-//! A store is a folder: `records.redb`, the database; `journal`, what is not in it yet; and `STORE`, its identity in text. A
-//! folder with an identity and without its database has lost it, and that is what the identity is for.
+//! A store is a folder: `records.redb`, the database; `journal`, the frames not in it yet; and
+//! `STORE`, its identity in text. A folder with an identity and without its database has lost it,
+//! and that is what the identity is for.
 
 use std::collections::VecDeque;
 use std::io::Write as _;
@@ -27,13 +28,14 @@ pub(crate) const DATABASE: &str = "records.redb";
 pub(crate) const JOURNAL: &str = "journal";
 const RUNNING: &str = "running";
 const IDENTITY: &str = "STORE";
-/// Buckets of the last run with fewer rows than this take more; their filters are built before the first message.
+/// Buckets of the last run with fewer rows than this take more; their filters are built before the
+/// first message.
 const REOPENED_ROWS_MAX: u64 = 1 << 17;
 
-/// Why a store was not opened.
+/// Reason why a store was not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// There is nothing, and nothing was to be created.
+    /// There is no store, and the caller asked not to create one.
     #[error("{0} holds no store. Check the path; `hapax run` and `hapax up` create one")]
     Missing(PathBuf),
     /// The path is no store folder.
@@ -41,7 +43,7 @@ pub enum OpenError {
     NotAStore {
         /// The path given.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         reason: &'static str,
     },
     /// Another process has it open.
@@ -59,7 +61,7 @@ pub enum OpenError {
         /// The format that this build reads.
         expected: u32,
     },
-    /// What is there is not what was written. Nothing was changed.
+    /// The stored bytes are not those that were written. Nothing was changed.
     #[error(
         "{path} is damaged: {reason}. Nothing was changed. `hapax doctor` tells more and mends a journal; else put back a \
          backup of the folder. Do not delete {IDENTITY} to go on empty, for then every message would count as new"
@@ -67,7 +69,7 @@ pub enum OpenError {
     Damaged {
         /// The store.
         path: PathBuf,
-        /// What is wrong.
+        /// The damage found.
         reason: String,
     },
     /// The disk has no room.
@@ -75,7 +77,7 @@ pub enum OpenError {
     Full {
         /// The store.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         reason: String,
     },
     /// The operating system refused.
@@ -83,12 +85,12 @@ pub enum OpenError {
     Io {
         /// The store.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         reason: String,
     },
 }
 
-/// Whether a store may be created where there is none.
+/// Permission to create a store that does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Create {
     /// Created where the folder is empty or absent.
@@ -101,7 +103,7 @@ pub(crate) fn open(path: &Path, create: Create, options: StoreOptions) -> Result
     guarded(path, || open_folder(path, create, options))
 }
 
-/// redb takes some damage for a mistake of its own and panics: here it is an answer like any other.
+/// Returns redb's panics as errors: redb panics on some damage, as if it were a bug of its own.
 pub(crate) fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T, OpenError>) -> Result<T, OpenError> {
     let contradicts = || damaged(path, format!("the pages of {DATABASE} contradict each other"));
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|_| Err(contradicts()))
@@ -132,7 +134,8 @@ fn open_folder(path: &Path, create: Create, options: StoreOptions) -> Result<Red
         return Err(damaged(path, format!("{DATABASE} belongs to store {found}, the folder to store {expected}")));
     }
     if identity.is_none() && !path.join(JOURNAL).exists() {
-        // A creation was cut short between the database's name and the journal's: nothing was acknowledged.
+        // A creation was cut short between the database's name and the journal's: nothing was
+        // acknowledged.
         let new = path.join(format!("{JOURNAL}.{}.new", std::process::id()));
         make_journal(path, &new, &found)?;
         name_journal(path, &new)?;
@@ -203,7 +206,7 @@ fn join(
     }
     view.freeze();
     for id in view.frozen.iter().flat_map(|memtable| &memtable.buckets_gone) {
-        // It goes with the first transactions, and once.
+        // Removed by the first transactions, once.
         for bucket in buckets.iter().filter(|bucket| bucket.id == *id) {
             bucket.goes();
         }
@@ -220,7 +223,7 @@ fn join(
     RedbStore::over(Arc::new(core), journal, running).map_err(|error| io_error(path, &error))
 }
 
-/// The buckets that stand in the database, oldest first.
+/// Returns the buckets of the database, oldest first.
 fn found_buckets(database: &Database) -> Result<Vec<Arc<Bucket>>, redb::Error> {
     let txn = database.begin_read()?;
     let table = txn.open_table(layout::BUCKETS)?;
@@ -232,8 +235,8 @@ fn found_buckets(database: &Database) -> Result<Vec<Arc<Bucket>>, redb::Error> {
     buckets.collect()
 }
 
-/// The buckets that take more records: of each window the newest, if it is small. Their filters are whole before anything
-/// is inserted.
+/// The buckets that take more records: of each window the newest, if it is small. Their filters are
+/// whole before anything is inserted.
 fn reopened(snapshot: &Snapshot, options: &StoreOptions) -> Result<Vec<Arc<Bucket>>, StoreError> {
     let rows_max = options.bucket_rows_max.min(REOPENED_ROWS_MAX);
     let mut open: Vec<Arc<Bucket>> = Vec::new();
@@ -345,8 +348,9 @@ fn create_folder(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Makes the journal, then the database under another name, then gives it its own: the store is there whole or not at all.
-/// A link, unlike a rename, never replaces what another process made meanwhile.
+/// Makes the journal, then the database under another name, then gives it its own: the store is
+/// there whole or not at all. A link, unlike a rename, never replaces what another process made
+/// meanwhile.
 fn create_files(path: &Path, file: &Path, options: &StoreOptions) -> Result<(), OpenError> {
     let io = |error: std::io::Error| io_error(path, &error);
     let message_key = std::process::id();

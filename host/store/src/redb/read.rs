@@ -1,5 +1,5 @@
-//! Reads: the memtables first, newest to oldest, then the tables. Each answer is of one moment, and holds every commit that
-//! was durable when the read began.
+//! Reads: the memtables first, newest to oldest, then the tables. Each answer is of one moment, and
+//! holds every commit that was durable when the read began.
 
 use std::collections::{BTreeMap, BinaryHeap};
 use std::ops::Bound;
@@ -22,7 +22,7 @@ fn damaged(what: &str) -> StoreError {
     StoreError::Damaged(format!("{what} cannot be decoded").into())
 }
 
-/// What the memtables say: nothing, or what they hold (which may be that it was deleted).
+/// Result of a look-up in the memtables: no entry, or the entry, which may be a deletion.
 fn newest<T>(view: &View, look: impl Fn(&crate::redb::memtable::Memtable) -> Option<T>) -> Option<T> {
     view.memtables().find_map(look)
 }
@@ -39,12 +39,12 @@ pub(crate) fn record(core: &Core, key: &RecordKey) -> Result<Option<Record>, Sto
     }
 }
 
-/// The record as the tables have it.
+/// Returns the record in the tables.
 fn stored(snapshot: &Snapshot, key: &RecordKey, hash: u128) -> Result<Option<Record>, StoreError> {
     stored_row(snapshot, hash, |row| decode_row(row, key))
 }
 
-/// What `read` makes of the row with that hash in the tables.
+/// Returns the result of `read` for the row with that hash in the tables.
 fn stored_row<T>(
     snapshot: &Snapshot,
     hash: u128,
@@ -55,7 +55,7 @@ fn stored_row<T>(
     {
         return read(row.value()).map(Some);
     }
-    // The newest first: duplicates most often follow soon.
+    // Newest bucket first: most duplicates arrive soon after the first delivery.
     for tables in snapshot.buckets.iter().rev().filter(|tables| tables.bucket.may_hold(hash)) {
         if let Some(location) = tables.index.get(hash).map_err(running_error)? {
             return with_row(tables, location.value(), read).map(Some);
@@ -64,7 +64,7 @@ fn stored_row<T>(
     Ok(None)
 }
 
-/// The key of the record with that hash, if there is one.
+/// Returns the key of the record with that hash, if there is one.
 pub(crate) fn key_of(core: &Core, hash: u128) -> Result<Option<RecordKey>, StoreError> {
     let (above, snapshot) = {
         let view = core.view.read();
@@ -90,7 +90,8 @@ fn with_row<T>(
     read(layout::row_at(block.value(), offset).ok_or_else(|| damaged("a block of records"))?)
 }
 
-/// The record of a row, which must be that of `key`: two keys with one hash are told, never taken for each other.
+/// Returns the record of a row, which must be the row of `key`: two keys with the same hash are
+/// reported as an error, and never confused.
 fn decode_row(row: &[u8], key: &RecordKey) -> Result<Record, StoreError> {
     let (stored, record) = layout::split_row(row).ok_or_else(|| damaged("a record"))?;
     if stored != layout::record_key(key) {
@@ -105,7 +106,7 @@ fn any_row(row: &[u8]) -> Result<(RecordKey, Record), StoreError> {
     Ok((key, layout::decode(record).ok_or_else(|| damaged("a record"))?))
 }
 
-/// Hashes of kept records whose row is as asked.
+/// Returns the hashes of records without expiry whose row passes the filter.
 pub(crate) fn kept_where(
     snapshot: &Snapshot,
     limit: usize,
@@ -119,7 +120,7 @@ pub(crate) fn kept_where(
     hashes.take(limit).collect()
 }
 
-/// Hashes of a bucket's records whose row is as asked.
+/// Returns the hashes of a bucket's records whose row passes the filter.
 pub(crate) fn bucket_where(
     tables: &BucketTables,
     limit: usize,
@@ -138,8 +139,8 @@ pub(crate) fn bucket_where(
     Ok(found)
 }
 
-/// Up to `limit` records after `after`, in the order of their keys. Records stand by hash, so a page looks at all of them,
-/// in little memory: it is for people.
+/// Returns up to `limit` records after `after`, in key order. Records are stored by hash, so each
+/// page scans all of them, in little memory: meant for operators, not for the pipeline.
 pub(crate) fn records(
     core: &Core,
     processor: Option<&str>,
@@ -176,12 +177,12 @@ pub(crate) fn records(
     least.into_sorted_vec().iter().map(|(_, row)| any_row(row)).collect()
 }
 
-/// Up to `limit` messages to send after `after`, in order.
+/// Returns up to `limit` messages to send after `after`, in order.
 pub(crate) fn pending(core: &Core, after: Option<OutboxPosition>, limit: usize) -> Result<Vec<OutboxRow>, StoreError> {
     let start = after.map_or(Bound::Unbounded, Bound::Excluded);
     let (above, sent, snapshot) = {
         let view = core.view.read();
-        // Sent first: a row may lie in another memtable than the note that it was sent.
+        // Collect the sent marks first: a row and its sent mark may be in different memtables.
         let sent: std::collections::BTreeSet<_> = view.memtables().flat_map(|m| m.sent.iter().copied()).collect();
         let mut above: BTreeMap<OutboxPosition, Bytes> = BTreeMap::new();
         for memtable in view.memtables() {
@@ -222,7 +223,7 @@ pub(crate) fn outbox_len(core: &Core) -> Result<u64, StoreError> {
     Ok((stored + above as u64).saturating_sub(sent as u64))
 }
 
-/// The messages that are kept under a record.
+/// Returns the messages that are held under a record.
 pub(crate) fn held_under(core: &Core, key: &RecordKey) -> Result<Vec<HeldMessage>, StoreError> {
     let start = layout::record_key(key);
     let end = layout::after_prefix(&start);
@@ -230,7 +231,7 @@ pub(crate) fn held_under(core: &Core, key: &RecordKey) -> Result<Vec<HeldMessage
     Ok(held_messages.into_iter().map(|(_, held_message)| held_message).collect())
 }
 
-/// Up to `limit` kept messages after `after`, of one processor if given.
+/// Returns up to `limit` held messages after `after`, of one processor if given.
 pub(crate) fn held_messages(
     core: &Core,
     processor: Option<&str>,
@@ -248,7 +249,7 @@ pub(crate) fn held_messages(
     kept_messages(core, (start, end.as_deref().map_or(Bound::Unbounded, Bound::Excluded)), limit)
 }
 
-/// The first kept messages of a range of encoded keys.
+/// Returns the first held messages of a range of encoded keys.
 fn kept_messages(
     core: &Core,
     range: (Bound<&[u8]>, Bound<&[u8]>),
@@ -264,7 +265,7 @@ fn kept_messages(
         }
         (held_messages, view.snapshot.clone())
     };
-    // What is gone above hides rows below: read that many more.
+    // Entries removed above hide rows below: read that many more.
     let hidden = held_messages.values().filter(|held_message| held_message.is_none()).count();
     for row in snapshot.held_under.range::<&[u8]>(range).map_err(running_error)?.take(limit.saturating_add(hidden)) {
         let (key, held_message) = row.map_err(running_error)?;
@@ -279,7 +280,8 @@ fn kept_messages(
     decoded.collect()
 }
 
-/// Version and value of a state key of the scope whose encoding is `prefix`; `(0, None)` where it is absent.
+/// Returns version and value of a state key of the scope whose encoding is `prefix`; `(0, None)` if
+/// the key is absent.
 pub(crate) fn state(core: &Core, prefix: &[u8], key: &str) -> Result<(Version, Option<Bytes>), StoreError> {
     let whole = layout::state_key(prefix, key);
     let (above, snapshot) = {
@@ -300,7 +302,7 @@ pub(crate) fn state(core: &Core, prefix: &[u8], key: &str) -> Result<(Version, O
     Ok((version, Some(entry.slice(8..))))
 }
 
-/// Up to `limit` entries of a range of one scope's state, in key order.
+/// Returns up to `limit` entries of a range of one scope's state, in key order.
 pub(crate) fn scan(
     core: &Core,
     prefix: &[u8],
@@ -324,7 +326,7 @@ pub(crate) fn scan(
         }
         (above, view.snapshot.clone())
     };
-    // What is deleted above hides rows below: read that many more.
+    // Entries deleted above hide rows below: read that many more.
     let hidden = above.values().filter(|entry| entry.is_none()).count();
     let mut merged = below(&snapshot, prefix, start, end, limit.saturating_add(hidden))?;
     merged.extend(above);
@@ -337,7 +339,7 @@ pub(crate) fn scan(
     entries.collect()
 }
 
-/// The first entries of a range as the tables have it, by key.
+/// Returns the first entries of a range in the tables, by key.
 fn below(
     snapshot: &Snapshot,
     prefix: &[u8],

@@ -1,4 +1,4 @@
-//! How a store is doing, in numbers that cost nothing to know. Reads no record.
+//! Status of an open store, in numbers that are cheap to read. Reads no record.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ pub(crate) fn facts(core: &Core) -> Result<StoreFacts, StoreError> {
     })
 }
 
-/// Those in the table, with what has come and gone since.
+/// Returns the number of rows in the table, plus entries added and minus entries removed since.
 fn held_messages(view: &View) -> Result<u64, StoreError> {
     let mut newest: BTreeMap<&Bytes, bool> = BTreeMap::new();
     for memtable in view.memtables() {

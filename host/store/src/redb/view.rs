@@ -1,4 +1,5 @@
-//! One moment of the store: what is journalled over a snapshot of the tables. Everything readers see is found here.
+//! One consistent view of the store: the journalled entries over a snapshot of the tables. Readers
+//! find everything they see here.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -26,7 +27,7 @@ pub(crate) struct BucketTables {
 /// The tables after one transaction; opened once, read by everyone until the next.
 pub(crate) struct Snapshot {
     pub(crate) kept: ReadOnlyTable<u128, &'static [u8]>,
-    /// Most often nothing is kept, and then it need not be read.
+    /// Usually no message is held, and then the table need not be read.
     pub(crate) kept_is_empty: bool,
     /// By encoded scope; absent where the scope has never had any.
     state: StateTables,
@@ -41,7 +42,7 @@ pub(crate) struct Snapshot {
 
 /// Newest first: the active memtable, the frozen ones from the back, the snapshot.
 pub(crate) struct View {
-    /// Takes in what is journalled.
+    /// The active memtable: takes the journalled frames.
     pub(crate) active: Memtable,
     /// Wait for the applier, oldest first.
     pub(crate) frozen: VecDeque<Arc<Memtable>>,
@@ -121,8 +122,8 @@ impl View {
         }
     }
 
-    /// Hands what is journalled up to the frame `last` to the applier, and nothing that came after it if that can be kept
-    /// apart; answers whether all of it is in the tables.
+    /// Hands the journalled frames up to `last` to the applier, without later frames if they can be
+    /// separated. Returns true if all of them are in the tables.
     pub(crate) fn push_down(&mut self, last: u64) -> bool {
         if self.active.first <= last {
             self.freeze();

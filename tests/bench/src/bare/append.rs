@@ -1,4 +1,5 @@
-//! Append and `fdatasync`: the floor under every durable store. Keeps nothing that could be looked up.
+//! Append and `fdatasync`: the floor under every durable store. Keeps nothing that could be looked
+//! up.
 
 use std::path::Path;
 use std::time::Instant;

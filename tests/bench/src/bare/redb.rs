@@ -1,4 +1,5 @@
-//! redb with nothing around it: one transaction a group, or one read a duplicate. Its tables are the plainest that do the job.
+//! redb with nothing around it: one transaction a group, or one read a duplicate. Its tables are
+//! the plainest that do the job.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -69,7 +70,8 @@ impl Bare {
         txn.commit().unwrap();
     }
 
-    /// Reads records, each in a transaction of its own: it sees every commit before it, as an answer to a duplicate must.
+    /// Reads records, each in a transaction of its own: it sees every commit before it, as an
+    /// answer to a duplicate must.
     pub(crate) fn read_each(&self, keys: &[Vec<u8>]) -> Duration {
         let since = Instant::now();
         for key in keys {
@@ -79,7 +81,8 @@ impl Bare {
         since.elapsed()
     }
 
-    /// Reads them all in one transaction: the least that redb can do, blind to what is written meanwhile.
+    /// Reads them all in one transaction: the least that redb can do, blind to what is written
+    /// meanwhile.
     pub(crate) fn read_in_one(&self, keys: &[Vec<u8>]) -> Duration {
         let txn = self.database.begin_read().unwrap();
         let table = txn.open_table(RECORDS).unwrap();

@@ -1,4 +1,5 @@
-//! This build beside another one, each a process of its own, round by round in turn: whether a change has made the host slower.
+//! This build beside another one, each a process of its own, round by round in turn: whether a
+//! change has made the host slower.
 
 use std::path::Path;
 
@@ -24,7 +25,8 @@ const STEPS: [(usize, u64); 5] = [(1, 2_000), (8, 8_000), (64, 40_000), (256, 60
 /// Rounds of each build before the processes are started anew.
 const TURNS: usize = 3;
 
-/// What a build says of one round: messages a second, p50 and p99 in milliseconds, processor time a message in microseconds.
+/// A build's results of one round: messages a second, p50 and p99 in milliseconds, processor time a
+/// message in microseconds.
 type Round = [f64; 4];
 
 /// A build at work, on a store of its own.

@@ -1,4 +1,5 @@
-//! Duplicates, from the cache and from the store, beside a bare read loop: one thread, no disk write.
+//! Duplicates, from the cache and from the store, beside a bare read loop: one thread, no disk
+//! write.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,5 @@
-//! From how many records on the bloom filters pay: keys that are there and keys that are not, with filters and without.
+//! From how many records on the bloom filters pay: keys that are there and keys that are not, with
+//! filters and without.
 
 use std::path::Path;
 use std::time::Instant;

@@ -1,4 +1,4 @@
-//! What the number of records does to throughput and duplicates.
+//! Effect of the number of records on throughput and duplicates.
 
 use std::time::Instant;
 
@@ -21,7 +21,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
 
 const IN_FLIGHT: usize = 1_024;
 
-/// What one size did, round by round.
+/// Results of one size, round by round.
 #[derive(Default)]
 struct Figures {
     rate: Vec<f64>,

@@ -1,4 +1,5 @@
-//! HTTP with connections that stay open: the door over the native processor, and the whole binary with a WASM processor.
+//! HTTP with connections that stay open: the door over the native processor, and the whole binary
+//! with a WASM processor.
 
 use std::sync::Arc;
 

@@ -16,7 +16,7 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     run,
 };
 
-/// What a host may have beside what is configured.
+/// Memory that a host may use beyond the configured amount.
 const OWN_BYTES: u64 = 64 << 20;
 
 fn run(bench: &Workbench, section: &mut Section) -> Result<(), Missing> {

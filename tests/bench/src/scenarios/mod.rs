@@ -1,4 +1,5 @@
-//! What is measured, a file each, in the order of the report. A scenario measures and judges; printing is the report's.
+//! The scenarios, a file each, in the order of the report. A scenario measures and judges; printing
+//! is the report's.
 
 mod builds;
 mod duplicates;

@@ -1,5 +1,6 @@
-//! PostgreSQL doing the same job: one statement that inserts the record if it is absent and writes the state, synced, over 32
-//! connections. Starts a server of its own in a folder of its own; needs Debian's package `postgresql`.
+//! PostgreSQL doing the same job: one statement that inserts the record if it is absent and writes
+//! the state, synced, over 32 connections. Starts a server of its own in a folder of its own; needs
+//! Debian's package `postgresql`.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -86,7 +87,8 @@ struct Postgres {
 impl Postgres {
     fn start() -> Result<Self, Missing> {
         let bin = binaries()?;
-        // Its user, who is not ours, must come to its data: the bench's own folder may be closed to others.
+        // Its user, who is not ours, must come to its data: the bench's own folder may be closed to
+        // others.
         let temp = std::env::temp_dir();
         on_a_disk(&temp)?;
         let folder = tempfile::Builder::new().prefix("hapax-bench-postgres-").tempdir_in(temp).unwrap();

@@ -1,5 +1,6 @@
-//! The idempotency decorator of AWS Lambda Powertools for Python over Redis, which syncs nothing, beside the host with every commit
-//! synced. Needs Debian's `redis-server` and PyPI's `aws-lambda-powertools[redis]` with `boto3`, which it imports unasked.
+//! The idempotency decorator of AWS Lambda Powertools for Python over Redis, which syncs nothing,
+//! beside the host with every commit synced. Needs Debian's `redis-server` and PyPI's
+//! `aws-lambda-powertools[redis]` with `boto3`, which it imports unasked.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -23,7 +24,8 @@ pub(crate) const SCENARIO: Scenario = Scenario {
 /// Names the interpreter that has the packages.
 const PYTHON: &str = "HAPAX_BENCH_PYTHON";
 const IN_FLIGHT: usize = 1_024;
-/// Reads a first number on a line, handles as many messages as its arguments say, answers with a line.
+/// Reads a first number on a line, handles as many messages as its arguments say, answers with a
+/// line.
 const SCRIPT: &str = include_str!("python.py");
 
 fn run(bench: &Workbench, section: &mut Section) -> Result<(), Missing> {

@@ -1,4 +1,5 @@
-//! From the start of a process over a store whose process was killed under load, to the first message served.
+//! From the start of a process over a store whose process was killed under load, to the first
+//! message served.
 
 use std::time::{Duration, Instant};
 

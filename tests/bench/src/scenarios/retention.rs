@@ -1,4 +1,5 @@
-//! What dropping expired records does to live traffic, at an offered load that the host carries easily.
+//! Effect of dropping expired records on live traffic, at an offered load that the host carries
+//! easily.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

@@ -1,4 +1,5 @@
-//! Throughput and latency by the number of messages in flight, beside redb direct and the bare append, on a million records.
+//! Throughput and latency by the number of messages in flight, beside redb direct and the bare
+//! append, on a million records.
 
 use crate::bare::append;
 use crate::bare::redb::Bare;
@@ -17,7 +18,8 @@ pub(crate) const SCENARIO: Scenario = Scenario {
     run,
 };
 
-/// Messages in flight, and how many messages a round of the host, of redb direct and of the append has.
+/// Messages in flight, and how many messages a round of the host, of redb direct and of the append
+/// has.
 const STEPS: [(usize, [u64; 3]); 5] = [
     (1, [2_000, 1_000, 2_000]),
     (8, [8_000, 2_400, 8_000]),
@@ -31,7 +33,7 @@ const LOOPS: [&str; 3] = ["hapax, native", "redb direct", "append + fdatasync"];
 struct Step {
     in_flight: usize,
     loops: [Vec<Run>; 3],
-    /// What the host still did after each round, in seconds.
+    /// Time that the host still worked after each round, in seconds.
     behind: Vec<f64>,
     /// The disk's sync time at each round.
     sync_ms: Vec<f64>,

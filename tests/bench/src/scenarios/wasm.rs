@@ -1,5 +1,5 @@
-//! WASM through the whole pipeline: `hapax run` over a file of orders at 1,024 in flight, beside the same pipeline over the same
-//! file with the same work compiled in.
+//! WASM through the whole pipeline: `hapax run` over a file of orders at 1,024 in flight, beside
+//! the same pipeline over the same file with the same work compiled in.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -79,8 +79,9 @@ fn judge(section: &mut Section, wasm: &Figures, native: &Figures) {
         let measured = format!("{share} x of the same work compiled in; what a bare loop leaves room for is not known");
         return section.judge("wasm", measured, Met::NotJudged);
     };
-    // The rest of the pipeline takes the time that it takes without WASM, the bare loop its own, both on all cores: two that
-    // run at once are slower than one alone, since cores share what they do not have twice.
+    // The rest of the pipeline takes the time that it takes without WASM, the bare loop its own,
+    // both on all cores: two that run at once are slower than one alone, since cores share what
+    // they do not have twice.
     let room: Vec<_> = native.rate.iter().map(|rate| 1.0 / (1.0 / rate + 1.0 / bare)).collect();
     let ratio = Spread::ratio(&wasm.rate, &room);
     section.text(format!(
@@ -110,7 +111,8 @@ pub(crate) fn whole(hapax: &Hapax, cache: &Path, input: &Path, in_flight: usize)
     (since.elapsed().as_secs_f64(), (children_cpu() - cpu).as_secs_f64())
 }
 
-/// The same pipeline over the same file, with the same work compiled in: seconds and CPU seconds.
+/// Runs the same pipeline over the same file, with the same work compiled in; returns seconds and
+/// CPU seconds.
 fn compiled_in(bench: &Workbench, input: &Path) -> (f64, f64) {
     let host = Host::filled(bench.folder(), Ids::Random, 0);
     let consumer = host.consumer_of(Arc::new(NativeProcessor::new(take_order)), Options::default().cache_bytes);
@@ -128,7 +130,7 @@ impl Observer for Deaf {
     fn ended(&self, _: Report<'_>) {}
 }
 
-/// What the guest `order-intake` does.
+/// Work of the guest `order-intake`.
 fn take_order<'a>(run: &'a Invocation, context: &'a mut Context) -> BoxFuture<'a, Result<Output, Failure>> {
     Box::pin(async move {
         let invalid = |error: &dyn std::fmt::Display| Failure::Invalid(error.to_string());

@@ -1,5 +1,5 @@
-//! Stands in for the engine scenario where the bench is built without its feature: the report still prints what it found
-//! before.
+//! Stands in for the engine scenario where the bench is built without its feature: the report still
+//! prints what it found before.
 
 use crate::report::Section;
 use crate::workbench::Workbench;

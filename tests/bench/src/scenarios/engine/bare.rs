@@ -1,5 +1,5 @@
-//! The bare wasmtime loop: the same components, pool, limits and typed call as the engine's, over imports that do next to
-//! nothing. What it takes is what wasmtime itself costs.
+//! The bare wasmtime loop: the same components, pool, limits and typed call as the engine's, over
+//! imports that do next to nothing. What it takes is what wasmtime itself costs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use wasmtime::{
 
 use self::wit::hapax::processor as contract;
 
-/// What wasmtime's macro makes of the contract.
+/// Bindings that wasmtime's macro makes of the contract.
 mod wit {
     #![allow(missing_docs, unreachable_pub, clippy::all)]
     wasmtime::component::bindgen!({
@@ -34,7 +34,7 @@ mod wit {
 #[allow(unreachable_pub, reason = "the generated bindings re-export it, in a private module")]
 pub struct Borrowed;
 
-/// What the imports work on.
+/// State that the imports work on.
 struct Host {
     message: Arc<Message>,
     limits: StoreLimits,

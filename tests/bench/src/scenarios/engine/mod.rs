@@ -1,4 +1,5 @@
-//! The engine beside a bare wasmtime loop, in turn: one invocation, many in flight, each host call. Writes to no store.
+//! The engine beside a bare wasmtime loop, in turn: one invocation, many in flight, each host call.
+//! Writes to no store.
 
 mod bare;
 
@@ -32,7 +33,7 @@ const INSTANCES: u32 = 256;
 const TURN: u32 = 100;
 /// Turns of a loop in a round.
 const TURNS: u32 = 20;
-/// How long a round with many in flight takes.
+/// Duration of a round with many messages in flight.
 const IN_FLIGHT_ROUND: Duration = Duration::from_millis(700);
 /// Calls of one kind in one message; none of them is over a limit.
 const CALLS: u32 = 500;
@@ -205,7 +206,8 @@ async fn rate(tasks: usize, parts: &Arc<Parts>, reused: bool, engine: bool) -> f
             let (parts, stop, done) = (parts.clone(), stop.clone(), done.clone());
             tokio::spawn(async move {
                 let order = order();
-                // The bare loops only: they are as few as the cores, and the pool is not larger than it must be.
+                // The bare loops only: they are as few as the cores, and the pool is not larger
+                // than it must be.
                 let mut warm = match (engine, reused) {
                     (false, true) => Some(parts.bare.warm(&order.message).await),
                     _ => None,

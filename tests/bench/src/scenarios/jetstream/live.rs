@@ -1,5 +1,5 @@
-//! The hand-written way, over real servers of the bench's own: claim in Redis, state write, acknowledgement that the server confirms.
-//! Syncs nothing, as such programs usually do not.
+//! The hand-written way, over real servers of the bench's own: claim in Redis, state write,
+//! acknowledgement that the server confirms. Syncs nothing, as such programs usually do not.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

@@ -1,5 +1,6 @@
-//! The hand-written way to do the job over JetStream and Redis, beside the host with a WASM processor and every commit synced. Its
-//! clients are built by a feature, since nothing else here needs them.
+//! The hand-written way to do the job over JetStream and Redis, beside the host with a WASM
+//! processor and every commit synced. Its clients are built by a feature, since nothing else here
+//! needs them.
 
 #[cfg(feature = "brokers")]
 mod live;
