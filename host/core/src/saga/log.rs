@@ -1,8 +1,10 @@
 //! Logs of sagas, stored in the state that no processor owns: an event commits with the rest of its
 //! commit, on every store. Appends are checked: a writer that read an outdated log appends nothing.
 //!
-//! Keys: `saga/head/<id>` says that the saga is there and guards its appends; `saga/event/<length><id>/<number>` are its events;
-//! `saga/undo/<id>` stands while it is undone or halted; `saga/ended/<when>/<id>` once it may be forgotten at that time.
+//! Keys: `saga/head/<id>` says that the saga exists and guards its appends.
+//! `saga/event/<length><id>/<number>` are its events. `saga/undo/<id>` exists while the saga is
+//! being compensated or is stuck. `saga/ended/<when>/<id>` exists once the saga may be removed at
+//! that time.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -108,7 +110,7 @@ impl SagaLog {
         page.iter().map(|(key, _, _)| id_in(key, UNDOS)).collect()
     }
 
-    /// Returns up to `limit` sagas whose retention is over, each with the time at which it ended.
+    /// Returns up to `limit` sagas whose retention is over, each with the time at which that was.
     pub(crate) async fn expired(&self, now_ms: u64, limit: usize) -> Result<Vec<(SagaId, u64)>, StoreError> {
         let page = self.view.scan(ENDED, Some(&format!("{ENDED}{now_ms:013}")), limit).await?;
         let one = |(key, _, _): &(String, Version, Bytes)| {
@@ -128,8 +130,9 @@ impl SagaListing {
 }
 
 impl ReadSaga {
-    /// The change that appends `moments`, if nobody else has appended since. One that has ended then is remembered until
-    /// `expires_ms` (since the Unix epoch); the log of one that has ended before is not longer than it was.
+    /// Returns the change that appends `entries`, if no other writer has appended since. A saga
+    /// that has ended with it is retained until `expires_ms` (since the Unix epoch); the log of a
+    /// saga that ended before does not grow.
     pub fn append(&self, entries: &[SagaLogEntry], expires_ms: u64) -> Result<(SharedChange, Saga), IllegalSagaEvent> {
         let mut saga = self.saga.clone();
         let mut writes = BTreeMap::new();
@@ -152,7 +155,8 @@ impl ReadSaga {
         Ok((SharedChange { reads: self.guard(), writes }, saga))
     }
 
-    /// The change that forgets it; also by the entry that says when.
+    /// Returns the change that removes the saga, and its entry under the time `expired_ms`, if
+    /// given.
     pub fn forget(&self, expired_ms: Option<u64>) -> SharedChange {
         let events = (0..self.saga.events).map(|number| event(&self.id, number));
         let ended = expired_ms.map(|expires_ms| format!("{ENDED}{expires_ms:013}/{}", self.id));

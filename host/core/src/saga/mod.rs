@@ -374,7 +374,7 @@ impl Saga {
         Ok(())
     }
 
-    /// Returns the step to compensate next: the last registered one that is not settled.
+    /// Returns the step to compensate next: the last one that is neither compensated nor settled.
     pub fn next_step(&self) -> Option<(u32, &Step)> {
         let mut open = (0..).zip(&self.steps).filter(|(_, step)| step.hold_reason == StepState::Registered);
         if fault::mutated("undo-in-forward-order") { open.next() } else { open.last() }

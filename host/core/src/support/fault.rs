@@ -19,8 +19,9 @@ pub fn point_of(name: &str, id: &str) {
     let _ = (name, id);
 }
 
-/// Whether the mutation `name` is switched on (`HAPAX_MUTATION=name`): a small fault put into the code on purpose, to see
-/// that a test turns red. Always `false` without the feature `faults`.
+/// Returns `true` if the mutation `name` is switched on (`HAPAX_MUTATION=name`): a small fault put
+/// into the code on purpose, to see that a test turns red. Always `false` without the feature
+/// `faults`.
 #[inline]
 pub fn mutated(name: &str) -> bool {
     #[cfg(feature = "faults")]
