@@ -10,8 +10,9 @@ use crate::message::strategy::Fields;
 
 /// Digest of the parts of a message that must be equal in every delivery: its type and its payload.
 ///
-/// Version 1: blake3 over `type` and `data`; JSON is taken in canonical form (members sorted by name, no space between
-/// tokens, numbers as written), so that a producer that serialises again is still recognised.
+/// Version 1: blake3 over `type` and `data`; JSON is taken in canonical form (members sorted by
+/// name, no space between tokens, numbers as written), so that a producer that serialises again is
+/// still recognised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint {
     /// Version of the computation.
@@ -122,7 +123,8 @@ fn write_canonical(value: &serde_json::Value, out: &mut Vec<u8>) {
     use serde_json::Value;
     match value {
         Value::Object(members) => {
-            // Sorted here, not left to the map: another crate may switch serde_json to insertion order.
+            // Sorted here, not left to the map: another crate may switch serde_json to insertion
+            // order.
             let mut members: Vec<_> = members.iter().collect();
             members.sort_unstable_by_key(|(name, _)| *name);
             out.push(b'{');

@@ -1,4 +1,5 @@
-//! The identity of a message at its processor: its record key, its own key, its fingerprint and its position.
+//! The identity of a message at its processor: its record key, its own key, its fingerprint and its
+//! position.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,9 +11,9 @@ use crate::message::strategy::Select;
 /// Position of a message among those of its entity.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Position {
-    /// By version.
+    /// Position by version.
     Version(u64),
-    /// By time, and among equal times by id.
+    /// Position by time, and among equal times by id.
     Time {
         /// Nanoseconds since the Unix epoch.
         at_ns: u64,

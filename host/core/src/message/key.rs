@@ -37,7 +37,8 @@ impl Scope {
     }
 }
 
-/// Key of a deduplication record: `tenant / processor / source namespace / idempotency key`. Cheap to clone.
+/// Key of a deduplication record: `tenant / processor / source namespace / idempotency key`. Cheap
+/// to clone.
 ///
 /// Its text form percent-encodes `%` and `/` inside a part, so that it can be split again.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -31,10 +31,10 @@ pub struct Message {
     pub extensions: BTreeMap<String, String>,
     /// The payload, byte for byte as received.
     pub data: Bytes,
-    /// An idempotency key given beside the message (HTTP's `Idempotency-Key`); it stands in for `id`.
+    /// Idempotency key given beside the message (HTTP's `Idempotency-Key`); it stands in for `id`.
     pub idempotency_key: Option<String>,
-    /// Headers that the transport delivered beside the message and that the processor's strategy asks for; names are lower
-    /// case.
+    /// Headers that the transport delivered beside the message and that the processor's strategy
+    /// asks for; names are lower case.
     pub headers: BTreeMap<String, String>,
 }
 

@@ -93,11 +93,11 @@ pub enum GapPolicy {
 /// Part of a JSON payload that identifies a message. Pointers are RFC 6901.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fields {
-    /// Everything.
+    /// The whole payload.
     All,
     /// Only these parts; one that is absent counts as absent.
     Only(Vec<String>),
-    /// Everything except these parts.
+    /// The whole payload except these parts.
     Without(Vec<String>),
 }
 

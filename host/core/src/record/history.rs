@@ -1,4 +1,5 @@
-//! A record's history: an append-only stream of events from which the record can be rebuilt. Pure functions.
+//! A record's history: an append-only stream of events from which the record can be rebuilt. Pure
+//! functions.
 //!
 //! The stream is stored in the record's own row, so it is written, replaced and removed with the
 //! row. The record's other fields tell that it was received and that it completed: a message that
