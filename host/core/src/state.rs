@@ -1,4 +1,5 @@
-//! State as a run sees it: the view below it, what it read, and what it wants to become true. Data and one trait.
+//! State as a run sees it: the view below it, the versions it read, and the writes it asks for.
+//! Data and one trait.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::support::error::StoreError;
 
-/// Names one write of one state key; 0 means "the key is absent". Opaque beyond equality.
+/// Version of one write of one state key; 0 means "the key is absent". Opaque beyond equality.
 pub type Version = u64;
 
-/// Begins the state keys that are the host's own. A processor neither sees nor writes one.
+/// Prefix of the state keys that are the host's own. A processor neither sees nor writes such a
+/// key.
 pub const RESERVED: char = '\u{10ffff}';
 
 /// One state entry as read: key, version, value.
@@ -19,10 +21,11 @@ pub type Entry = (String, Version, Bytes);
 
 /// A read view of one processor's state.
 pub trait StateView: Send + Sync {
-    /// The value under `key` and its version; `(0, None)` where it is absent.
+    /// Returns the value under `key` and its version; `(0, None)` where it is absent.
     fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(Version, Option<Bytes>), StoreError>>;
 
-    /// Up to `limit` entries of `start <= key < end` in key order; no `end` means to the last.
+    /// Returns up to `limit` entries of `start <= key < end` in key order; without `end`, up to the
+    /// last key.
     fn scan<'a>(
         &'a self,
         start: &'a str,
@@ -31,7 +34,7 @@ pub trait StateView: Send + Sync {
     ) -> BoxFuture<'a, Result<Vec<Entry>, StoreError>>;
 }
 
-/// A message to send, as the processor asked for it; id and source are the host's.
+/// Message to send, as the processor asked for it; the host adds id and source.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outgoing {
     /// CloudEvents `type`.
@@ -40,13 +43,13 @@ pub struct Outgoing {
     pub subject: Option<String>,
     /// Media type of `data`.
     pub content_type: Option<String>,
-    /// The payload.
+    /// Payload of the message.
     pub data: Bytes,
     /// CloudEvents extension attributes.
     pub extensions: BTreeMap<String, String>,
 }
 
-/// What a run may do at most.
+/// Limits of one run.
 #[derive(Debug, Clone)]
 pub struct EffectLimits {
     /// State keys written or read, together.
@@ -57,11 +60,11 @@ pub struct EffectLimits {
     pub effect_bytes: usize,
     /// Outgoing messages.
     pub outgoing: usize,
-    /// Entries one scan returns, and events one read does.
+    /// Entries that one scan returns, and events that one read returns.
     pub scan_entries: usize,
     /// Bytes of an event stream's name.
     pub stream_name_bytes: usize,
-    /// Events one append adds.
+    /// Events that one append adds.
     pub append_events: usize,
 }
 
@@ -79,20 +82,20 @@ impl Default for EffectLimits {
     }
 }
 
-/// A range that a run read, and what it saw.
+/// Range that a run read, and the versions it saw.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RangeRead {
     /// First key of the range.
     pub start: String,
     /// First key past the range; `None`: unbounded.
     pub end: Option<String>,
-    /// How many entries were asked for.
+    /// Number of entries that the run asked for.
     pub limit: usize,
-    /// Keys and versions that were seen.
+    /// Keys and versions that the run saw.
     pub seen: Vec<(String, Version)>,
 }
 
-/// What a run read of the state, to be checked again when it commits.
+/// Versions that a run read of the state, to be checked again when it commits.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ReadSet {
     /// Versions by key.
@@ -101,6 +104,7 @@ pub struct ReadSet {
     pub ranges: Vec<RangeRead>,
 }
 
+<<<<<<< HEAD
 impl ReadSet {
     /// Returns true if every read still holds: the one check of optimistic concurrency control, for the overlay and for
     /// the stores. `version` returns the current version of a key, or `None` if the caller knows of no change to the
@@ -164,6 +168,9 @@ impl RangeRead {
 }
 
 /// What a run wants to become true: state writes (`None` deletes) and messages to send.
+=======
+/// Effects that a run asks for: state writes (`None` deletes) and messages to send.
+>>>>>>> 80a6fc66bec6dc35e9b0e4f9c674d16d975266d8
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Effects {
     /// State writes by key; `None` deletes.
@@ -172,8 +179,8 @@ pub struct Effects {
     pub outgoing: Vec<Outgoing>,
 }
 
-/// Up to `limit` entries of a processor's state whose keys begin with `prefix`, in key order, after the key `after`. Keys of the
-/// host itself are not among them.
+/// Returns up to `limit` entries of a processor's state whose keys begin with `prefix`, in key
+/// order, after the key `after`. The host's own keys are not included.
 pub async fn list_state(
     view: &dyn StateView,
     prefix: &str,
@@ -182,7 +189,7 @@ pub async fn list_state(
 ) -> Result<Vec<(String, Bytes)>, StoreError> {
     let host_keys = RESERVED.to_string();
     let start = match after {
-        // The first key after `after`.
+        // Start at the first key after `after`.
         Some(after) if after >= prefix => format!("{after}\0"),
         _ => prefix.to_owned(),
     };
@@ -198,7 +205,8 @@ pub async fn list_state(
 fn end_of_prefix(prefix: &str) -> Option<String> {
     let mut chars: Vec<char> = prefix.chars().collect();
     while let Some(last) = chars.pop() {
-        // Keys are compared by bytes, which orders UTF-8 by code points. Surrogates are not among them.
+        // Keys are compared by bytes, which orders UTF-8 by code points. Surrogates are not code
+        // points of UTF-8.
         let next = if last == '\u{d7ff}' { Some('\u{e000}') } else { char::from_u32(u32::from(last) + 1) };
         if let Some(next) = next {
             chars.push(next);

@@ -123,6 +123,7 @@ fn unknown_imports() {
     refused(&dummy(world), "contract-import", &["`launch`", "hapax:processor/state@0.1.0", "wasi:clocks@0.2"]);
 }
 
+/// Proves G70.
 #[test]
 fn steps_need_a_way_back_and_a_message_of_their_own() {
     let saga = "import hapax:processor/saga@0.1.0;";

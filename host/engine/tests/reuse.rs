@@ -54,6 +54,7 @@ async fn place(processor: &WasmProcessor) -> String {
     run(processor, &of(0)).await.text()
 }
 
+/// Proves G19.
 #[tokio::test]
 async fn one_instance_answers_many_messages_each_its_own() {
     let body = "(i32.store8 (i32.const 8192) (i32.add (i32.load8_u (i32.const 8192)) (i32.const 1)))
@@ -68,6 +69,7 @@ async fn one_instance_answers_many_messages_each_its_own() {
     }
 }
 
+/// Proves G21.
 #[tokio::test]
 async fn an_instance_does_not_outlive_what_went_wrong() {
     let guest = load(&processor(DATA, MOODY));
@@ -91,6 +93,7 @@ async fn an_instance_does_not_outlive_what_went_wrong() {
     }
 }
 
+/// Proves G21.
 #[tokio::test]
 async fn a_message_that_asks_to_be_run_again_has_a_new_instance() {
     let processor = load(&built("hapax-fixtures"));
@@ -106,6 +109,7 @@ async fn a_message_that_asks_to_be_run_again_has_a_new_instance() {
     }
 }
 
+/// Proves G21.
 #[tokio::test]
 async fn an_abandoned_run_takes_its_instance_with_it() {
     let guest = load(&processor(DATA, MOODY));
@@ -154,6 +158,7 @@ impl StateView for Meeting {
     }
 }
 
+/// Proves G20.
 #[tokio::test]
 async fn two_messages_at_once_never_share_an_instance() {
     let imports = format!(r#"{DATA} (import "hapax:processor/state@0.1.0" "get" (func $get (param i32 i32 i32)))"#);
@@ -178,6 +183,7 @@ async fn two_messages_at_once_never_share_an_instance() {
     }
 }
 
+/// Proves G19.
 #[tokio::test]
 async fn each_message_has_its_own_effects_and_log_budget() {
     let imports = r#"(import "hapax:processor/log@0.1.0" "write" (func $log (param i32 i32 i32)))
@@ -200,6 +206,7 @@ async fn each_message_has_its_own_effects_and_log_budget() {
     assert_eq!(sink.guest_lines().len(), 3, "no line was dropped, and no notice given");
 }
 
+/// Proves G22.
 #[tokio::test]
 async fn wasi_begins_anew_with_each_message() {
     let world = "import wasi:clocks/wall-clock@0.2.6; import wasi:clocks/monotonic-clock@0.2.6;
@@ -223,6 +230,7 @@ async fn wasi_begins_anew_with_each_message() {
     assert_ne!(first.output()[8..16], second.output()[8..16], "another message sees another");
 }
 
+/// Proves G22.
 #[tokio::test]
 async fn standard_output_stays_open_and_belongs_to_the_message() {
     let world = "import wasi:cli/stdout@0.2.6; import wasi:io/streams@0.2.6;";
@@ -250,6 +258,7 @@ async fn standard_output_stays_open_and_belongs_to_the_message() {
     }
 }
 
+/// Proves G22.
 #[tokio::test]
 async fn a_handle_left_open_ends_the_instance() {
     let world = "import wasi:clocks/monotonic-clock@0.2.6; import wasi:io/poll@0.2.6;";

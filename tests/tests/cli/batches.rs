@@ -104,6 +104,7 @@ fn state(entries: &[(&str, &str)]) -> BTreeMap<String, String> {
     entries.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
+/// Proves G54, G114.
 #[test]
 fn one_failed_item_never_repeats_or_blocks_the_others() {
     for (processor, count, _) in KINDS {
@@ -153,6 +154,7 @@ fn mutation_effects_that_all_go_to_one_item_are_found() {
     turns_red(module_path!(), "each_items_effects_commit_with_it_alone", "batch-select-ignored");
 }
 
+/// Proves G54.
 #[test]
 fn the_rest_of_a_keys_items_wait() {
     for (processor, count, retry) in KINDS {
@@ -233,6 +235,7 @@ fn counted(count: usize) -> (String, BTreeSet<String>, BTreeMap<String, i64>) {
     (text, ids, state)
 }
 
+/// Proves G55.
 #[test]
 fn killed_in_the_middle_of_a_batch_each_item_is_there_once() {
     let (text, ids, state) = counted(60);

@@ -282,6 +282,7 @@ fn records_are_listed_and_shown() {
     );
 }
 
+/// Proves G32.
 #[test]
 fn a_signal_drains() {
     let folder = Folder::new();

@@ -204,6 +204,7 @@ fn send_prints_the_answers() {
     assert!(String::from_utf8_lossy(&nobody.stderr).contains("is the host running?"), "{nobody:?}");
 }
 
+/// Proves G31.
 #[test]
 fn where_waiting_is_off_a_message_in_flight_is_answered_409() {
     let server = Server::with("", "wait_in_flight = false\ndeadline_ms = 60000");
@@ -222,6 +223,7 @@ fn where_waiting_is_off_a_message_in_flight_is_answered_409() {
     assert!(again.status == 200 && again.head.contains("idempotent-replayed: true"), "{}", again.head);
 }
 
+/// Proves G32.
 #[test]
 fn while_it_drains_it_says_so_and_what_it_took_ends() {
     let mut server = Server::with("", "wait_in_flight = false\ndeadline_ms = 5000");
@@ -251,6 +253,7 @@ fn while_it_drains_it_says_so_and_what_it_took_ends() {
 }
 
 /// The limit of a file's size stands in for a disk that is full.
+/// Proves G33.
 #[test]
 fn once_its_store_has_failed_the_host_is_not_ready() {
     let (code, folder) = Server::with("", "").stop();
@@ -321,6 +324,7 @@ fn versions_in_headers_are_parked_and_stale_over_http() {
     assert!(nameless.body.contains("header `x-version`"), "{}", nameless.body);
 }
 
+/// Proves G58.
 #[test]
 fn a_configuration_that_would_forget_too_soon_is_refused() {
     let folder = tempfile::tempdir().unwrap();

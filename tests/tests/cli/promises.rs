@@ -13,6 +13,8 @@ fn root() -> &'static Path {
 
 /// A source file, and whether it is a test's.
 struct Source {
+    /// Its path from the root.
+    path: String,
     text: String,
     of_tests: bool,
 }
@@ -34,7 +36,11 @@ fn collect(folder: &Path, found: &mut Vec<Source>) {
             let inside = path.strip_prefix(root()).unwrap();
             let name = inside.file_stem().unwrap().to_string_lossy().into_owned();
             let of_tests = inside.starts_with("tests") || name.ends_with("tests") || parent_is_tests(inside);
-            found.push(Source { text: std::fs::read_to_string(&path).unwrap(), of_tests });
+            found.push(Source {
+                path: inside.to_string_lossy().into_owned(),
+                text: std::fs::read_to_string(&path).unwrap(),
+                of_tests,
+            });
         }
     }
 }
@@ -122,4 +128,53 @@ fn every_mutation_of_a_test_is_in_the_code() {
     });
     let missing: Vec<_> = wanted.filter(|name| !name.starts_with('$') && !mutations.contains(*name)).collect();
     assert_eq!(missing, [""; 0], "looked for, and in no code");
+}
+
+/// A promise's id with the test, and the file, that proves it.
+type Proof = (String, String, String);
+
+/// The proofs that the tables list: rows `| G7 | ... | [`test`](../../file) ... |`. A row may name a whole file.
+fn listed_proofs() -> BTreeSet<Proof> {
+    let mut proofs = BTreeSet::new();
+    for document in DOCUMENTS {
+        let text = std::fs::read_to_string(root().join(document)).unwrap();
+        for row in text.lines().filter_map(|line| line.strip_prefix("| G")) {
+            let id = format!("G{}", row.split(' ').next().unwrap());
+            for link in between(row, "[`", ')') {
+                let (name, file) = link.split_once("`](../../").unwrap_or_else(|| panic!("{document}: {link}"));
+                proofs.insert((id.clone(), name.to_owned(), file.to_owned()));
+            }
+        }
+    }
+    proofs
+}
+
+/// The proofs that tests carry: `/// Proves G7, G12.` above a test, or `//! Proves G7.` at the head of a file.
+fn carried_proofs() -> BTreeSet<Proof> {
+    let mut proofs = BTreeSet::new();
+    for source in sources() {
+        let lines: Vec<&str> = source.text.lines().map(str::trim_start).collect();
+        for (index, line) in lines.iter().enumerate() {
+            let of_test = line.strip_prefix("/// Proves ");
+            let Some(ids) = of_test.or(line.strip_prefix("//! Proves ")).and_then(|ids| ids.strip_suffix('.')) else {
+                continue;
+            };
+            let name = match of_test {
+                Some(_) => lines[index..].iter().find_map(|line| line.split_once("fn ")?.1.split('(').next()).unwrap(),
+                None => &source.path,
+            };
+            proofs.extend(ids.split(", ").map(|id| (id.to_owned(), name.to_owned(), source.path.clone())));
+        }
+    }
+    proofs
+}
+
+#[test]
+fn promises_and_their_tests_name_each_other() {
+    let (listed, carried) = (listed_proofs(), carried_proofs());
+    assert!(listed.len() > 100, "only {} proofs were found: the tables are not read", listed.len());
+    let not_carried: Vec<_> = listed.difference(&carried).collect();
+    assert!(not_carried.is_empty(), "listed in a table, and the test does not say `Proves`: {not_carried:?}");
+    let not_listed: Vec<_> = carried.difference(&listed).collect();
+    assert!(not_listed.is_empty(), "a test says `Proves`, and no table lists it: {not_listed:?}");
 }

@@ -1,5 +1,7 @@
 //! Messages that kill the host: the real binary dies every time it runs one of them, is started again, and ends by itself
 //! after the limit of attempts, with the guilty dead-lettered and everybody else completed once.
+//!
+//! Proves G28.
 
 use std::collections::{BTreeMap, BTreeSet};
 

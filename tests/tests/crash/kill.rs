@@ -69,6 +69,7 @@ const FAULT_POINTS: [&str; 11] = [
     "outbox-marked",
 ];
 
+/// Proves G1, G2, G3, G4, G8, G94.
 #[test]
 fn killed_at_every_fault_point_nothing_is_lost_or_doubled() {
     for point in FAULT_POINTS {
@@ -106,11 +107,13 @@ fn killed_at_random(processor: &'static str, make: fn(usize) -> Input, sent: boo
     println!("{kills} kills, nothing lost, nothing doubled");
 }
 
+/// Proves G5.
 #[test]
 fn killed_at_random_the_ledgers_sum_stays_zero() {
     killed_at_random("account-ledger", transfers, false);
 }
 
+/// Proves G5, G91.
 #[test]
 fn killed_at_random_every_order_is_sent_once() {
     killed_at_random("order-intake", orders, true);
@@ -132,12 +135,14 @@ fn mutation_is_found(mutation: &str, point: &str, passages: std::ops::RangeInclu
     assert!(found, "the mutation {mutation} was not found at passages {passages:?} of {point}");
 }
 
+/// Proves G92.
 #[test]
 fn mutation_commit_split_in_two_is_found() {
     // The first message's record is one frame, what it stands for the next: dead between the two.
     mutation_is_found("split-commit", "group-written", 2..=2);
 }
 
+/// Proves G91.
 #[test]
 fn mutation_ack_before_sync_is_found() {
     // Between the acknowledgement and the death the mutation waits 20 ms for the report to be printed, which a loaded

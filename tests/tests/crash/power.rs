@@ -74,6 +74,7 @@ async fn check(disk: &LossyDisk, options: StoreOptions, acknowledged: &[usize], 
 
 const TRANSFERS: usize = 12;
 
+/// Proves G7, G92, G93.
 #[tokio::test]
 async fn power_loss_at_every_operation_keeps_what_was_acknowledged() {
     let total = {
@@ -168,6 +169,7 @@ async fn what_a_restart_finds_unsynced_is_durable_before_anybody_hears_of_it() {
 
 const TRANSFER_2: &str = r#"{"from":"a2","to":"b","amount":3}"#;
 
+/// Proves G18.
 #[tokio::test]
 async fn a_failed_sync_closes_the_store() {
     let disk = LossyDisk::new();

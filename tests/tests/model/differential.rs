@@ -1,5 +1,7 @@
 //! One random history of deliveries, restarts, sweeps and jumps of the clock, on every way to configure a store: endings and
 //! what is left are the same. A cache and a filter may spare a read, and never change an answer.
+//!
+//! Proves G29.
 
 use std::sync::Arc;
 
@@ -179,6 +181,7 @@ async fn all_ways_are_one(seed: u64, length: usize) {
     }
 }
 
+/// Proves G115.
 #[tokio::test]
 async fn cache_and_filters_change_no_answer() {
     for seed in 1..=6 {

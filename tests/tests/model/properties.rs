@@ -38,6 +38,7 @@ async fn found(store: &dyn Store) -> Option<Record> {
     store.record(&key()).await.unwrap()
 }
 
+/// Proves G35, G101.
 #[tokio::test]
 async fn a_handler_failure_is_followed_by_a_run_when_it_is_delivered_again() {
     let (store, clock) = (Arc::new(LossyDisk::new().open().unwrap()), StillClock::at(NOW_MS));
@@ -50,6 +51,7 @@ async fn a_handler_failure_is_followed_by_a_run_when_it_is_delivered_again() {
     assert!(matches!(&second, Outcome::Completed { output } if output.data == "attempt 2"), "{second:?}");
 }
 
+/// Proves G96.
 #[tokio::test]
 async fn epochs_strictly_increase() {
     let (store, clock) = (Arc::new(LossyDisk::new().open().unwrap()), StillClock::at(NOW_MS));
@@ -116,6 +118,7 @@ async fn a_stale_owner_changes_nothing(store: &dyn Store) {
     assert_eq!(owner, Verdict::Committed, "the owner of the current epoch may");
 }
 
+/// Proves G97.
 #[tokio::test]
 async fn a_stale_owner_can_neither_complete_fail_extend_nor_delete() {
     a_stale_owner_changes_nothing(&MemoryStore::default()).await;
@@ -235,6 +238,7 @@ proptest! {
         ..ProptestConfig::default()
     })]
 
+    /// Proves G38, G39, G104.
     #[test]
     fn in_any_order_the_last_version_or_time_stands_in_the_end(order in shuffled(), at_once in 1..6usize) {
         for strategy in [by_version(VersionOrder::Monotonic), by_time()] {
@@ -246,6 +250,7 @@ proptest! {
         }
     }
 
+    /// Proves G40, G106.
     #[test]
     fn in_any_order_strict_versions_all_run_in_turn(order in shuffled(), at_once in 1..6usize) {
         for (_, log) in in_one_runtime(delivered(strict(), &order, at_once)) {
@@ -254,6 +259,7 @@ proptest! {
     }
 }
 
+/// Proves G43, G107.
 #[tokio::test]
 async fn order_of_a_key_holds_through_parking_and_redrive() {
     let (store, broken) = (Arc::new(LossyDisk::new().open().unwrap()), Arc::new(AtomicBool::new(true)));

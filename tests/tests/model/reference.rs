@@ -467,6 +467,7 @@ fn deliver(key: u8) -> Transition {
 }
 
 /// Histories that the reference found the pipeline to end differently from, once.
+/// Proves G42, G126.
 #[test]
 fn what_was_found_once_is_not_found_again() {
     use Transition::{Burst, Jump, Keep, Redrive, Restart};
@@ -496,21 +497,27 @@ fn what_was_found_once_is_not_found_again() {
 prop_state_machine! {
     #![proptest_config(config())]
 
+    /// Proves G37, G63, G64, G90.
     #[test]
     fn by_message_id_it_ends_as_the_reference(sequential 1..40 => Pipeline<MessageId>);
 
+    /// Proves G60.
     #[test]
     fn by_version_it_ends_as_the_reference(sequential 1..40 => Pipeline<Version>);
 
+    /// Proves G41, G126.
     #[test]
     fn by_strict_version_it_ends_as_the_reference_where_gaps_are_given_up(sequential 1..40 => Pipeline<StrictAccept>);
 
+    /// Proves G41.
     #[test]
     fn by_strict_version_it_ends_as_the_reference_where_what_waits_is_given_up(sequential 1..40 => Pipeline<StrictDeadLetter>);
 
+    /// Proves G61.
     #[test]
     fn by_timestamp_it_ends_as_the_reference(sequential 1..40 => Pipeline<Timestamp>);
 
+    /// Proves G62.
     #[test]
     fn by_content_hash_it_ends_as_the_reference(sequential 1..40 => Pipeline<ContentHash>);
 }

@@ -176,6 +176,7 @@ fn config() -> ProptestConfig {
     }
 }
 
+/// Proves G14, G118.
 #[test]
 fn whatever_dies_a_saga_comes_to_what_the_reference_says() {
     let stubborn = || (0..3_usize, 0..3_usize).prop_map(|(a, b)| vec![("/undo/a", a), ("/undo/b", b)]);

@@ -164,6 +164,7 @@ async fn each_completes_once_whoever_redrives_and_delivers_in_memory() {
     redriven_by_many_and_delivered_again(Arc::new(MemoryStore::default())).await;
 }
 
+/// Proves G44.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn each_completes_once_whoever_redrives_and_delivers_on_redb() {
     redriven_by_many_and_delivered_again(redb()).await;

@@ -33,6 +33,7 @@ impl MessageProcessor for Mendable {
     }
 }
 
+/// Proves G44.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn many_that_are_redriven_one_after_the_other_all_run() {
     const LETTERS: usize = 400;

@@ -47,6 +47,7 @@ fn nothing_kept(printed: &Printed) -> bool {
 /// Their keys stand in another order than they came in.
 const CAME: [&str; 4] = ["d", "b", "c", "a"];
 
+/// Proves G44, G111.
 #[test]
 fn what_is_redriven_after_the_repair_completes_once_and_in_order() {
     let folder = folder("");
@@ -91,6 +92,7 @@ fn mutation_redriven_out_of_order_is_found() {
     turns_red(module_path!(), "what_is_redriven_after_the_repair_completes_once_and_in_order", "redrive-out-of-order");
 }
 
+/// Proves G45.
 #[test]
 fn what_is_redriven_on_a_stopped_store_runs_at_the_next_start() {
     let folder = folder("");
@@ -118,6 +120,7 @@ fn what_is_redriven_on_a_stopped_store_runs_at_the_next_start() {
     assert_eq!(done(other.path()), CAME);
 }
 
+/// Proves G47.
 #[test]
 fn what_is_discarded_is_gone_and_its_record_stays() {
     let folder = folder("");
@@ -160,6 +163,7 @@ fn what_is_redriven_and_then_discarded_is_dead_as_before() {
     assert_eq!(server.stop(), Some(0));
 }
 
+/// Proves G48.
 #[test]
 fn what_is_evicted_is_new_when_it_comes_again() {
     let folder = folder("attempts_max = 9\nbackoff_base_ms = 600000\nbackoff_max_ms = 600000");
@@ -190,6 +194,7 @@ fn everything(server: &Server) -> Vec<String> {
     vec![server.asked(&LETTERS).out, records, audit]
 }
 
+/// Proves G49.
 #[test]
 fn a_dry_run_says_what_would_be_done_and_does_nothing() {
     let folder = folder("");
@@ -221,6 +226,7 @@ fn mutation_a_dry_run_that_does_it_is_found() {
     turns_red(module_path!(), "a_dry_run_says_what_would_be_done_and_does_nothing", "dry-run-does-it");
 }
 
+/// Proves G49.
 #[test]
 fn each_deed_is_a_line_in_the_trail() {
     let folder = folder("");
@@ -523,6 +529,7 @@ fn all_complete(folder: &Path, at: &str) {
     assert_eq!(done(folder), CAME, "{at}");
 }
 
+/// Proves G6.
 #[test]
 fn the_host_may_die_over_a_redrive_and_each_message_completes_once() {
     let template = repaired();
@@ -541,6 +548,7 @@ fn the_host_may_die_over_a_redrive_and_each_message_completes_once() {
     }
 }
 
+/// Proves G6, G46.
 #[test]
 fn a_command_may_die_over_a_stopped_store() {
     let template = repaired();

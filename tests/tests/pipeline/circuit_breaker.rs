@@ -143,6 +143,7 @@ fn numbered(count: usize, keys: usize) -> impl Iterator<Item = Message> {
     })
 }
 
+/// Proves G51, G112.
 #[tokio::test]
 async fn open_it_pulls_and_runs_nothing_and_no_attempt_is_lost() {
     const MESSAGES: usize = 40;
@@ -437,6 +438,7 @@ impl Publisher for Destination {
     }
 }
 
+/// Proves G52.
 #[tokio::test]
 async fn a_destination_that_fails_is_left_alone_and_gets_everything_in_order() {
     const MESSAGES: usize = 3_000;

@@ -20,6 +20,7 @@ async fn text(store: &impl IdempotencyStorage, processor: &str, key: &str) -> St
     String::from_utf8(value.unwrap_or_default().to_vec()).unwrap()
 }
 
+/// Proves G23, G90, G99.
 #[tokio::test]
 async fn duplicate_messages_are_processed_once() {
     let (store, counter) = (redb(), Counter::new());
@@ -38,6 +39,7 @@ async fn duplicate_messages_are_processed_once() {
     assert_eq!(text(&*store, "p", "count").await, "1");
 }
 
+/// Proves G24, G31.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn distributed_idempotency() {
     let (store, counter) = (redb(), Counter::new());
@@ -106,11 +108,13 @@ async fn concurrent_transfers_lose_nothing_in_memory() {
     ledger_stays_balanced(Arc::new(MemoryStore::default())).await;
 }
 
+/// Proves G34.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn concurrent_transfers_lose_nothing_on_redb() {
     ledger_stays_balanced(redb()).await;
 }
 
+/// Proves G36, G103.
 #[tokio::test]
 async fn the_same_id_at_two_processors_runs_both() {
     let (store, counter) = (redb(), Counter::new());
@@ -124,6 +128,7 @@ async fn the_same_id_at_two_processors_runs_both() {
     assert_eq!(counter.runs(), 3);
 }
 
+/// Proves G25, G98, G100.
 #[tokio::test]
 async fn another_body_under_the_same_key_never_runs() {
     let (store, counter) = (redb(), Counter::new());
@@ -148,6 +153,7 @@ async fn another_body_under_the_same_key_never_runs() {
     assert!(store.held_under(&key).await.unwrap().is_empty());
 }
 
+/// Proves G26, G102.
 #[tokio::test]
 async fn failures_end_as_they_should_and_leave_no_effects() {
     let store = redb();
@@ -169,6 +175,7 @@ async fn failures_end_as_they_should_and_leave_no_effects() {
     assert_eq!(text(&*store, "p", "runs").await, "1");
 }
 
+/// Proves G27.
 #[tokio::test]
 async fn attempts_survive_a_restart() {
     let store = redb();
@@ -196,6 +203,7 @@ async fn attempts(store: &RedbStore) -> u32 {
     store.record(&key).await.unwrap().map_or(0, |record| record.attempts)
 }
 
+/// Proves G30, G105.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn order_of_a_key_holds_through_retries() {
     let store = redb();

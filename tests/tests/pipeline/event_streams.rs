@@ -64,6 +64,7 @@ async fn stream(store: &RedbStore) -> Vec<StreamEvent> {
     read_stream(&*view(store), "all", 0, 10_000).await.unwrap()
 }
 
+/// Proves G56.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_append_by_somebody_else_meanwhile_runs_the_message_again() {
     const MESSAGES: usize = 60;

@@ -88,6 +88,7 @@ async fn duplicates_are_told_and_the_record_stays(open: impl Fn() -> Arc<RedbSto
     assert_eq!(store.record(&key("m")).await.unwrap(), completed, "the record is what it was");
 }
 
+/// Proves G11.
 #[tokio::test]
 async fn duplicates_are_told_when_the_host_ends() {
     let disk = LossyDisk::new();
@@ -236,6 +237,7 @@ async fn the_feed_tells_exactly_what_is_there(options: StoreOptions, every: usiz
     assert!(swept > 0, "nothing was ever swept: it tests less than it says");
 }
 
+/// Proves G10, G113.
 #[tokio::test]
 async fn after_a_crash_the_feed_tells_exactly_what_is_there() {
     the_feed_tells_exactly_what_is_there(tiny(), 3).await;
@@ -332,6 +334,7 @@ fn mutation_swept_twice_is_found() {
 }
 
 /// A follower that stops and goes on by its last place sees everything once, also over restarts.
+/// Proves G53.
 #[tokio::test]
 async fn a_follower_goes_on_where_it_was_after_a_restart() {
     let disk = LossyDisk::new();

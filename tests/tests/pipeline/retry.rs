@@ -79,6 +79,7 @@ fn of(kind: &str, id: impl Into<String>, key: Option<&str>) -> Message {
     message
 }
 
+/// Proves G50.
 #[tokio::test]
 async fn more_messages_wait_for_their_retry_than_may_run_and_fresh_ones_go_through() {
     const WAITING: usize = 50;
@@ -117,6 +118,7 @@ fn mutation_a_retry_that_holds_its_place_is_found() {
     );
 }
 
+/// Proves G50, G108.
 #[tokio::test]
 async fn one_hot_or_blocked_key_never_stalls_another() {
     const BEHIND: usize = 400;
@@ -150,6 +152,7 @@ fn mutation_a_turn_that_is_waited_for_in_a_place_is_found() {
 }
 
 /// Where every place is taken, the source is left alone: what it handed out would only queue, and had to be kept in memory.
+/// Proves G109.
 #[tokio::test]
 async fn a_source_is_not_drained_while_every_place_is_taken() {
     const MESSAGES: usize = 2_000;

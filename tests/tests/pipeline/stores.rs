@@ -1,4 +1,6 @@
 //! Every store passes the conformance suite; the redb folder is found again, or refused in words.
+//!
+//! Proves G9.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,11 +15,13 @@ use hapax_tests::mutation::turns_red;
 use hapax_tests::processors::{Counter, ledger};
 use hapax_tests::{backend::LossyDisk, conformance};
 
+/// Proves G110.
 #[tokio::test]
 async fn memory_conforms() {
     conformance::all(|| Arc::new(MemoryStore::default())).await;
 }
 
+/// Proves G110, G124.
 #[tokio::test]
 async fn redb_conforms() {
     conformance::all(|| Arc::new(LossyDisk::new().open().unwrap())).await;
@@ -45,6 +49,7 @@ async fn a_full_feed_says_what_it_has_dropped_in_memory() {
     conformance::a_feed_that_is_full_says_what_it_has_dropped(&MemoryStore::keeping(8)).await;
 }
 
+/// Proves G53.
 #[tokio::test]
 async fn a_full_feed_says_what_it_has_dropped_on_redb() {
     for memtable_bytes in [1, 32 << 20] {

@@ -181,6 +181,7 @@ async fn a_newer_version_takes_over_from_one_that_waits_for_its_retry() {
     assert_eq!(house.handle(of_kind("retry", 4)).await, Outcome::Stale);
 }
 
+/// Proves G57.
 #[tokio::test]
 async fn a_late_update_cannot_bring_back_what_was_deleted() {
     let house = House::with(monotonic()).await;
@@ -320,6 +321,7 @@ async fn a_time_from_the_future_cannot_make_everything_stale() {
     assert_eq!(house.held_messages().await.len(), 1, "it is kept for an operator");
 }
 
+/// Proves G59.
 #[tokio::test]
 async fn what_cannot_be_identified_becomes_a_dead_letter_once() {
     let house = House::with(monotonic()).await;
@@ -331,6 +333,7 @@ async fn what_cannot_be_identified_becomes_a_dead_letter_once() {
     assert_eq!(house.record().await, None);
 }
 
+/// Proves G59.
 #[tokio::test]
 async fn what_could_not_be_identified_runs_once_the_strategy_is_mended() {
     let House { disk, store, bench, clock, options } = House::with(monotonic()).await;

@@ -59,6 +59,7 @@ async fn until<T>(what: &str, mut reached: impl AsyncFnMut() -> Option<T>) -> T 
     panic!("it never came to this: {what}");
 }
 
+/// Proves G122.
 #[tokio::test]
 async fn a_message_is_claimed_durably_before_it_calls() {
     let world = Owners::new().await;
@@ -76,6 +77,7 @@ async fn a_message_is_claimed_durably_before_it_calls() {
     assert_eq!(world.record(&message).await.unwrap().epoch, 2);
 }
 
+/// Proves G85, G122.
 #[tokio::test]
 async fn a_run_that_takes_long_renews_its_claim_and_keeps_it() {
     let world = Owners::new().await;
@@ -105,6 +107,7 @@ async fn a_run_that_takes_long_renews_its_claim_and_keeps_it() {
 }
 
 /// The first owner's answer comes when another one has long taken the message over.
+/// Proves G16, G123.
 #[tokio::test]
 async fn who_was_taken_over_can_write_nothing() {
     let world = Owners::new().await;
@@ -138,6 +141,7 @@ async fn two_takes_over(world: &Owners, two: &IdempotentConsumer, message: &Mess
     assert!(matches!(outcome, Outcome::Completed { .. }), "{outcome:?}");
 }
 
+/// Proves G16, G123.
 #[tokio::test]
 async fn who_is_too_late_calls_nobody_any_more() {
     let world = Owners::new().await;
@@ -157,6 +161,7 @@ async fn who_is_too_late_calls_nobody_any_more() {
     assert_eq!(steps(&world, &message).await, 0);
 }
 
+/// Proves G86.
 #[tokio::test]
 async fn who_starts_again_under_its_name_takes_up_its_own_claim_at_once() {
     let world = Owners::new().await;

@@ -92,6 +92,7 @@ fn killed_at_every(points: &[&str], step: usize) {
     }
 }
 
+/// Proves G12.
 #[test]
 fn killed_at_every_point_on_the_way_forward_each_step_is_taken_once() {
     killed_at_every(
@@ -100,6 +101,7 @@ fn killed_at_every_point_on_the_way_forward_each_step_is_taken_once() {
     );
 }
 
+/// Proves G13.
 #[test]
 fn killed_at_every_point_on_the_way_back_each_step_is_undone_once_in_reverse() {
     killed_at_every(
@@ -108,12 +110,14 @@ fn killed_at_every_point_on_the_way_back_each_step_is_undone_once_in_reverse() {
     );
 }
 
+/// Proves G14.
 #[test]
 fn killed_at_every_write_the_saga_comes_to_the_same_end() {
     killed_at_every(&["group-written", "group-durable"], 2);
 }
 
 /// However the service behaves, what it did for an order is the same in the end.
+/// Proves G79.
 #[test]
 fn however_the_service_misbehaves_each_step_is_taken_and_undone_once() {
     use Misbehaviour::{Hang, NoAnswer, Status, TwoAnswers};
@@ -153,6 +157,7 @@ impl Drop for Apart {
     }
 }
 
+/// Proves G15.
 #[test]
 fn a_service_that_dies_in_between_is_asked_again_under_the_same_keys() {
     let folder = tempfile::tempdir().unwrap();

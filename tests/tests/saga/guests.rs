@@ -71,6 +71,7 @@ fn outcomes(lines: &[Value]) -> Vec<String> {
     lines.iter().map(one).collect()
 }
 
+/// Proves G68.
 #[test]
 fn a_trip_of_which_a_part_cannot_be_had_is_cancelled_the_last_booking_first() {
     let house = House::of("travel-booking");
@@ -122,6 +123,7 @@ fn plan(id: &str, ops: Value) -> Value {
     event(id, "plan", ops)
 }
 
+/// Proves G65.
 #[test]
 fn a_guest_that_traps_for_good_is_undone_and_what_its_way_back_writes_stays() {
     let house = House::of("saga-fixture");
@@ -141,6 +143,7 @@ fn a_guest_that_traps_for_good_is_undone_and_what_its_way_back_writes_stays() {
     assert_eq!(house.sent().iter().map(|(kind, _)| kind.as_str()).collect::<Vec<_>>(), ["b", "a"]);
 }
 
+/// Proves G76.
 #[test]
 fn a_re_run_of_a_guest_is_answered_from_the_journal() {
     let house = House::of("saga-fixture");
@@ -156,6 +159,7 @@ fn a_re_run_of_a_guest_is_answered_from_the_journal() {
     assert_ne!(books[0].key, books[1].key);
 }
 
+/// Proves G81.
 #[test]
 fn what_a_guest_was_not_granted_it_does_not_get() {
     let house = House::of("saga-fixture");
@@ -199,6 +203,7 @@ fn a_guest_joins_and_completes_a_saga_by_name() {
 }
 
 /// The guest names the secret; the service gets it, and nobody else does.
+/// Proves G84.
 #[test]
 fn a_secret_is_put_in_by_the_host_and_the_guest_never_has_it() {
     let mut house = House::of("saga-fixture");
@@ -232,6 +237,7 @@ fn a_secret_is_put_in_by_the_host_and_the_guest_never_has_it() {
     }
 }
 
+/// Proves G87.
 #[test]
 fn settings_that_would_not_work_are_refused_at_the_start() {
     let house = House::of("saga-fixture");

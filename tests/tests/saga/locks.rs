@@ -123,6 +123,7 @@ impl IdempotencyStorage for Gated {
 }
 
 /// Both have seen that nobody holds it when they write.
+/// Proves G124.
 #[tokio::test]
 async fn of_two_that_ask_at_once_one_gets_it() {
     let store = Arc::new(Gated { store: MemoryStore::default(), gate: Semaphore::new(0) });
@@ -151,6 +152,7 @@ async fn output(processor: &IdempotentConsumer, message: Message) -> String {
 }
 
 /// Its lock runs out while it runs, and somebody else has it meanwhile: nothing that it made of what it saw is committed.
+/// Proves G89, G124.
 #[tokio::test]
 async fn who_has_lost_its_lock_does_not_commit_on_it() {
     let world = Owners::new().await;
@@ -182,6 +184,7 @@ async fn a_message_gives_its_locks_back_however_it_ends() {
 }
 
 /// Somebody else's lock is a failure that passes: the message is tried again.
+/// Proves G88.
 #[tokio::test]
 async fn who_finds_a_lock_taken_is_told_when_to_come_again() {
     let world = Owners::new().await;

@@ -86,6 +86,7 @@ impl Shop {
 
 const ID: &str = "default/odd/%2Fshop/m-1";
 
+/// Proves G73.
 #[test]
 fn what_is_halted_is_shown_with_all_that_happened() {
     let shop = Shop::halted(2);
@@ -118,6 +119,7 @@ fn what_is_halted_is_shown_with_all_that_happened() {
     assert_eq!(shop.undone(), ["/shipments/cancel"]);
 }
 
+/// Proves G74.
 #[test]
 fn what_is_retried_is_undone_to_the_end() {
     let shop = Shop::halted(2);
@@ -136,6 +138,7 @@ fn what_is_retried_is_undone_to_the_end() {
     assert_eq!(deeds[0]["reason"], "the service is back");
 }
 
+/// Proves G74.
 #[test]
 fn what_is_skipped_is_left_out_and_the_rest_is_undone() {
     let shop = Shop::halted(2);
@@ -149,6 +152,7 @@ fn what_is_skipped_is_left_out_and_the_rest_is_undone() {
     assert_eq!(shown["steps"][1]["standing"], "skipped");
 }
 
+/// Proves G74.
 #[test]
 fn what_is_resolved_is_over() {
     let shop = Shop::halted(2);
@@ -170,6 +174,7 @@ fn what_is_no_saga_is_told_in_words() {
     assert_eq!(shop.state("saga"), "stuck");
 }
 
+/// Proves G73.
 #[test]
 fn a_running_host_is_asked_over_http_and_goes_on_at_once() {
     let shop = Shop::new();
@@ -220,6 +225,7 @@ fn kept_components(shop: &Shop) -> Vec<PathBuf> {
     folder.map(|entry| entry.unwrap().path()).collect()
 }
 
+/// Proves G17.
 #[test]
 fn the_component_that_took_a_step_undoes_it_after_another_took_its_place() {
     let shop = Shop::new();
@@ -247,6 +253,7 @@ fn a_component_without_a_way_back_leaves_undoing_to_the_one_before_it() {
     assert_eq!(shop.undone(), ["/shipments/cancel", "/charges/refund", "/reservations/release"]);
 }
 
+/// Proves G75.
 #[test]
 fn a_component_that_is_gone_halts_its_sagas_by_name() {
     let shop = Shop::new();

@@ -163,6 +163,7 @@ fn denied(answer: Result<OutboundResponse, OutboundError>) -> String {
     }
 }
 
+/// Proves G81.
 #[tokio::test]
 async fn what_is_granted_is_called_and_nothing_else() {
     let service = Service::start(ok("hello")).await;
@@ -185,6 +186,7 @@ async fn what_is_granted_is_called_and_nothing_else() {
     assert!(heads[0].starts_with("GET /a%20b?c=d HTTP/1.1\r\n"), "{}", heads[0]);
 }
 
+/// Proves G82, G125.
 #[tokio::test]
 async fn a_granted_name_that_leads_into_this_network_is_denied() {
     let service = Service::start(ok("secret")).await;
@@ -200,6 +202,7 @@ async fn a_granted_name_that_leads_into_this_network_is_denied() {
     assert_eq!(get(&granted, &grant).await.unwrap().status, 200);
 }
 
+/// Proves G82.
 #[tokio::test]
 async fn the_address_that_was_checked_is_the_one_that_is_called() {
     let service = Service::start(ok("secret")).await;
@@ -213,6 +216,7 @@ async fn the_address_that_was_checked_is_the_one_that_is_called() {
     assert_eq!(service.heads().len(), 0);
 }
 
+/// Proves G83.
 #[tokio::test]
 async fn a_redirect_is_an_answer_and_is_not_followed() {
     let inner = Service::start(ok("secret")).await;
@@ -226,6 +230,7 @@ async fn a_redirect_is_an_answer_and_is_not_followed() {
     assert_eq!(inner.heads().len(), 0);
 }
 
+/// Proves G81.
 #[tokio::test]
 async fn a_url_that_hides_where_it_goes_is_taken_at_its_word_or_refused() {
     let service = Service::start(ok("secret")).await;
@@ -250,6 +255,7 @@ async fn a_url_that_hides_where_it_goes_is_taken_at_its_word_or_refused() {
     assert_eq!(service.heads().len(), 0);
 }
 
+/// Proves G80, G125.
 #[tokio::test]
 async fn an_answer_that_is_too_large_ends_the_call() {
     let large = "x".repeat(10_001);
@@ -277,6 +283,7 @@ async fn an_answer_that_is_too_large_ends_the_call() {
     assert_eq!(answer.unwrap().body.len(), 10_000, "up to the bound it is an answer");
 }
 
+/// Proves G80.
 #[tokio::test]
 async fn a_service_that_takes_its_time_is_given_up() {
     let head = "HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\n".to_owned();
@@ -292,6 +299,7 @@ async fn a_service_that_takes_its_time_is_given_up() {
     }
 }
 
+/// Proves G80.
 #[tokio::test]
 async fn what_is_no_answer_is_broken_and_not_taken_for_one() {
     for nonsense in
@@ -331,6 +339,7 @@ async fn headers_of_the_connection_are_the_hosts_own() {
     }
 }
 
+/// Proves G84, G125.
 #[tokio::test]
 async fn a_secret_goes_where_it_is_for_and_nowhere_else() {
     let [one, other] = [Service::start(ok("")).await, Service::start(ok("")).await];

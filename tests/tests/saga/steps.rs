@@ -26,6 +26,7 @@ fn failing() -> Message {
     plan("m-1", &[step("a"), call("/a"), step("b"), call("/b"), step("c"), call("/c"), Op::Reject])
 }
 
+/// Proves G65, G117.
 #[tokio::test]
 async fn what_fails_for_good_is_undone_the_last_step_first() {
     let world = World::new();
@@ -44,6 +45,7 @@ async fn what_fails_for_good_is_undone_the_last_step_first() {
     assert_eq!(world.books.undone().len(), 3, "once each");
 }
 
+/// Proves G66.
 #[tokio::test]
 async fn nothing_is_undone_for_what_completes_and_nothing_is_left_of_it() {
     let world = World::new();
@@ -58,6 +60,7 @@ async fn nothing_is_undone_for_what_completes_and_nothing_is_left_of_it() {
 }
 
 /// The way back of a step commits with the note that it is undone: state and messages once each, whatever dies.
+/// Proves G14.
 #[tokio::test]
 async fn a_crash_at_every_write_gives_the_same_saga_and_the_same_books() {
     for writes_the_last in [false, true] {
@@ -87,6 +90,7 @@ async fn a_crash_at_every_write_gives_the_same_saga_and_the_same_books() {
     }
 }
 
+/// Proves G116.
 #[tokio::test]
 async fn a_step_is_registered_before_its_effect() {
     let world = World::new();
@@ -113,6 +117,7 @@ async fn dies_over(world: &World, host: &Host, message: &Message, path: &str) {
     }
 }
 
+/// Proves G76, G119.
 #[tokio::test]
 async fn a_re_run_is_answered_from_the_journal_under_the_same_keys() {
     let world = World::new();
@@ -132,6 +137,7 @@ async fn a_re_run_is_answered_from_the_journal_under_the_same_keys() {
     assert!(arrived.iter().all(|call| call.trace.split('-').nth(1) == arrived[0].trace.split('-').nth(1)), "one trace");
 }
 
+/// Proves G78.
 #[tokio::test]
 async fn a_refusal_is_forgotten_by_the_next_attempt_and_what_was_done_is_not() {
     let world = World::new();
@@ -145,6 +151,7 @@ async fn a_refusal_is_forgotten_by_the_next_attempt_and_what_was_done_is_not() {
     assert_eq!(world.books.applied(), ["/a x", "/c x", "/b x"], "what was called again has its key");
 }
 
+/// Proves G77, G120.
 #[tokio::test]
 async fn a_run_that_calls_something_else_than_before_is_stopped_and_undone() {
     let world = World::new();
@@ -164,6 +171,7 @@ async fn a_run_that_calls_something_else_than_before_is_stopped_and_undone() {
     assert_eq!(world.books.applied(), ["/a m-1", "/b m-1", "/undo/a m-1"]);
 }
 
+/// Proves G67.
 #[tokio::test]
 async fn behind_the_pivot_there_is_no_way_back() {
     let world = World::new();
@@ -177,6 +185,7 @@ async fn behind_the_pivot_there_is_no_way_back() {
     assert!(matches!(&outcome, Outcome::DeadLettered { error } if error.contains("pivoted")), "{outcome:?}");
 }
 
+/// Proves G68, G69.
 #[tokio::test]
 async fn a_saga_of_several_messages_is_undone_over_its_processors_in_one_order() {
     let world = World::new();
@@ -228,6 +237,7 @@ async fn so_does_one_whose_processor_takes_no_steps() {
     assert_eq!(world.books.undone(), ["a m-1"]);
 }
 
+/// Proves G69.
 #[tokio::test]
 async fn a_saga_that_is_complete_is_not_undone_any_more() {
     let world = World::new();
@@ -246,6 +256,7 @@ async fn a_saga_that_is_complete_is_not_undone_any_more() {
     assert_eq!(world.left(&Scope::of("p").shared()).await, [""; 0]);
 }
 
+/// Proves G72.
 #[tokio::test]
 async fn a_compensation_is_tried_by_its_own_count_and_then_an_operator_decides() {
     let world = World::new();
@@ -302,6 +313,7 @@ async fn a_step_is_undone_by_the_component_that_registered_it_or_not_at_all() {
 }
 
 /// A version that has failed and waits for its retry is overtaken by the next: it never runs again, and what it did is undone.
+/// Proves G71, G121.
 #[tokio::test]
 async fn what_a_message_did_that_was_overtaken_is_undone() {
     let mut world = World::new();

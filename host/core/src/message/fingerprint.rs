@@ -1,4 +1,5 @@
-//! The fingerprint of a message: a digest of what must be the same in every delivery. Canonical JSON is here, too.
+//! The fingerprint of a message: a digest of the parts that must be equal in every delivery. Also
+//! holds canonical JSON.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,20 +8,21 @@ use crate::message::identity::Position;
 use crate::message::key::hash;
 use crate::message::strategy::Fields;
 
-/// Digest of what must be the same in every delivery of a message: its type and its payload.
+/// Digest of the parts of a message that must be equal in every delivery: its type and its payload.
 ///
-/// Version 1: blake3 over `type` and `data`; JSON is taken in canonical form (members sorted by name, no space between
-/// tokens, numbers as written), so that a producer that serialises again is still recognised.
+/// Version 1: blake3 over `type` and `data`; JSON is taken in canonical form (members sorted by
+/// name, no space between tokens, numbers as written), so that a producer that serialises again is
+/// still recognised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint {
-    /// How it was computed.
+    /// Version of the computation.
     pub version: u8,
     /// The digest.
     pub digest: [u8; 16],
 }
 
 impl Fingerprint {
-    /// The fingerprint of `message`.
+    /// Returns the fingerprint of `message`.
     pub fn of(message: &Message) -> Self {
         let (length, kind) = ((message.kind.len() as u64).to_le_bytes(), message.kind.as_bytes());
         let hash = match message.is_json().then(|| canonical_json(&message.data)).flatten() {
@@ -30,8 +32,9 @@ impl Fingerprint {
         Self::of_hash(1, &hash)
     }
 
-    /// Of what a content hash looks at: version 2, blake3 over `type` and the chosen part of a JSON payload in RFC 8785's
-    /// canonical form, or over the bytes of any other payload.
+    /// Returns the fingerprint of the content that a content hash covers: version 2, blake3 over
+    /// `type` and the chosen part of a JSON payload in RFC 8785's canonical form, or over the bytes
+    /// of any other payload.
     pub fn of_content(message: &Message, fields: &Fields) -> Self {
         let (length, kind) = ((message.kind.len() as u64).to_le_bytes(), message.kind.as_bytes());
         let hash = match message.is_json().then(|| chosen(&message.data, fields)).flatten() {
@@ -41,13 +44,14 @@ impl Fingerprint {
         Self::of_hash(2, &hash)
     }
 
-    /// The same with the message's position: the same body at another position is another message.
+    /// Returns the fingerprint combined with the message's position: the same body at another
+    /// position is another message.
     #[must_use]
     pub fn at(self, position: &Position) -> Self {
         Self::of_hash(self.version, &hash(&[&self.digest, position.to_string().as_bytes()]))
     }
 
-    /// The digest in 32 hex digits.
+    /// Returns the digest in 32 hex digits.
     pub fn hex(&self) -> String {
         format!("{:032x}", u128::from_be_bytes(self.digest))
     }
@@ -58,7 +62,7 @@ impl Fingerprint {
     }
 }
 
-/// The chosen part of a JSON payload in canonical form; `None` if it is not JSON.
+/// Returns the chosen part of a JSON payload in canonical form; `None` if it is not JSON.
 fn chosen(data: &[u8], fields: &Fields) -> Option<Vec<u8>> {
     let mut value: serde_json::Value = serde_json::from_slice(data).ok()?;
     let chosen = match fields {
@@ -75,7 +79,8 @@ fn chosen(data: &[u8], fields: &Fields) -> Option<Vec<u8>> {
     serde_json_canonicalizer::to_vec(&doubles(chosen)).ok()
 }
 
-/// Integers as the doubles that RFC 8785 takes them for, where they are not exact as such.
+/// Converts integers to the doubles that RFC 8785 takes them for, where they are not exact as
+/// doubles.
 fn doubles(value: serde_json::Value) -> serde_json::Value {
     use serde_json::Value;
     /// Beyond this, not every integer is a double.
@@ -90,13 +95,13 @@ fn doubles(value: serde_json::Value) -> serde_json::Value {
     }
 }
 
-/// Takes what a JSON pointer names out of a value, if it is there.
+/// Removes the value under a JSON pointer, if it is there.
 fn remove(value: &mut serde_json::Value, pointer: &str) {
     let Some((parent, name)) = pointer.rsplit_once('/') else { return };
     let name = name.replace("~1", "/").replace("~0", "~");
     match value.pointer_mut(parent) {
         Some(serde_json::Value::Object(members)) => drop(members.remove(&name)),
-        // An item leaves a hole: the others keep their places.
+        // A removed item leaves a hole: the other items keep their indexes.
         Some(serde_json::Value::Array(items)) => {
             if let Some(item) = name.parse().ok().and_then(|index: usize| items.get_mut(index)) {
                 *item = serde_json::Value::Null;
@@ -106,7 +111,7 @@ fn remove(value: &mut serde_json::Value, pointer: &str) {
     }
 }
 
-/// JSON with members sorted and white space gone; `None` if it is not JSON.
+/// Returns JSON with members sorted and white space removed; `None` if it is not JSON.
 fn canonical_json(data: &[u8]) -> Option<Vec<u8>> {
     let value: serde_json::Value = serde_json::from_slice(data).ok()?;
     let mut out = Vec::with_capacity(data.len());
@@ -118,7 +123,8 @@ fn write_canonical(value: &serde_json::Value, out: &mut Vec<u8>) {
     use serde_json::Value;
     match value {
         Value::Object(members) => {
-            // Sorted here, not left to the map: another crate may switch serde_json to insertion order.
+            // Sorted here, not left to the map: another crate may switch serde_json to insertion
+            // order.
             let mut members: Vec<_> = members.iter().collect();
             members.sort_unstable_by_key(|(name, _)| *name);
             out.push(b'{');

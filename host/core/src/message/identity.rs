@@ -1,4 +1,5 @@
-//! The identity of a message at its processor: its record key, its own key, its fingerprint and its position.
+//! The identity of a message at its processor: its record key, its own key, its fingerprint and its
+//! position.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,12 +8,12 @@ use crate::message::fingerprint::Fingerprint;
 use crate::message::key::{RecordKey, Scope};
 use crate::message::strategy::Select;
 
-/// Where a message stands among those of its entity.
+/// Position of a message among those of its entity.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Position {
-    /// By version.
+    /// Position by version.
     Version(u64),
-    /// By time, and among equals by id.
+    /// Position by time, and among equal times by id.
     Time {
         /// Nanoseconds since the Unix epoch.
         at_ns: u64,
@@ -30,32 +31,33 @@ impl std::fmt::Display for Position {
     }
 }
 
-/// What a message is to its processor.
+/// Identity of a message at its processor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// Where its record stands: one a message, or one an entity where messages have positions.
+    /// Key of the message's record: one per message, or one per entity where messages have
+    /// positions.
     pub record: RecordKey,
-    /// The message's own key, from which its seed and the ids of what it sends are derived. That of its record, where each
-    /// message has one of its own.
+    /// The message's own key, from which its seed and the ids of the messages it sends are derived.
+    /// It is the record's key where each message has a record of its own.
     pub message_key: RecordKey,
-    /// What must be the same in every delivery.
+    /// Fingerprint, which must be equal in every delivery.
     pub fingerprint: Fingerprint,
-    /// Where it stands among the messages of its record.
+    /// Position among the messages of its record.
     pub position: Option<Position>,
 }
 
-/// The message does not say what the strategy needs to know: it can never run.
+/// Error: the message lacks a value that the strategy needs, so it can never run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Unidentified(pub(super) String);
 
 impl Identity {
-    /// What the store knows the message by, if it keeps it.
+    /// Returns the key under which the store holds the message, if it is held.
     pub fn held_key(&self) -> HeldKey {
         HeldKey { record: self.record.clone(), fingerprint: self.fingerprint.digest }
     }
 
-    /// By strategy message id, with nothing set.
+    /// Returns the identity by strategy message id, with nothing set.
     pub(crate) fn by_message_id(scope: &Scope, message: &Message) -> Self {
         Self::of_its_own(RecordKey::by_message_id(scope, message), Fingerprint::of(message))
     }
@@ -81,12 +83,12 @@ impl Identity {
     }
 }
 
-/// Names a kept message.
+/// Key of a held message.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HeldKey {
-    /// The record it belongs to.
+    /// Record that the message belongs to.
     pub record: RecordKey,
-    /// Digest of its fingerprint.
+    /// Digest of the message's fingerprint.
     pub fingerprint: [u8; 16],
 }
 
@@ -97,7 +99,7 @@ impl std::fmt::Display for HeldKey {
     }
 }
 
-/// A text that is not the key of a kept message.
+/// Error: the text is not the key of a held message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{0}` is not the key of a dead letter: take one from `hapax dlq list`, tenant/processor/source/key#fingerprint"

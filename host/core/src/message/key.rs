@@ -1,4 +1,5 @@
-//! Who a message is: its record key, its fingerprint, and the ids derived from them. Pure functions.
+//! Identity of a message: its record key, its fingerprint, and the ids derived from them. Pure
+//! functions.
 
 use arrayvec::ArrayVec;
 use serde::{Deserialize, Serialize};
@@ -10,38 +11,40 @@ use std::sync::Arc;
 use crate::message::Message;
 use crate::support::fault;
 
-/// Whose state and records these are: one processor of one tenant.
+/// Owner of state and records: one processor of one tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Scope {
-    /// The tenant; `default` where there is one only.
+    /// The tenant; `default` where there is only one.
     pub tenant: Arc<str>,
     /// The processor's name.
     pub processor: Arc<str>,
 }
 
-/// Parts that are no longer than this together are hashed in one go.
+/// Longest total length of parts that are hashed in one go.
 const HASHED_TOGETHER: usize = 512;
 
 impl Scope {
-    /// The scope of a processor of the default tenant.
+    /// Returns the scope of a processor of the default tenant.
     pub fn of(processor: &str) -> Self {
         Self { tenant: "default".into(), processor: processor.into() }
     }
 
-    /// What is no processor's alone: sagas and locks of the same tenant. No processor can have its name.
+    /// Returns the scope that belongs to no single processor: sagas and locks of the same tenant.
+    /// No processor can have its name.
     #[must_use]
     pub fn shared(&self) -> Self {
         Self { tenant: self.tenant.clone(), processor: crate::state::RESERVED.to_string().into() }
     }
 }
 
-/// Key of a deduplication record: `tenant / processor / source namespace / idempotency key`. Cheap to clone.
+/// Key of a deduplication record: `tenant / processor / source namespace / idempotency key`. Cheap
+/// to clone.
 ///
 /// Its text form percent-encodes `%` and `/` inside a part, so that it can be split again.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RecordKey(Arc<RecordKeyParts>);
 
-/// What a [`RecordKey`] is made of.
+/// Parts of a [`RecordKey`].
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RecordKeyParts {
     /// Tenant and processor.
@@ -50,7 +53,7 @@ pub struct RecordKeyParts {
     pub source: Arc<str>,
     /// The idempotency key inside the source.
     pub key: Arc<str>,
-    /// See [`RecordKey::digest`].
+    /// Digest of the key, see [`RecordKey::digest`].
     digest: u128,
 }
 
@@ -69,49 +72,52 @@ impl std::hash::Hash for RecordKey {
 }
 
 impl RecordKey {
-    /// A key from its parts.
+    /// Returns a key from its parts.
     pub fn new(scope: Scope, source: Arc<str>, key: Arc<str>) -> Self {
         let hash = hash_of(&scope, &source, &key, b"record", 0);
         let digest = u128::from_le_bytes(*hash.as_bytes().first_chunk().expect("a hash has 32 bytes"));
         Self(Arc::new(RecordKeyParts { scope, source, key, digest }))
     }
 
-    /// The key of `message` at the processor `scope`, by strategy message id.
+    /// Returns the key of `message` at the processor `scope`, by strategy message id.
     pub fn by_message_id(scope: &Scope, message: &Message) -> Self {
         let key = message.idempotency_key.as_ref().unwrap_or(&message.id);
         Self::new(scope.clone(), message.source.as_str().into(), key.as_str().into())
     }
 
-    /// A number that depends on nothing but the key: the message's seed.
+    /// Returns a number that depends only on the key: the message's seed.
     pub fn seed(&self) -> u64 {
         (self.0.digest >> 64) as u64
     }
 
-    /// Stable id of the `position`-th outgoing message of this record: `hash(record key, position)`, 32 hex digits.
+    /// Returns the stable id of the `position`-th outgoing message of this record: `hash(record
+    /// key, position)`, 32 hex digits.
     pub fn outgoing_id(&self, position: usize) -> String {
         self.hash(b"outbox", position as u64).to_hex()[..32].to_owned()
     }
 
-    /// Stable id of the `position`-th event that this record's message appends: `hash(record key, position)`, 16 bytes.
+    /// Returns the stable id of the `position`-th event that this record's message appends:
+    /// `hash(record key, position)`, 16 bytes.
     pub fn event_id(&self, position: usize) -> [u8; 16] {
         *self.hash(b"event", position as u64).as_bytes().first_chunk().expect("a hash has 32 bytes")
     }
 
-    /// Stable id of the `position`-th outside call of this record's message, 32 hex digits.
+    /// Returns the stable id of the `position`-th outbound call of this record's message, 32 hex
+    /// digits.
     pub fn call_id(&self, position: u32) -> String {
         self.hash(b"call", u64::from(position)).to_hex()[..32].to_owned()
     }
 
-    /// The key that everything is derived from which the compensation of this message's `step`-th step of `saga` does:
-    /// `record/step/compensate`.
+    /// Returns the key for the compensation of this message's `step`-th step of `saga`: everything
+    /// that the compensation does derives its ids from it. Its form is `record/step/compensate`.
     #[must_use]
     pub fn compensation(&self, saga: &str, step: u32) -> Self {
         let key = format!("{}/{saga}/{step}/compensate", self.0.key);
         Self::new(self.0.scope.clone(), self.0.source.clone(), key.into())
     }
 
-    /// Names the record in a store and in every table of the host: 128 bits of a cryptographic hash of the whole key,
-    /// computed once.
+    /// Returns the name of the record in a store and in every table of the host: 128 bits of a
+    /// cryptographic hash of the whole key, computed once.
     pub fn digest(&self) -> u128 {
         self.0.digest
     }
@@ -129,9 +135,9 @@ fn hash_of(scope: &Scope, source: &str, key: &str, purpose: &[u8], number: u64) 
     hash(&[&a, purpose, &b, tenant, &c, processor, &d, source, &e, key, &number.to_le_bytes()])
 }
 
-/// blake3 over these parts, one after the other.
+/// Returns blake3 over these parts, one after the other.
 pub(super) fn hash(parts: &[&[u8]]) -> blake3::Hash {
-    // Of few bytes, to take them up part by part costs more than to hash them.
+    // For few bytes, feeding the parts one by one costs more than the hash.
     let mut together = ArrayVec::<u8, HASHED_TOGETHER>::new();
     if parts.iter().all(|part| together.try_extend_from_slice(part).is_ok()) {
         return blake3::hash(&together);
@@ -143,13 +149,14 @@ pub(super) fn hash(parts: &[&[u8]]) -> blake3::Hash {
     hasher.finalize()
 }
 
-/// A part of a key in its text form.
+/// Returns a part of a key in its text form.
 pub(crate) fn escaped(part: &str) -> String {
     part.replace('%', "%25").replace('/', "%2F")
 }
 
-/// Hashes what is led by a digest: that is as good as random, and its own low half serves. Who makes keys whose halves begin alike, on
-/// purpose and at great cost, makes tables of what is in flight or not yet applied slower, and no answer wrong.
+/// Hashes values that begin with a digest: a digest is as good as random, and its own low half
+/// serves. A client that makes keys with equal halves, on purpose and at great cost, slows down
+/// tables of messages that are in flight or not yet applied; no answer becomes wrong.
 #[derive(Debug, Default)]
 pub struct DigestHasher(u64);
 
@@ -175,7 +182,7 @@ impl Hasher for DigestHasher {
     }
 }
 
-/// As its text.
+/// Serialised as its text.
 impl Serialize for RecordKey {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
@@ -201,7 +208,7 @@ impl fmt::Display for RecordKey {
     }
 }
 
-/// A text that is not `tenant/processor/source/key`.
+/// Error: the text is not `tenant/processor/source/key`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a record key: write tenant/processor/source/key, with `/` inside a part as %2F and `%` as %25")]
 pub struct ParseRecordKeyError(String);

@@ -1,4 +1,4 @@
-//! A message and its CloudEvents attributes. Parsing wire formats is the transport's.
+//! A message and its CloudEvents attributes. Transports parse wire formats.
 
 pub(crate) mod fingerprint;
 pub(crate) mod identity;
@@ -31,15 +31,15 @@ pub struct Message {
     pub extensions: BTreeMap<String, String>,
     /// The payload, byte for byte as received.
     pub data: Bytes,
-    /// An idempotency key given beside the message (HTTP's `Idempotency-Key`); it stands in for `id`.
+    /// Idempotency key given beside the message (HTTP's `Idempotency-Key`); it stands in for `id`.
     pub idempotency_key: Option<String>,
-    /// Headers that the transport delivered beside the message and that the processor's strategy asks for; names are lower
-    /// case.
+    /// Headers that the transport delivered beside the message and that the processor's strategy
+    /// asks for; names are lower case.
     pub headers: BTreeMap<String, String>,
 }
 
 impl Message {
-    /// A message with the three required attributes and nothing else.
+    /// Returns a message with the three required attributes and nothing else.
     pub fn new(id: impl Into<String>, source: impl Into<String>, kind: impl Into<String>) -> Self {
         Self {
             id: id.into(),
@@ -56,7 +56,7 @@ impl Message {
         }
     }
 
-    /// The same message with a payload of the media type given.
+    /// Returns the message with a payload of the given media type.
     #[must_use]
     pub fn with_data(mut self, content_type: impl Into<String>, data: impl Into<Bytes>) -> Self {
         self.content_type = Some(content_type.into());
@@ -64,12 +64,13 @@ impl Message {
         self
     }
 
-    /// Whether `data` is JSON: no media type, `application/json`, `text/json` or any `+json`.
+    /// Returns `true` if `data` is JSON: no media type, `application/json`, `text/json` or any
+    /// `+json`.
     pub fn is_json(&self) -> bool {
         self.content_type.as_deref().is_none_or(is_json_type)
     }
 
-    /// An attribute by its CloudEvents name.
+    /// Returns an attribute by its CloudEvents name.
     pub fn attribute(&self, name: &str) -> Option<&str> {
         match name {
             "id" => Some(&self.id),
@@ -83,7 +84,7 @@ impl Message {
         }
     }
 
-    /// Every attribute that is present, by its CloudEvents name.
+    /// Returns every attribute that is present, by its CloudEvents name.
     pub fn attributes(&self) -> Vec<(String, String)> {
         let optional = [
             ("subject", &self.subject),
@@ -101,13 +102,14 @@ impl Message {
             .collect()
     }
 
-    /// The message's own clock in milliseconds since the Unix epoch: `time`, or 0 without a readable one.
+    /// Returns the message's own time in milliseconds since the Unix epoch: `time`, or 0 without a
+    /// readable one.
     pub fn now_ms(&self) -> u64 {
         self.time.as_deref().and_then(parse_rfc3339_ms).unwrap_or(0)
     }
 }
 
-/// Whether a media type is JSON, parameters aside.
+/// Returns `true` if a media type is JSON, regardless of its parameters.
 pub fn is_json_type(media_type: &str) -> bool {
     let essence = media_type.split(';').next().unwrap_or_default().trim();
     essence.eq_ignore_ascii_case("application/json")
@@ -115,12 +117,14 @@ pub fn is_json_type(media_type: &str) -> bool {
         || essence.as_bytes().last_chunk().is_some_and(|end: &[u8; 5]| end.eq_ignore_ascii_case(b"+json"))
 }
 
-/// RFC 3339 to milliseconds since the Unix epoch; `None` if it is not one or lies before 1970.
+/// Converts RFC 3339 to milliseconds since the Unix epoch; `None` if the text is not RFC 3339 or
+/// lies before 1970.
 pub fn parse_rfc3339_ms(text: &str) -> Option<u64> {
     Some(parse_rfc3339_ns(text)? / 1_000_000)
 }
 
-/// RFC 3339 to nanoseconds since the Unix epoch; `None` if it is not one or lies before 1970 or after 2554.
+/// Converts RFC 3339 to nanoseconds since the Unix epoch; `None` if the text is not RFC 3339 or
+/// lies before 1970 or after 2554.
 pub fn parse_rfc3339_ns(text: &str) -> Option<u64> {
     let at = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).ok()?;
     u64::try_from(at.unix_timestamp_nanos()).ok()

@@ -1,5 +1,6 @@
-//! Strategies: which deliveries are the same message, and which of two is newer. Pure functions of one message, computed once,
-//! at receipt; what follows from them is decided by the record (`admission.rs`).
+//! Strategies: they decide which deliveries are the same message, and which of two is newer. Pure
+//! functions of one message, computed once, at receipt; the record decides what follows from them
+//! (`admission.rs`).
 
 use crate::message::fingerprint::Fingerprint;
 use crate::message::identity::{Identity, Position, Unidentified};
@@ -7,36 +8,36 @@ use crate::message::key::{RecordKey, Scope};
 use crate::message::{Message, parse_rfc3339_ns};
 use crate::support::clock::Clock;
 
-/// How a processor recognises its messages.
+/// Strategy by which a processor recognises its messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Strategy {
-    /// By an id: whatever has the same source and id is the same message.
+    /// By an id: deliveries with the same source and id are the same message.
     MessageId {
-        /// Where the id comes from.
+        /// Source of the id's value.
         key: Select,
     },
     /// By the version of an entity: only greater versions run.
     Version {
-        /// Which entity the message is about.
+        /// Source of the entity that the message is about.
         entity: Select,
-        /// Its version: a whole number.
+        /// Source of the entity's version: a whole number.
         version: Select,
-        /// Which versions may follow one another.
+        /// Rule for gaps between versions.
         order: VersionOrder,
     },
-    /// By time: only what is later than the last runs, in the total order (timestamp, id).
+    /// By time: only messages later than the last one run, in the total order (timestamp, id).
     Timestamp {
-        /// Which entity the message is about.
+        /// Source of the entity that the message is about.
         entity: Select,
-        /// When: RFC 3339, or milliseconds since the Unix epoch.
+        /// Source of the timestamp: RFC 3339, or milliseconds since the Unix epoch.
         time: Select,
-        /// A timestamp further than this ahead of the host's clock is refused, in milliseconds: it would make everything
-        /// that comes after it stale.
+        /// Tolerance, in milliseconds: a timestamp further than this ahead of the host's clock is
+        /// rejected, since it would make all later messages stale.
         max_future_skew_ms: u64,
     },
-    /// By what it carries: whatever has the same source, type and content is the same message.
+    /// By content: deliveries with the same source, type and content are the same message.
     ContentHash {
-        /// Which part of JSON counts; other content counts byte for byte.
+        /// Part of the JSON that counts; other content counts byte for byte.
         fields: Fields,
     },
 }
@@ -47,7 +48,7 @@ impl Default for Strategy {
     }
 }
 
-/// Where a value comes from.
+/// Place in a message from which a value is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Select {
     /// The `Idempotency-Key` given beside the message, else CloudEvents `id`.
@@ -60,48 +61,49 @@ pub enum Select {
     Pointer(String),
 }
 
-/// Which versions may follow one another.
+/// Rule for which versions may follow one another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum VersionOrder {
-    /// Any that is greater than the last.
+    /// Any version greater than the last.
     Monotonic,
-    /// The last + 1 only; what comes too early is parked.
+    /// The last version + 1 only; a message that comes too early is parked.
     Strict(Gaps),
 }
 
-/// What becomes of a message whose predecessor has not come.
+/// Rules for a message whose predecessor has not come.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gaps {
     /// Version of an entity's first message.
     pub first: u64,
-    /// How long a message is parked, in milliseconds.
+    /// Time for which a message is parked, in milliseconds.
     pub timeout_ms: u64,
-    /// What happens then.
+    /// Action at the end of that time.
     pub then: GapPolicy,
 }
 
-/// What happens to a parked message when its time is over.
+/// Action on a parked message when its time is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GapPolicy {
-    /// It runs: what is missing is given up.
+    /// The message runs: the missing ones are given up.
     Accept,
-    /// It becomes a dead letter.
+    /// The message becomes a dead letter.
     DeadLetter,
 }
 
-/// Which part of a JSON payload makes a message what it is. Pointers are RFC 6901.
+/// Part of a JSON payload that identifies a message. Pointers are RFC 6901.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fields {
-    /// Everything.
+    /// The whole payload.
     All,
-    /// These alone; one that is absent counts as absent.
+    /// Only these parts; one that is absent counts as absent.
     Only(Vec<String>),
-    /// Everything but these.
+    /// The whole payload except these parts.
     Without(Vec<String>),
 }
 
 impl Strategy {
-    /// The identity of `message` at the processor `scope`; `clock` is the host's, and is looked at only where time decides.
+    /// Returns the identity of `message` at the processor `scope`; `clock` is the host's, and is
+    /// read only where time decides.
     pub fn identify(&self, scope: &Scope, message: &Message, clock: &dyn Clock) -> Result<Identity, Unidentified> {
         match self {
             Self::MessageId { key: Select::Id } => Ok(Identity::by_message_id(scope, message)),
@@ -136,7 +138,7 @@ impl Strategy {
         }
     }
 
-    /// Names of the headers it looks at.
+    /// Returns the names of the headers that the strategy reads.
     pub fn headers(&self) -> Vec<String> {
         let selects = match self {
             Self::MessageId { key } => vec![key],
@@ -151,7 +153,7 @@ impl Strategy {
         selects.into_iter().filter_map(header).collect()
     }
 
-    /// The rules for gaps, where there are any.
+    /// Returns the rules for gaps, where there are any.
     pub fn gaps(&self) -> Option<&Gaps> {
         match self {
             Self::Version { order: VersionOrder::Strict(gaps), .. } => Some(gaps),
@@ -159,14 +161,15 @@ impl Strategy {
         }
     }
 
-    /// Whether messages have positions: their record says which was the last, and must outlive every late one.
+    /// Returns `true` if messages have positions: their record holds the last one, and must outlive
+    /// every late message.
     pub fn has_positions(&self) -> bool {
         matches!(self, Self::Version { .. } | Self::Timestamp { .. })
     }
 }
 
 impl Select {
-    /// The value in `message`, never empty.
+    /// Returns the value in `message`, never empty.
     pub(super) fn text(&self, message: &Message) -> Result<String, Unidentified> {
         let found = match self {
             Self::Id => Some(message.idempotency_key.clone().unwrap_or_else(|| message.id.clone())),
@@ -179,7 +182,7 @@ impl Select {
             .ok_or_else(|| Unidentified(format!("it has no {}, which the processor's strategy needs", self.name())))
     }
 
-    /// What it is called in a sentence.
+    /// Returns the name of this place for use in a sentence.
     fn name(&self) -> String {
         match self {
             Self::Id => "attribute `id`".into(),
@@ -190,7 +193,7 @@ impl Select {
     }
 }
 
-/// The text of a string or number at a JSON pointer of the payload.
+/// Returns the text of a string or number at a JSON pointer of the payload.
 fn pointed(message: &Message, pointer: &str) -> Result<Option<String>, Unidentified> {
     let value: serde_json::Value = serde_json::from_slice(&message.data)
         .map_err(|_| Unidentified(format!("its payload is not JSON, and the strategy looks at `{pointer}` of it")))?;
@@ -218,7 +221,7 @@ mod tests {
 
     const NOW_MS: u64 = 1_700_000_000_000;
 
-    /// A clock that shows `NOW_MS`.
+    /// Clock that shows `NOW_MS`.
     struct Stopped;
 
     impl Clock for Stopped {

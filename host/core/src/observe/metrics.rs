@@ -1,4 +1,4 @@
-//! The seam to metrics: outcomes and latencies, never a key in a label. Exporting them is the binary's.
+//! The seam to metrics: outcomes and latencies, never a key in a label. The binary exports them.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -7,16 +7,16 @@ use serde::Serialize;
 use crate::message::key::Scope;
 use crate::observe::status::BreakerState;
 
-/// Takes what the pipeline counts. Called on the hot path: must not block.
+/// Receives the pipeline's counts. Called on the hot path: must not block.
 pub trait IdempotencyMetrics: Send + Sync + 'static {
-    /// A message ended as `outcome` (one of [`OUTCOMES`]), `elapsed_us` microseconds
+    /// Counts a message that ended as `outcome` (one of [`OUTCOMES`]), `elapsed_us` microseconds
     /// after it was accepted.
     fn ended(&self, scope: &Scope, outcome: &'static str, elapsed_us: u64);
-    /// A run was thrown away because something it read had changed.
+    /// Counts a run that was discarded because an entry that it read had changed.
     fn conflict(&self, scope: &Scope);
-    /// A terminal record was looked for in the cache.
+    /// Counts a lookup of a terminal record in the cache.
     fn cache(&self, scope: &Scope, hit: bool);
-    /// The circuit breaker `name` stands so from now on.
+    /// Sets the state of the circuit breaker `name` from now on.
     fn breaker(&self, name: &str, state: BreakerState);
 }
 
@@ -30,7 +30,7 @@ pub struct Counters {
     breaker_opened: AtomicU64,
 }
 
-/// Every outcome there is, in the order they are printed.
+/// All outcomes, in the order in which they are printed.
 pub const OUTCOMES: [&str; 12] = [
     "completed",
     "duplicate",
@@ -51,18 +51,18 @@ pub const OUTCOMES: [&str; 12] = [
 pub struct Counted {
     /// Messages by outcome, in the order of [`OUTCOMES`].
     pub outcomes: Vec<(&'static str, u64)>,
-    /// Runs thrown away.
+    /// Runs that were discarded.
     pub conflicts: u64,
     /// Terminal records found in the cache.
     pub cache_hits: u64,
     /// Records looked for in the store.
     pub cache_misses: u64,
-    /// How often circuit breakers have opened.
+    /// Number of times that circuit breakers have opened.
     pub breaker_opened: u64,
 }
 
 impl Counters {
-    /// The counts so far.
+    /// Returns the counts so far.
     pub fn read(&self) -> Counted {
         Counted {
             outcomes: OUTCOMES.iter().zip(&self.outcomes).map(|(name, count)| (*name, count.load(Relaxed))).collect(),

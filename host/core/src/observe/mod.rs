@@ -1,4 +1,4 @@
-//! What a host says of itself: metrics.
+//! Metrics and status that a host reports.
 
 pub(crate) mod metrics;
 pub(crate) mod status;

@@ -2,52 +2,52 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A consumer as people see it.
+/// Status of a consumer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ConsumerStatus {
-    /// Messages that run, or whose commit is on its way.
+    /// Messages that run, or whose commit is under way.
     pub runs_under_way: usize,
-    /// At most.
+    /// Maximum of `runs_under_way`.
     pub runs_max: usize,
     /// Messages that are parked or redriven.
     pub waiting: usize,
-    /// The circuit breaker, where there is one.
+    /// Status of the circuit breaker, where there is one.
     pub breaker: Option<BreakerStatus>,
 }
 
-/// A breaker as people see it.
+/// Status of a circuit breaker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct BreakerStatus {
-    /// Where it stands.
+    /// State of the breaker.
     #[serde(flatten)]
     pub state: BreakerState,
-    /// Calls in its window; none where it is not closed.
+    /// Calls in the breaker's window; none where it is not closed.
     pub calls: u32,
-    /// How many of them failed.
+    /// Number of those calls that failed.
     pub failed: u32,
-    /// How many of them were slow.
+    /// Number of those calls that were slow.
     pub slow: u32,
-    /// How often it has opened since the host was started.
+    /// Number of times that the breaker has opened since the host was started.
     pub opened: u64,
 }
 
-/// Where a breaker stands.
+/// State of a circuit breaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
 pub enum BreakerState {
-    /// Everything is called.
+    /// All calls pass.
     Closed,
-    /// Nothing is called.
+    /// No call passes.
     Open {
-        /// Until then, in milliseconds since the Unix epoch.
+        /// End of this state, in milliseconds since the Unix epoch.
         until_ms: u64,
     },
-    /// A few calls are let through, to see how they go.
+    /// A few calls pass, to test the other side.
     HalfOpen,
 }
 
 impl BreakerState {
-    /// Its name, as status and metrics print it.
+    /// Returns the state's name, as status and metrics print it.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Closed => "closed",

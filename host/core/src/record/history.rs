@@ -1,26 +1,28 @@
-//! A record's history: an append-only stream of events from which the record can be rebuilt. Pure functions.
+//! A record's history: an append-only stream of events from which the record can be rebuilt. Pure
+//! functions.
 //!
-//! The stream stands in the record's own row, so it is written, replaced and forgotten with it. That it was received, and
-//! that it completed, is told by the record's other fields: a message that completes at once pays nothing for its history.
+//! The stream is stored in the record's own row, so it is written, replaced and removed with the
+//! row. The record's other fields tell that it was received and that it completed: a message that
+//! completes at once pays nothing for its history.
 
 use crate::message::fingerprint::Fingerprint;
 use crate::message::identity::Position;
 use crate::record::{HistoryEntry, IllegalRecordEvent, Record, RecordEvent, RecordState, next_state};
 
-/// How a record's life began.
+/// Start of a record's life.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordOrigin {
-    /// When, in milliseconds since the Unix epoch.
+    /// Time of receipt, in milliseconds since the Unix epoch.
     pub at_ms: u64,
-    /// What the first delivery carried.
+    /// Fingerprint of the first delivery.
     pub fingerprint: Fingerprint,
-    /// Where its message stands, if messages have positions.
+    /// Position of the record's message, if messages have positions.
     pub position: Option<Position>,
-    /// The saga it belongs to.
+    /// Saga that the record belongs to.
     pub saga: Option<String>,
 }
 
-/// The whole stream of a record.
+/// Whole event stream of a record.
 pub fn record_history(record: &Record) -> (RecordOrigin, Vec<HistoryEntry>) {
     let received = RecordOrigin {
         at_ms: record.received_ms,
@@ -42,7 +44,7 @@ pub fn record_history(record: &Record) -> (RecordOrigin, Vec<HistoryEntry>) {
     (received, entries)
 }
 
-/// The record after a stream of events; `None` if nothing has happened yet.
+/// Returns the record after a stream of events; `None` if nothing has happened yet.
 pub fn rebuild_record(received: &RecordOrigin, entries: &[HistoryEntry]) -> Result<Option<Record>, IllegalRecordEvent> {
     let mut record: Option<Record> = None;
     for entry in entries {
@@ -53,7 +55,8 @@ pub fn rebuild_record(received: &RecordOrigin, entries: &[HistoryEntry]) -> Resu
     Ok(record)
 }
 
-/// An event whose error the record shows no more keeps so much of it, in bytes: a row is written anew with each attempt.
+/// Length to which an event's error is cut once the record no longer shows it, in bytes: each
+/// attempt writes the whole row again.
 const PAST_ERROR_BYTES: usize = 256;
 
 fn shorten(event: &mut RecordEvent) {
@@ -65,7 +68,7 @@ fn shorten(event: &mut RecordEvent) {
     }
 }
 
-/// The error that an event brings.
+/// Returns the error that an event carries.
 fn error_of(event: &RecordEvent) -> Option<&str> {
     match event {
         RecordEvent::Failed { error, .. }
@@ -75,7 +78,7 @@ fn error_of(event: &RecordEvent) -> Option<&str> {
     }
 }
 
-/// Whether a claim only goes on: a heartbeat stands in the place of the one before it.
+/// Returns `true` if a claim only continues: a heartbeat replaces the one before it.
 fn renews(last: Option<&HistoryEntry>, entry: &HistoryEntry) -> bool {
     match (last.map(|last| &last.event), &entry.event) {
         (Some(RecordEvent::Claimed { owner: was, .. }), RecordEvent::Claimed { owner, .. }) => was == owner,
@@ -91,8 +94,8 @@ impl Record {
         Ok(append(&origin, history, state, entry))
     }
 
-    /// Returns the record after `event` at `now_ms`, with the component and the attempts it has. A record whose life ends
-    /// with `event` is kept for `life_ms` milliseconds.
+    /// Returns the record after `event` at `now_ms`, with its component and its attempts. A record
+    /// whose life ends with `event` is retained for `life_ms` milliseconds.
     pub(crate) fn after_event(
         &self,
         event: RecordEvent,
@@ -113,14 +116,14 @@ impl Record {
     }
 }
 
-/// Returns the record in `state` that `entry` leaves behind `history`.
+/// Returns the record in `state` that `entry` leaves after `history`.
 pub(crate) fn append(
     received: &RecordOrigin,
     mut history: Vec<HistoryEntry>,
     state: RecordState,
     entry: &HistoryEntry,
 ) -> Record {
-    // An error that the record still shows stays whole.
+    // An error that the record still shows is not cut.
     if matches!(state, RecordState::Completed { .. }) || error_of(&entry.event).is_some() {
         history.iter_mut().for_each(|past| shorten(&mut past.event));
     }

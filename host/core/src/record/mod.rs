@@ -25,43 +25,45 @@ pub struct Output {
 pub struct Record {
     /// State of the message.
     pub state: RecordState,
-    /// Grows with every claim and every attempt; only the owner of the current epoch may change the record.
+    /// Epoch, which grows with every claim and every attempt; only the owner of the current epoch
+    /// may change the record.
     pub epoch: u64,
-    /// Attempts made since it was received, or redriven.
+    /// Attempts made since the message was received, or redriven.
     pub attempts: u32,
     /// Fingerprint of the first delivery.
     pub fingerprint: Fingerprint,
-    /// Where its message stands, if messages have positions: the last one that was seen.
+    /// Position of the record's message, if messages have positions: the last one that was seen.
     pub position: Option<Position>,
     /// Digest of the component that made the last attempt.
     pub component: Arc<str>,
-    /// The saga it belongs to.
+    /// Saga that the record belongs to.
     pub saga: Option<String>,
-    /// First received, in milliseconds since the Unix epoch.
+    /// Time of first receipt, in milliseconds since the Unix epoch.
     pub received_ms: u64,
-    /// Last changed, in milliseconds since the Unix epoch.
+    /// Time of the last change, in milliseconds since the Unix epoch.
     pub changed_ms: u64,
-    /// May be forgotten after this time, in milliseconds since the Unix epoch; `None`: never.
+    /// Time after which the record may be removed, in milliseconds since the Unix epoch; `None`:
+    /// never.
     pub expires_ms: Option<u64>,
-    /// What happened to its message so far, oldest first; but for its completion, which the state tells. See
-    /// [`crate::record::history`].
+    /// Events of the record's message so far, oldest first, without its completion, which the state
+    /// tells. See [`crate::record::history`].
     pub history: Vec<HistoryEntry>,
 }
 
-/// One thing that happened to a record, with what it left behind.
+/// Entry of a record's history: one event, and the record's fields after it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HistoryEntry {
-    /// What happened.
+    /// The event.
     pub event: RecordEvent,
-    /// When, in milliseconds since the Unix epoch.
+    /// Time of the event, in milliseconds since the Unix epoch.
     pub at_ms: u64,
-    /// The record's epoch from then on.
+    /// Epoch of the record after the event.
     pub epoch: u64,
-    /// Its attempts.
+    /// Attempts of the record after the event.
     pub attempts: u32,
-    /// Digest of the component that was at work.
+    /// Digest of the component that ran the message.
     pub component: Arc<str>,
-    /// When it may be forgotten, in milliseconds since the Unix epoch.
+    /// Time after which the record may be removed, in milliseconds since the Unix epoch.
     pub expires_ms: Option<u64>,
 }
 
@@ -70,21 +72,21 @@ pub struct HistoryEntry {
 pub enum RecordState {
     /// Claimed; a duplicate waits. After the lease's end another owner may take it over.
     InProgress {
-        /// Who claimed it.
+        /// Owner of the claim.
         owner: String,
         /// End of the lease, in milliseconds since the Unix epoch.
         lease_end_ms: u64,
     },
-    /// Done; a duplicate is acknowledged and gets the stored result.
+    /// Completed; a duplicate is acknowledged and gets the stored result.
     Completed {
         /// The stored result.
         output: Output,
     },
-    /// Failed, and due again; a duplicate is put off until then.
+    /// Failed, and due again; a duplicate is deferred until then.
     RetryDue {
         /// The last error.
         error: String,
-        /// When it is due, in milliseconds since the Unix epoch.
+        /// Time at which the next attempt is due, in milliseconds since the Unix epoch.
         at_ms: u64,
     },
     /// Failed for good; a duplicate is acknowledged and gets the stored error.
@@ -94,17 +96,17 @@ pub enum RecordState {
     },
     /// Being compensated; a duplicate waits, and the message never runs again.
     Compensating {
-        /// Why it is undone.
+        /// Reason for the compensation.
         error: String,
     },
     /// Compensated; a duplicate is acknowledged and gets the failure.
     Compensated {
-        /// Why it was undone.
+        /// Reason for the compensation.
         error: String,
     },
     /// Could not be compensated: an operator decides. Never expires.
     CompensationFailed {
-        /// Why it was to be undone.
+        /// Reason for the compensation.
         error: String,
     },
 }
@@ -114,30 +116,30 @@ pub enum RecordState {
 pub enum RecordEvent {
     /// An owner takes or extends its claim.
     Claimed {
-        /// Who.
+        /// Owner of the claim.
         owner: String,
-        /// Now, in milliseconds since the Unix epoch.
+        /// Current time, in milliseconds since the Unix epoch.
         now_ms: u64,
-        /// End of the new lease, likewise.
+        /// End of the new lease, in milliseconds since the Unix epoch.
         lease_end_ms: u64,
     },
-    /// An attempt ended well.
+    /// An attempt completed.
     Completed(Output),
     /// An attempt failed and another is due.
     Failed {
-        /// What went wrong.
+        /// Error of the attempt.
         error: String,
-        /// When the next attempt is due, in milliseconds since the Unix epoch.
+        /// Time at which the next attempt is due, in milliseconds since the Unix epoch.
         retry_at_ms: u64,
     },
-    /// It failed for good, with nothing to compensate.
+    /// The message failed for good, with nothing to compensate.
     GivenUp {
-        /// What went wrong.
+        /// Error of the message.
         error: String,
     },
-    /// It failed for good, with steps to compensate.
+    /// The message failed for good, with steps to compensate.
     CompensationStarted {
-        /// What went wrong.
+        /// Error of the message.
         error: String,
     },
     /// Every step is compensated.
@@ -146,7 +148,7 @@ pub enum RecordEvent {
     CompensationGivenUp,
     /// An operator runs a dead letter again.
     Redriven {
-        /// When it is due, in milliseconds since the Unix epoch.
+        /// Time at which it is due, in milliseconds since the Unix epoch.
         at_ms: u64,
     },
     /// An operator runs a failed compensation again.
@@ -156,7 +158,7 @@ pub enum RecordEvent {
 }
 
 impl RecordEvent {
-    /// The event's name, as the command line and the API print it.
+    /// Returns the event's name, as the command line and the API print it.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Claimed { .. } => "claimed",
@@ -190,7 +192,7 @@ impl Record {
 }
 
 impl RecordState {
-    /// The state's name, as the command line and the API print it.
+    /// Returns the state's name, as the command line and the API print it.
     pub fn name(&self) -> &'static str {
         match self {
             Self::InProgress { .. } => "in-progress",
@@ -209,7 +211,8 @@ impl RecordState {
         open || matches!(self, Self::Completed { .. } | Self::DeadLettered { .. } | Self::Compensated { .. })
     }
 
-    /// Returns when the next attempt is due, in milliseconds since the Unix epoch; 0 if none is awaited.
+    /// Returns the time at which the next attempt is due, in milliseconds since the Unix epoch; 0
+    /// if none is awaited.
     pub(crate) fn due_ms(&self) -> u64 {
         match self {
             Self::RetryDue { at_ms, .. } => *at_ms,
@@ -230,12 +233,13 @@ impl RecordState {
     }
 }
 
-/// The state after `event`; `state` is `None` where there is no record yet.
+/// Returns the state after `event`; `state` is `None` where there is no record yet.
 ///
-/// The table is DESIGN's; what is not in it is illegal.
+/// The table is that of the design; an event that is not in it is illegal.
 pub fn next_state(state: Option<&RecordState>, event: RecordEvent) -> Result<RecordState, IllegalRecordEvent> {
     use RecordState::{Compensated, Compensating, CompensationFailed, Completed, DeadLettered, InProgress, RetryDue};
-    // An attempt may end where none is claimed durably: a purely transactional processor needs one commit only.
+    // An attempt may end where no claim is durable: a purely transactional processor needs one
+    // commit only.
     let running = matches!(state, None | Some(InProgress { .. } | RetryDue { .. }));
     let next = match (state, &event) {
         (None | Some(RetryDue { .. }), RecordEvent::Claimed { owner, lease_end_ms, .. }) => {

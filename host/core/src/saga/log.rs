@@ -1,8 +1,10 @@
-//! Where the logs of sagas stand: in the state that no processor owns, so that an event commits with whatever else its
-//! commit does, on every store. Appends are checked: who read an older log than there is appends nothing.
+//! Logs of sagas, stored in the state that no processor owns: an event commits with the rest of its
+//! commit, on every store. Appends are checked: a writer that read an outdated log appends nothing.
 //!
-//! Keys: `saga/head/<id>` says that the saga is there and guards its appends; `saga/event/<length><id>/<number>` are its events;
-//! `saga/undo/<id>` stands while it is undone or halted; `saga/ended/<when>/<id>` once it may be forgotten at that time.
+//! Keys: `saga/head/<id>` says that the saga exists and guards its appends.
+//! `saga/event/<length><id>/<number>` are its events. `saga/undo/<id>` exists while the saga is
+//! being compensated or is stuck. `saga/ended/<when>/<id>` exists once the saga may be removed at
+//! that time.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,44 +30,45 @@ pub struct SagaLog {
     view: Arc<dyn StateView>,
 }
 
-/// A saga as it was read: what its log comes to, and which version of the log that is.
+/// Saga as it was read: the state its log adds up to, and the version of that log.
 #[derive(Debug, Clone)]
 pub struct ReadSaga {
-    /// Its name.
+    /// Name of the saga.
     pub id: SagaId,
-    /// What its log comes to; empty where there is none.
+    /// State that the log adds up to; empty where there is no log.
     pub saga: Saga,
-    /// Guards the append.
+    /// Version that guards the append.
     version: Version,
 }
 
-/// A saga among others.
+/// Saga in a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SagaListing {
-    /// Its name.
+    /// Name of the saga.
     pub id: SagaId,
-    /// Where it stands.
+    /// State of the saga.
     pub state: SagaState,
-    /// When anything last happened to it, in milliseconds since the Unix epoch.
+    /// Time of the saga's last event, in milliseconds since the Unix epoch.
     pub changed_ms: u64,
 }
 
 impl SagaLog {
-    /// The logs of the tenant of `scope`.
+    /// Returns the logs of the tenant of `scope`.
     pub fn new(storage: &dyn IdempotencyStorage, scope: &Scope) -> Self {
         Self { view: storage.view(&scope.shared()) }
     }
 
-    /// Reads a saga. What is not durable yet is not in there.
+    /// Reads a saga. Events that are not durable yet are not included.
     pub async fn read(&self, id: &SagaId) -> Result<ReadSaga, StoreError> {
-        // The head first: if somebody appends meanwhile, it is older than the events, and the append fails.
+        // Read the head first: if another writer appends meanwhile, the head is older than the
+        // events, and the append fails.
         let (version, _) = self.view.get(&head(id)).await?;
         let entries = if version == 0 { Vec::new() } else { self.events(id).await? };
         let saga = Saga::replay(&entries).map_err(|error| damaged(id, &error))?;
         Ok(ReadSaga { id: id.clone(), saga, version })
     }
 
-    /// A saga's whole log, oldest first.
+    /// Returns a saga's whole log, oldest entry first.
     pub async fn events(&self, id: &SagaId) -> Result<Vec<SagaLogEntry>, StoreError> {
         let (mut entries, end) = (Vec::new(), event(id, u32::MAX));
         loop {
@@ -81,14 +84,15 @@ impl SagaLog {
         }
     }
 
-    /// Up to `limit` sagas after `after`, in the order of their names.
+    /// Returns up to `limit` sagas after `after`, in the order of their names.
     pub async fn list(&self, after: Option<&SagaId>, limit: usize) -> Result<Vec<SagaListing>, StoreError> {
         let start = after.map_or_else(|| HEADS.to_owned(), |after| format!("{}\0", head(after)));
         let page = self.view.scan(&start, Some(&past(HEADS)), limit).await?;
         page.iter().map(|(key, _, value)| SagaListing::of(id_in(key, HEADS)?, value)).collect()
     }
 
-    /// Up to `limit` sagas that are being undone or are halted, in the order of their names; however many others there are.
+    /// Returns up to `limit` sagas that are being compensated or are stuck, in the order of their
+    /// names, regardless of the number of other sagas.
     pub async fn unsettled(&self, after: Option<&SagaId>, limit: usize) -> Result<Vec<SagaListing>, StoreError> {
         let mut listed = Vec::new();
         for id in self.compensating(after, limit).await? {
@@ -99,15 +103,14 @@ impl SagaLog {
         Ok(listed)
     }
 
-    /// Up to `limit` sagas that are being undone or are halted, after `after`.
+    /// Returns up to `limit` sagas that are being compensated or are stuck, after `after`.
     pub(crate) async fn compensating(&self, after: Option<&SagaId>, limit: usize) -> Result<Vec<SagaId>, StoreError> {
         let start = after.map_or_else(|| UNDOS.to_owned(), |after| format!("{UNDOS}{after}\0"));
         let page = self.view.scan(&start, Some(&past(UNDOS)), limit).await?;
         page.iter().map(|(key, _, _)| id_in(key, UNDOS)).collect()
     }
 
-    /// Up to `limit` sagas whose time is over.
-    /// Each with when that was.
+    /// Returns up to `limit` sagas whose retention is over, each with the time at which that was.
     pub(crate) async fn expired(&self, now_ms: u64, limit: usize) -> Result<Vec<(SagaId, u64)>, StoreError> {
         let page = self.view.scan(ENDED, Some(&format!("{ENDED}{now_ms:013}")), limit).await?;
         let one = |(key, _, _): &(String, Version, Bytes)| {
@@ -127,8 +130,9 @@ impl SagaListing {
 }
 
 impl ReadSaga {
-    /// The change that appends `moments`, if nobody else has appended since. One that has ended then is remembered until
-    /// `expires_ms` (since the Unix epoch); the log of one that has ended before is not longer than it was.
+    /// Returns the change that appends `entries`, if no other writer has appended since. A saga
+    /// that has ended with it is retained until `expires_ms` (since the Unix epoch); the log of a
+    /// saga that ended before does not grow.
     pub fn append(&self, entries: &[SagaLogEntry], expires_ms: u64) -> Result<(SharedChange, Saga), IllegalSagaEvent> {
         let mut saga = self.saga.clone();
         let mut writes = BTreeMap::new();
@@ -151,7 +155,8 @@ impl ReadSaga {
         Ok((SharedChange { reads: self.guard(), writes }, saga))
     }
 
-    /// The change that forgets it; also by the entry that says when.
+    /// Returns the change that removes the saga, and its entry under the time `expired_ms`, if
+    /// given.
     pub fn forget(&self, expired_ms: Option<u64>) -> SharedChange {
         let events = (0..self.saga.events).map(|number| event(&self.id, number));
         let ended = expired_ms.map(|expires_ms| format!("{ENDED}{expires_ms:013}/{}", self.id));
@@ -159,7 +164,7 @@ impl ReadSaga {
         SharedChange { reads: self.guard(), writes: keys.map(|key| (key, None)).collect() }
     }
 
-    /// The change that only makes sure that nobody has appended since.
+    /// Returns the change that only checks that no other writer has appended since.
     pub fn unchanged(&self) -> SharedChange {
         SharedChange { reads: self.guard(), writes: BTreeMap::new() }
     }
@@ -177,12 +182,12 @@ fn head(id: &SagaId) -> String {
     format!("{HEADS}{id}")
 }
 
-/// The length makes sure that no name's events lie among another one's.
+/// The length prefix ensures that no name's events lie among those of another name.
 fn event(id: &SagaId, number: u32) -> String {
     format!("saga/event/{:05}{id}/{number:010}", id.as_str().len())
 }
 
-/// The first key behind all that begin with `prefix`, which ends in `/`.
+/// Returns the first key after all that begin with `prefix`, which ends in `/`.
 fn past(prefix: &str) -> String {
     format!("{}0", prefix.trim_end_matches('/'))
 }

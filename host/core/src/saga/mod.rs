@@ -1,5 +1,6 @@
-//! A saga: steps that were taken outside the transaction, and the way back. An append-only log of events, and what the log
-//! comes to. Pure functions: no clock, no store.
+//! A saga: steps that were taken outside the transaction, and their compensation. Holds the
+//! append-only log of events and the state that the log adds up to. Pure functions: no clock, no
+//! store.
 
 pub(crate) mod log;
 
@@ -17,7 +18,8 @@ use crate::support::fault;
 /// Longest name of a saga that a message joins, in bytes.
 pub const SAGA_NAME_BYTES: usize = 256;
 
-/// Names a saga: that of one message by its record's key, one that messages join by the name they give.
+/// Names a saga: the saga of one message by its record's key, a shared saga by the name that its
+/// messages give.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SagaId(Arc<str>);
 
@@ -27,13 +29,13 @@ pub struct SagaId(Arc<str>);
 pub struct InvalidSagaName(usize);
 
 impl SagaId {
-    /// The saga of one message alone.
+    /// Returns the id of the saga of one message alone.
     pub fn of_message(message_key: &RecordKey) -> Self {
         Self(message_key.to_string().into())
     }
 
-    /// The saga that messages join under `name`. In its text `%` and `/` are percent-encoded, which no message's own saga
-    /// looks like.
+    /// Returns the id of the saga that messages join under `name`. In its text `%` and `/` are
+    /// percent-encoded; the text of a message's own saga never looks like that.
     pub fn named(name: &str) -> Result<Self, InvalidSagaName> {
         if name.is_empty() || name.len() > SAGA_NAME_BYTES {
             return Err(InvalidSagaName(name.len()));
@@ -41,12 +43,12 @@ impl SagaId {
         Ok(Self(escaped(name).into()))
     }
 
-    /// Whether messages join it by name; if not, it is one message's own.
+    /// Returns `true` if messages join the saga by name, `false` if it is one message's own.
     pub fn is_named(&self) -> bool {
         !self.0.contains('/')
     }
 
-    /// Its text.
+    /// Returns the text of the id.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -70,18 +72,18 @@ impl FromStr for SagaId {
 /// A message that has a part in a saga.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
-    /// Its record.
+    /// Record of the message.
     pub record: RecordKey,
-    /// Its own key: ids and seeds of its compensations are derived from it.
+    /// The message's own key: ids and seeds of its compensations are derived from it.
     pub message_key: RecordKey,
-    /// The message, as received: compensations are given it.
+    /// The message, as received: compensations get it.
     pub message: Message,
-    /// Digest of the component that registered its steps, and that undoes them.
+    /// Digest of the component that registered the message's steps, and that compensates them.
     pub component: Arc<str>,
 }
 
 impl Member {
-    /// The message whose record and own key these are, with the component at work.
+    /// Returns the member for the message with this record and own key, and the component at work.
     pub(crate) fn of(record: &RecordKey, message_key: &RecordKey, message: &Message, component: &Arc<str>) -> Self {
         let (record, message_key, message, component) =
             (record.clone(), message_key.clone(), message.clone(), component.clone());
@@ -89,87 +91,88 @@ impl Member {
     }
 }
 
-/// One thing that happened to a saga.
+/// Entry of a saga's log: one event and its time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SagaLogEntry {
-    /// What.
+    /// The event.
     pub event: SagaEvent,
-    /// When, in milliseconds since the Unix epoch.
+    /// Time of the event, in milliseconds since the Unix epoch.
     pub at_ms: u64,
 }
 
-/// What can happen to a saga.
+/// Event that can happen to a saga.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SagaEvent {
-    /// A message has a part in it; members are counted from 0.
+    /// A message takes part in the saga; members are counted from 0.
     Joined(Box<Member>),
     /// A step is about to be taken; steps are counted from 0.
     Registered {
-        /// Whose step.
+        /// Member that takes the step.
         member: u32,
-        /// Its name.
+        /// Name of the step.
         step: String,
-        /// What its compensation is given.
+        /// Input of the step's compensation.
         payload: Bytes,
     },
-    /// There is no way back any more.
+    /// The saga passed its pivot: it cannot be compensated any more.
     PivotPassed {
-        /// Who passed it.
+        /// Member that passed the pivot.
         member: u32,
     },
-    /// It ended well: nothing of it is undone.
+    /// The saga completed: none of its steps is compensated.
     Completed,
-    /// A message of it failed for good.
+    /// A message of the saga failed for good.
     CompensationStarted {
-        /// Which.
+        /// Member that failed.
         member: u32,
-        /// What went wrong.
+        /// Error of that member.
         error: String,
     },
-    /// A step is undone.
+    /// A step is compensated.
     Compensated {
-        /// Which.
+        /// Index of the step.
         step: u32,
     },
     /// A compensation failed and is due again.
     CompensationFailed {
-        /// Of which step.
+        /// Index of the step.
         step: u32,
-        /// What went wrong.
+        /// Error of the compensation.
         error: String,
-        /// When it is due again, in milliseconds since the Unix epoch.
+        /// Time at which the compensation is due again, in milliseconds since the Unix epoch.
         retry_at_ms: u64,
     },
     /// A compensation failed for good: an operator decides.
     Stuck {
-        /// Of which step.
+        /// Index of the step.
         step: u32,
-        /// What went wrong.
+        /// Error of the compensation.
         error: String,
     },
-    /// An operator has the step that halted it tried again.
+    /// An operator runs the compensation of the step at which the saga is stuck again.
     Retried {
-        /// Why.
+        /// Reason that the operator gave.
         reason: String,
     },
-    /// An operator has seen to the step that halted it: it goes on with the one before.
+    /// An operator settled by hand the step at which the saga is stuck: compensation continues with
+    /// the step before it.
     Skipped {
-        /// Which.
+        /// Index of the step.
         step: u32,
-        /// Why.
+        /// Reason that the operator gave.
         reason: String,
     },
-    /// An operator has seen to all that was left.
+    /// An operator settled by hand all steps that were left.
     Resolved {
-        /// Why.
+        /// Reason that the operator gave.
         reason: String,
     },
-    /// Every step is undone, and the record of the message that failed says so.
+    /// Every step is compensated, and the record of the message that failed says so.
     Ended,
 }
 
 impl SagaEvent {
-    /// Its name, as the command line and the API print it.
+    /// Returns the event's name, as the command line and the API print it.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Joined(_) => "joined",
@@ -188,28 +191,28 @@ impl SagaEvent {
     }
 }
 
-/// Where a saga stands.
+/// State of a saga.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SagaState {
-    /// Its messages go forward.
+    /// The saga's messages go forward.
     #[default]
     Open,
-    /// Past its pivot: its messages go forward only.
+    /// The saga is past its pivot: its messages go forward only.
     Pivoted,
-    /// It ended well.
+    /// The saga completed.
     Completed,
-    /// Its steps are being undone, the last one first.
+    /// The saga's steps are being compensated, the last one first.
     Compensating,
-    /// A step could not be undone: an operator decides.
+    /// A step could not be compensated: an operator decides.
     Stuck,
-    /// Every step is undone.
+    /// Every step is compensated.
     Compensated,
-    /// An operator has seen to what could not be undone.
+    /// An operator settled by hand the steps that could not be compensated.
     Resolved,
 }
 
 impl SagaState {
-    /// Its name, as the command line and the API print it.
+    /// Returns the state's name, as the command line and the API print it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Open => "open",
@@ -222,12 +225,12 @@ impl SagaState {
         }
     }
 
-    /// Whether nothing happens to it any more: it may be forgotten after a while.
+    /// Returns `true` if nothing happens to the saga any more: it may be forgotten after a while.
     pub fn has_ended(self) -> bool {
         matches!(self, Self::Completed | Self::Compensated | Self::Resolved)
     }
 
-    /// Whether messages may still go forward in it.
+    /// Returns `true` if messages may still go forward in the saga.
     pub fn is_forward(self) -> bool {
         matches!(self, Self::Open | Self::Pivoted)
     }
@@ -236,35 +239,35 @@ impl SagaState {
 /// A registered step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// Whose.
+    /// Member that registered the step.
     pub member: u32,
-    /// Its name.
+    /// Name of the step.
     pub name: String,
-    /// What its compensation is given.
+    /// Input of the step's compensation.
     pub payload: Bytes,
-    /// How it stands.
+    /// State of the step.
     pub hold_reason: StepState,
-    /// Attempts to undo it that failed since it was last asked for.
+    /// Failed attempts to compensate the step since its compensation was last requested.
     pub attempts: u32,
-    /// When it is to be undone at the earliest, in milliseconds since the Unix epoch.
+    /// Earliest time to compensate the step, in milliseconds since the Unix epoch.
     pub due_ms: u64,
-    /// Why it could not be undone the last time.
+    /// Error of the last compensation that failed.
     pub error: Option<String>,
 }
 
-/// How a step stands.
+/// State of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StepState {
-    /// It may have been taken.
+    /// The step may have been taken.
     Registered,
-    /// It is undone.
+    /// The step is compensated.
     Compensated,
-    /// An operator has seen to it.
+    /// An operator settled the step by hand.
     Skipped,
 }
 
 impl StepState {
-    /// Its name, as the command line and the API print it.
+    /// Returns the state's name, as the command line and the API print it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Registered => "registered",
@@ -274,20 +277,20 @@ impl StepState {
     }
 }
 
-/// What the log of a saga comes to.
+/// Saga as its log adds up to it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Saga {
-    /// Where it stands.
+    /// State of the saga.
     pub state: SagaState,
-    /// Its messages, in the order in which they joined.
+    /// Messages of the saga, in the order in which they joined.
     pub members: Vec<Member>,
-    /// Its steps, in the order in which they were registered.
+    /// Steps of the saga, in the order in which they were registered.
     pub steps: Vec<Step>,
-    /// The member that failed for good, and with what.
+    /// Member that failed for good, and its error.
     pub failure: Option<(u32, String)>,
-    /// Events of its log.
+    /// Number of events in the saga's log.
     pub events: u32,
-    /// When the last of them happened, in milliseconds since the Unix epoch.
+    /// Time of the last event, in milliseconds since the Unix epoch.
     pub changed_ms: u64,
 }
 
@@ -300,7 +303,7 @@ pub struct IllegalSagaEvent {
 }
 
 impl Saga {
-    /// What a log comes to.
+    /// Returns the saga that a log adds up to.
     pub fn replay<'a>(entries: impl IntoIterator<Item = &'a SagaLogEntry>) -> Result<Self, IllegalSagaEvent> {
         let mut saga = Self::default();
         for entry in entries {
@@ -309,7 +312,7 @@ impl Saga {
         Ok(saga)
     }
 
-    /// Takes one more event; unchanged if it is illegal.
+    /// Applies one more event; the saga is unchanged if the event is illegal.
     pub fn apply(&mut self, entry: &SagaLogEntry) -> Result<(), IllegalSagaEvent> {
         use SagaState::{Compensated, Compensating, Completed, Open, Pivoted, Resolved, Stuck};
         let next = self.next_step().map(|(index, _)| index);
@@ -371,23 +374,23 @@ impl Saga {
         Ok(())
     }
 
-    /// The step that is to be undone next: the last one that was registered and is not seen to.
+    /// Returns the step to compensate next: the last one that is neither compensated nor settled.
     pub fn next_step(&self) -> Option<(u32, &Step)> {
         let mut open = (0..).zip(&self.steps).filter(|(_, step)| step.hold_reason == StepState::Registered);
         if fault::mutated("undo-in-forward-order") { open.next() } else { open.last() }
     }
 
-    /// The place of the message `own` among the members.
+    /// Returns the index of the message `own` among the members.
     pub fn member(&self, message_key: &RecordKey) -> Option<u32> {
         self.members.iter().position(|member| member.message_key == *message_key).map(|index| index as u32)
     }
 
-    /// The member that failed for good.
+    /// Returns the member that failed for good.
     pub fn failed(&self) -> Option<&Member> {
         self.members.get(self.failure.as_ref()?.0 as usize)
     }
 
-    /// Whether a failure of one of its messages undoes something.
+    /// Returns `true` if a failure of one of the saga's messages causes a compensation.
     pub fn can_compensate(&self) -> bool {
         self.state == SagaState::Open && self.next_step().is_some()
     }

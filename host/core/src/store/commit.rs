@@ -1,4 +1,4 @@
-//! A commit, and the group in which it is written: what one transaction of a store makes durable.
+//! A commit and its group: the content that one transaction of a store makes durable.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,19 +15,20 @@ use crate::store::feed::FeedEntry;
 use crate::store::held_message::HeldMessage;
 use crate::support::fault;
 
-/// One executed message, as it wants to be committed; or what an operator did.
+/// Commit of one executed message, or of one operator action.
 #[derive(Debug, Clone)]
 pub struct Commit {
-    /// Key of the record; its scope owns the state.
+    /// Key of the record; the scope of the key owns the state.
     pub key: RecordKey,
-    /// The message's own key: ids of what it sends are derived from it. Mostly that of its record.
+    /// The message's own key: ids of the messages it sends are derived from it. Mostly the key of
+    /// its record.
     pub message_key: RecordKey,
-    /// Record that must be stored now.
+    /// Condition on the stored record.
     pub expected: Expected,
     /// Change of the record.
     pub record: RecordChange,
-    /// Version of every state entry that this commit writes. Unique, and greater than that of every earlier commit of
-    /// this process.
+    /// Version of every state entry that this commit writes. Unique, and greater than the version
+    /// of every earlier commit of this process.
     pub version: Version,
     /// Versions that the run read; each must still hold.
     pub reads: ReadSet,
@@ -37,64 +38,65 @@ pub struct Commit {
     pub held_message: Option<HeldChange>,
     /// Reads and writes of the state that no processor owns: sagas and locks.
     pub shared: Option<Box<SharedChange>>,
-    /// When it was decided, in milliseconds since the Unix epoch. The feed tells it of a commit that leaves no record; a
-    /// record has its own.
+    /// Time of the decision, in milliseconds since the Unix epoch. The feed shows it for a commit
+    /// that leaves no record; a record has its own time.
     pub at_ms: u64,
 }
 
 /// A commit's part in the state that all processors of a tenant share ([`Scope::shared`]).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SharedChange {
-    /// Versions that must still stand, by key; 0 where there must be nothing.
+    /// Versions that must still hold, by key; 0 where the key must be absent.
     pub reads: BTreeMap<String, Version>,
     /// Values to write under the commit's version; `None` deletes.
     pub writes: BTreeMap<String, Option<Bytes>>,
 }
 
-/// The record that a commit rests on.
+/// Condition of a commit on the stored record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expected {
-    /// None.
+    /// There is no record.
     Absent,
-    /// One with exactly this epoch.
+    /// There is a record with exactly this epoch.
     Epoch(u64),
-    /// Whatever there is.
+    /// There is any record, or none.
     Anything,
 }
 
 /// Change that a commit makes to its record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RecordChange {
-    /// Stays byte for byte as it is.
+    /// The record stays byte for byte as it is.
     Keep,
-    /// This shall be there. Shared with whoever remembers it once it is.
+    /// The record is replaced by this one. Shared with the cache that holds it once it is durable.
     Put(Arc<Record>),
-    /// Forgotten, by an operator's wish.
+    /// The record is removed, by an operator action.
     Remove,
 }
 
 /// Change that a commit makes to a held message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HeldChange {
-    /// It is kept, instead of one with the same fingerprint.
+    /// The message is held, and replaces one with the same fingerprint.
     Put(Box<HeldMessage>),
-    /// The one with this fingerprint goes, if it is there.
+    /// The held message with this fingerprint is removed, if there is one.
     Remove(Fingerprint),
 }
 
-/// Where a pending message stands in the outbox: the version of its commit, its place in it.
+/// Position of a pending message in the outbox: the version of its commit, and its index in the
+/// commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct OutboxPosition {
     /// Version of the commit that wrote it.
     pub version: Version,
-    /// Its place among the commit's messages.
+    /// Index among the commit's messages.
     pub index: u32,
 }
 
 /// A committed message that is to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutboxRow {
-    /// Where it stands; rows are sent in this order.
+    /// Position of the message; rows are sent in this order.
     pub position: OutboxPosition,
     /// The message with its stable id.
     pub message: Message,
@@ -105,7 +107,7 @@ pub struct OutboxRow {
 pub struct Group {
     /// Executed messages, in the order of their versions.
     pub commits: Vec<Commit>,
-    /// Outbox rows that were sent and can go.
+    /// Outbox rows that were sent and can be removed.
     pub sent: Vec<OutboxPosition>,
     /// Feed entries of events that have no commit.
     pub feed_entries: Vec<FeedEntry>,
@@ -114,16 +116,16 @@ pub struct Group {
 /// Result of one commit of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// Durable.
+    /// The commit is durable.
     Committed,
-    /// Nothing written: the record is not the expected one. Here is what is there.
+    /// Nothing was written: the record is not the expected one. Holds the record that is there.
     EpochMismatch(Option<Box<Record>>),
-    /// Nothing written: something it read has changed. Run it again.
+    /// Nothing was written: an entry that the run read has changed. Run the message again.
     Conflict,
 }
 
 impl RecordChange {
-    /// The record that shall be there.
+    /// Returns the record to be stored.
     pub fn put(&self) -> Option<&Arc<Record>> {
         match self {
             Self::Put(record) => Some(record),
@@ -132,7 +134,7 @@ impl RecordChange {
     }
 }
 
-/// Stays as it is where there is none to put.
+/// Leaves the record as it is where there is none to put.
 impl From<Option<Record>> for RecordChange {
     fn from(record: Option<Record>) -> Self {
         record.map_or(Self::Keep, |record| Self::Put(record.into()))
@@ -140,7 +142,7 @@ impl From<Option<Record>> for RecordChange {
 }
 
 impl Expected {
-    /// A record of this epoch, or none.
+    /// Returns the condition for a record of this epoch, or for none.
     pub fn of(epoch: Option<u64>) -> Self {
         epoch.map_or(Self::Absent, Self::Epoch)
     }
@@ -156,7 +158,7 @@ impl Expected {
 }
 
 impl Commit {
-    /// A commit that touches nothing yet, whatever record there is.
+    /// Returns a commit that changes nothing yet, with no condition on the record.
     pub fn of(key: &RecordKey) -> Self {
         Self {
             key: key.clone(),
@@ -172,7 +174,7 @@ impl Commit {
         }
     }
 
-    /// Bytes that it will take in the store, roughly.
+    /// Returns the approximate number of bytes that the commit takes in the store.
     pub(crate) fn bytes(&self) -> usize {
         let record = self.record.put().map_or(0, |record| match &record.state {
             RecordState::Completed { output } => output.data.len(),
@@ -189,7 +191,7 @@ impl Commit {
         256 + record + writes.sum::<usize>() + outgoing.sum::<usize>() + held_message
     }
 
-    /// The outbox rows of this commit, each under its stable id.
+    /// Returns the outbox rows of this commit, each under its stable id.
     pub fn outbox_rows(&self) -> impl Iterator<Item = OutboxRow> + '_ {
         self.effects.outgoing.iter().enumerate().map(|(index, outgoing)| OutboxRow {
             position: OutboxPosition { version: self.version, index: index as u32 },

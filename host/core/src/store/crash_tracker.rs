@@ -1,26 +1,29 @@
-//! The seam to a note, outside the store, of which messages are being run: it outlives the death of the process and costs no
-//! sync. So a message that kills the host is counted, and ends in the dead letters.
+//! The seam to run marks: they say, outside the store, which messages are being run. A mark
+//! survives the death of the process and costs no sync. So a message that kills the host is
+//! counted, and becomes a dead letter.
 
 use std::sync::Arc;
 
 use crate::message::key::RecordKey;
 
-/// Notes of messages that are being run.
+/// Run marks of messages that are being run.
 ///
-/// Contract: a note must survive the death of the process, by whatever signal; it need not survive the machine's. Called on
-/// every run; must not block.
+/// Contract: a mark must survive the death of the process, by any signal; it need not survive a
+/// crash of the machine. Called on every run; must not block.
 pub trait CrashTracker: Send + Sync + 'static {
-    /// The message is about to be run. Answers where that is noted; `None` where it is not.
+    /// Marks that the message is about to be run. Returns the slot of the mark; `None` if no mark
+    /// was made.
     fn begin(&self, key: &RecordKey) -> Option<usize>;
-    /// The run that is noted at `place` has ended, in whatever way but the death of the process.
+    /// Clears the mark at `place`: its run has ended, in any way except the death of the process.
     fn end(&self, place: usize);
-    /// How often the process died while it ran the message, since that was last forgotten.
+    /// Returns the number of times that the process died while it ran the message, since that count
+    /// was last cleared.
     fn deaths(&self, key: &RecordKey) -> u32;
-    /// The deaths are counted in the message's record now.
+    /// Clears the count of deaths: the message's record holds it now.
     fn forget(&self, key: &RecordKey);
 }
 
-/// Notes nothing: for stores that do not outlive the process, and for tests.
+/// Makes no marks: for stores that do not outlive the process, and for tests.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoCrashTracker;
 
@@ -38,7 +41,7 @@ impl CrashTracker for NoCrashTracker {
     fn forget(&self, _: &RecordKey) {}
 }
 
-/// One run under way; dropping it ends the note, also when the run is abandoned.
+/// Mark of one run under way; dropping it clears the mark, also when the run is abandoned.
 pub(crate) struct RunMark {
     notes: Arc<dyn CrashTracker>,
     place: Option<usize>,

@@ -1,5 +1,6 @@
-//! The feed: what happened to records, of all processors, in the order in which it became durable. Decides what a commit
-//! tells and how a place in the feed is named; where events are kept is the store's.
+//! The feed: events of all processors' records, in the order in which they became durable. Decides
+//! which entry a commit adds and how a position in the feed is named; the store decides where
+//! entries are stored.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,7 +13,7 @@ use crate::store::commit::{Commit, Expected, HeldChange, RecordChange};
 use crate::store::held_message::HoldReason;
 use crate::support::error::StoreError;
 
-/// What happened. The numbers are stored: they never change, and new kinds get new ones.
+/// Kind of a feed entry. The numbers are stored: they never change, and new kinds get new ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum FeedEventKind {
@@ -20,87 +21,94 @@ pub enum FeedEventKind {
     Completed = 1,
     /// An attempt failed, and another is due.
     Failed = 2,
-    /// A message failed for good, or could never run, and is kept as a dead letter.
+    /// A message failed for good, or could never run, and is held as a dead letter.
     DeadLettered = 3,
-    /// A message waits for the one before it.
+    /// A message waits for its predecessor.
     Parked = 4,
-    /// An operator had a dead letter run again.
+    /// An operator ran a dead letter again.
     Redriven = 5,
-    /// A kept message is kept no longer and its record stayed as it was: an operator's wish, or it was a duplicate or stale.
+    /// A held message was removed and its record stayed as it was: an operator removed it, or it
+    /// was a duplicate or stale.
     Discarded = 6,
-    /// An operator had a record forgotten.
+    /// An operator removed a record.
     Evicted = 7,
     /// Duplicates were answered from the record; see [`FeedEntry::times`].
     Replayed = 8,
-    /// Messages came that were older than the last one of their entity; see [`FeedEntry::times`].
+    /// Messages arrived that were older than the last one of their entity; see
+    /// [`FeedEntry::times`].
     Stale = 9,
-    /// Records had expired and are gone; see [`FeedEntry::times`].
+    /// Expired records were removed; see [`FeedEntry::times`].
     Swept = 10,
     /// A message was claimed durably before its run.
     Claimed = 11,
-    /// A message is being undone.
+    /// A message is being compensated.
     CompensationStarted = 12,
-    /// A message was undone.
+    /// A message was compensated.
     Compensated = 13,
-    /// A message could not be undone.
+    /// A message could not be compensated.
     CompensationFailed = 14,
-    /// An operator had the undoing tried again.
+    /// An operator ran a failed compensation again.
     CompensationRetried = 15,
-    /// An operator settled by hand what could not be undone.
+    /// An operator settled a failed compensation by hand.
     CompensationResolved = 16,
 }
 
-/// What one event of the feed tells, but for its place.
+/// Content of one feed entry, without its position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FeedEntry {
-    /// What happened.
+    /// Kind of the entry.
     pub kind: FeedEventKind,
     /// Digest of the record's key; 0 where it is about many records.
     pub digest: u128,
-    /// When, in milliseconds since the Unix epoch; the last time, where it happened several times.
+    /// Time of the event, in milliseconds since the Unix epoch; the last time, where it happened
+    /// several times.
     pub at_ms: u64,
     /// Attempts made so far; 0 where none was counted.
     pub attempts: u32,
     /// The record's epoch; 0 where it did not matter.
     pub epoch: u64,
-    /// How often it happened, or to how many records; mostly 1.
+    /// Number of times it happened, or of records that it concerns; mostly 1.
     pub times: u64,
 }
 
-/// A place in the feed: number of the group that became durable, and place in the group. Its text form is `12-3`.
+/// Position in the feed: number of the group that became durable, and index in the group. Its text
+/// form is `12-3`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Cursor {
     /// Number of the group; the first is 1.
     pub sequence: u64,
-    /// Place among the group's events, from 0.
+    /// Index among the group's entries, from 0.
     pub index: u32,
 }
 
-/// An event in its place.
+/// Feed entry with its position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FeedEvent {
-    /// Its place.
+    /// Position of the entry.
     pub cursor: Cursor,
-    /// The record's key; `None` where there is no record under it now, or where it is about many records.
+    /// Key of the record; `None` where no record is under it now, or where the entry is about many
+    /// records.
     pub key: Option<RecordKey>,
-    /// What it tells.
+    /// Content of the entry.
     pub entry: FeedEntry,
 }
 
 /// Part of the feed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FeedPage {
-    /// In order.
+    /// Entries, in order.
     pub events: Vec<FeedEvent>,
-    /// Events that came after the place asked for are not kept any more; or the feed has not come so far yet, since the
-    /// place is of another store or of a journal that was cut. Whoever follows the feed has missed something.
+    /// Set if entries after the requested position are no longer stored, or if the feed has not
+    /// reached that position yet, since the position is of another store or of a journal that was
+    /// cut. The reader of the feed has missed entries.
     pub truncated: bool,
 }
 
-/// The feed of a store, for people and for whoever follows along.
+/// Feed of a store, for people and for programs that follow it.
 pub trait Feed: Send + Sync + 'static {
-    /// Up to `limit` events after the place `after` (`None`: from the oldest that is kept), in order; only those of the
-    /// record with the digest `of`, if given. What is answered is durable, and its place never changes.
+    /// Returns up to `limit` entries after the position `after` (`None`: from the oldest one
+    /// stored), in order; only those of the record with the digest `of`, if given. Returned entries
+    /// are durable, and their positions never change.
     fn events(
         &self,
         of: Option<u128>,
@@ -129,12 +137,12 @@ impl FeedEventKind {
         Self::CompensationResolved,
     ];
 
-    /// The kind of a stored number.
+    /// Returns the kind of a stored number.
     pub fn of_number(number: u8) -> Option<Self> {
         Self::ALL.get(usize::from(number.checked_sub(1)?)).copied()
     }
 
-    /// The kind's name, as the command line and the API print it.
+    /// Returns the kind's name, as the command line and the API print it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Completed => "completed",
@@ -156,7 +164,8 @@ impl FeedEventKind {
         }
     }
 
-    /// The last thing that happened to a record. Its history tells, but for a completion, which stands in the state.
+    /// Returns the last event of a record. The record's history tells it, except for a completion,
+    /// which the state tells.
     fn last_of(record: &Record) -> Self {
         if let RecordState::Completed { .. } = record.state {
             return Self::Completed;
@@ -196,8 +205,8 @@ impl FeedEventKind {
 }
 
 impl Commit {
-    /// What the feed tells of this commit, once it is durable: one event, or none if it touches neither the record nor a
-    /// kept message.
+    /// Returns the feed entry of this commit, once it is durable: one entry, or none if the commit
+    /// touches neither the record nor a held message.
     pub fn told(&self) -> Option<FeedEntry> {
         let expected = match self.expected {
             Expected::Epoch(epoch) => epoch,
@@ -228,14 +237,15 @@ impl Commit {
 }
 
 impl FeedEntry {
-    /// Something that is about `records` records at once.
+    /// Returns an entry that is about `records` records at once.
     pub fn of_many(kind: FeedEventKind, records: u64, at_ms: u64) -> Self {
         Self { kind, digest: 0, at_ms, attempts: 0, epoch: 0, times: records }
     }
 }
 
 impl FeedPage {
-    /// Where to go on: after the last event here, or after the same place again.
+    /// Returns the position to continue from: after the last entry here, or after the same position
+    /// again.
     pub fn next(&self, after: Option<Cursor>) -> Option<Cursor> {
         self.events.last().map(|event| event.cursor).or(after)
     }
@@ -247,7 +257,7 @@ impl fmt::Display for Cursor {
     }
 }
 
-/// A text that is not a place in the feed.
+/// Error: the text is not a position in the feed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{0}` is not a cursor of the feed: take the one that came with the last events, such as 12-3, or none to begin"
@@ -258,7 +268,7 @@ impl FromStr for Cursor {
     type Err = ParseCursorError;
 
     fn from_str(text: &str) -> Result<Self, ParseCursorError> {
-        // `parse` would take a sign.
+        // `parse` would accept a sign.
         let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
         let parse = || {
             let (sequence, index) = text.split_once('-').filter(|(one, other)| digits(one) && digits(other))?;

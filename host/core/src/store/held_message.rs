@@ -1,4 +1,4 @@
-//! A held message: one that the store keeps because it failed for good, or waits to run.
+//! A held message: the store holds it because it failed for good, or because it waits to run.
 
 use std::sync::Arc;
 
@@ -10,50 +10,52 @@ use crate::message::identity::Identity;
 use crate::message::identity::{HeldKey, Position};
 use crate::message::key::RecordKey;
 
-/// A message that the store keeps: it failed for good and an operator decides, or it waits to run.
+/// Message that the store holds: it failed for good and an operator decides, or it waits to run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeldMessage {
     /// The message, as received.
     pub message: Message,
-    /// Its fingerprint: with the record's key this names the letter, so a mismatch keeps both bodies.
+    /// Fingerprint of the message: with the record's key it names the held message, so that a
+    /// mismatch keeps both bodies.
     pub fingerprint: Fingerprint,
-    /// Where the message stands among those of its record.
+    /// Position of the message among those of its record.
     pub position: Option<Position>,
-    /// What it waits for.
+    /// Reason why the message is held.
     pub hold_reason: HoldReason,
-    /// What went wrong.
+    /// Last error of the message.
     pub error: String,
     /// Attempts made.
     pub attempts: u32,
     /// Digest of the component that made the last attempt.
     pub component: Arc<str>,
-    /// When, in milliseconds since the Unix epoch.
+    /// Time at which it was held, in milliseconds since the Unix epoch.
     pub at_ms: u64,
 }
 
-/// What a kept message waits for.
+/// Reason why a message is held: what it waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HoldReason {
-    /// An operator: it failed for good.
+    /// Waits for an operator: it failed for good.
     Dead,
-    /// The host runs it again.
+    /// Waits for the host to run it again.
     Redriven,
-    /// The message before it.
+    /// Waits for its predecessor.
     Parked {
-        /// The version that is awaited.
+        /// Awaited version.
         awaits: u64,
-        /// When the wait is over, in milliseconds since the Unix epoch.
+        /// End of the wait, in milliseconds since the Unix epoch.
         until_ms: u64,
     },
 }
 
 impl HeldMessage {
-    /// What the store knows it by, under `record`.
+    /// Returns the key under which the store holds the message of `record`.
     pub fn key(&self, record: &RecordKey) -> HeldKey {
         HeldKey { record: record.clone(), fingerprint: self.fingerprint.digest }
     }
 
-    /// Returns the identity of the message as far as its place goes: its own key is taken to be that of its record.
+    /// Returns the message's identity as far as its position goes: the key of its record is taken
+    /// as its own key.
     pub(crate) fn identity(&self, key: &HeldKey) -> Identity {
         let record = key.record.clone();
         Identity { message_key: record.clone(), record, fingerprint: self.fingerprint, position: self.position.clone() }

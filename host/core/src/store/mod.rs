@@ -1,4 +1,5 @@
-//! The seam to a store: what the pipeline asks of it, and what it promises back. Verbs of the domain, not of a database.
+//! The seam to a store: the calls of the pipeline, and the promises of the store. Verbs of the
+//! domain, not of a database.
 
 pub(crate) mod commit;
 pub(crate) mod crash_tracker;
@@ -21,43 +22,50 @@ use crate::support::error::StoreError;
 
 /// The store of record.
 pub trait IdempotencyStorage: Send + Sync + 'static {
-    /// The record under `key`, as of the last durable commit. Called by many tasks at once; may block for a read.
+    /// Returns the record under `key`, as of the last durable commit. Called by many tasks at once;
+    /// may block for a read.
     fn record<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>, StoreError>>;
 
-    /// Writes a group in one transaction and answers a verdict a commit, in order.
+    /// Writes a group in one transaction and returns one verdict per commit, in order.
     ///
-    /// When it returns `Ok`, every `Committed` is durable. One commit's conflict never touches its neighbours. When it
-    /// returns `Err`, nothing of the group may be acknowledged, and whether it is there is not known until the store is
-    /// opened again. Called by one thread, which it may block.
+    /// When it returns `Ok`, every `Committed` is durable. One commit's conflict never affects its
+    /// neighbours. When it returns `Err`, nothing of the group may be acknowledged, and it is
+    /// unknown until the store is opened again if the group was written. Called by one thread,
+    /// which it may block.
     fn commit<'a>(&'a self, group: &'a Group) -> BoxFuture<'a, Result<Vec<Verdict>, StoreError>>;
 
-    /// A view of the processor's state. Each read sees at least every commit that was durable when the read began;
-    /// reads of one view need not be of one moment (the commit checks what was read).
+    /// Returns a view of the processor's state. Each read sees at least every commit that was
+    /// durable when the read began. Reads of one view may see different points in time: the commit
+    /// checks the versions that were read.
     fn view(&self, scope: &Scope) -> Arc<dyn StateView>;
 
-    /// A version that no commit has ever exceeded; 0 in an empty store. Stores may reserve versions ahead.
+    /// Returns a version that no commit has ever exceeded; 0 in an empty store. Stores may reserve
+    /// versions ahead.
     fn last_version(&self) -> BoxFuture<'_, Result<Version, StoreError>>;
 
-    /// Forgets terminal records last changed before `older_than_ms` (since the Unix epoch), at most `limit` of them;
-    /// answers how many. The feed does not tell of them. Records that are in progress, due again, or to be compensated always stay.
+    /// Removes terminal records last changed before `older_than_ms` (since the Unix epoch), at most
+    /// `limit` of them, and returns their number. The feed does not show them. Records that are in
+    /// progress, due again, or to be compensated always stay.
     fn cleanup(&self, older_than_ms: u64, limit: usize) -> BoxFuture<'_, Result<usize, StoreError>>;
 
-    /// Forgets records whose retention ended before `now_ms` (since the Unix epoch), in whatever portions the store keeps
-    /// them: some may stay a while longer, none goes earlier. Never touches what is in progress, due again, unsent, or has
-    /// no expiry. Costs nothing for what stays. Answers how many records went; the feed tells it too, once a portion.
+    /// Removes records whose retention ended before `now_ms` (since the Unix epoch), in the
+    /// portions in which the store holds them: some may stay a while longer, none is removed
+    /// earlier. Never removes a record that is in progress, due again, unsent, or without expiry.
+    /// Records that stay cost nothing. Returns the number of removed records; the feed shows it
+    /// too, once per portion.
     fn sweep(&self, now_ms: u64) -> BoxFuture<'_, Result<u64, StoreError>>;
 
-    /// Where it is noted, outside the transactions, which messages are being run.
+    /// Returns the tracker that marks, outside the transactions, the messages that are being run.
     fn crash_tracker(&self) -> Arc<dyn CrashTracker> {
         Arc::new(NoCrashTracker)
     }
 
-    /// Whether the key's message has completed.
+    /// Returns `true` if the key's message has completed.
     fn is_processed<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<bool, StoreError>> {
         Box::pin(async move { Ok(self.processed_result(key).await?.is_some()) })
     }
 
-    /// The stored result of the key's message, if it has completed.
+    /// Returns the stored result of the key's message, if it has completed.
     fn processed_result<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Output>, StoreError>> {
         Box::pin(async move {
             Ok(self.record(key).await?.and_then(|record| match record.state {
@@ -68,9 +76,9 @@ pub trait IdempotencyStorage: Send + Sync + 'static {
     }
 }
 
-/// Pending messages of a store. That they were sent is committed with a [`Group`].
+/// Pending messages of a store. A [`Group`] commits that they were sent.
 pub trait Outbox: Send + Sync + 'static {
-    /// Up to `limit` rows after `after` (`None`: from the first), in order.
+    /// Returns up to `limit` rows after `after` (`None`: from the first), in order.
     fn pending(&self, after: Option<OutboxPosition>, limit: usize)
     -> BoxFuture<'_, Result<Vec<OutboxRow>, StoreError>>;
 
@@ -78,22 +86,23 @@ pub trait Outbox: Send + Sync + 'static {
     fn outbox_len(&self) -> BoxFuture<'_, Result<u64, StoreError>>;
 }
 
-/// Numbers of a store at one moment. They cost no read of a record.
+/// Numbers of a store at one point in time. They cost no read of a record.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct StoreFacts {
-    /// Bytes that are journalled and not yet in the tables, roughly.
+    /// Approximate number of bytes that are in the journal and not yet in the tables.
     pub unapplied_bytes: u64,
-    /// Buckets of records in the tables.
+    /// Number of buckets of records in the tables.
     pub buckets: u64,
-    /// Messages in the outbox.
+    /// Number of messages in the outbox.
     pub outbox_pending: u64,
-    /// Held messages: dead letters, and those that are parked or redriven.
+    /// Number of held messages: dead letters, and those that are parked or redriven.
     pub held_messages: u64,
 }
 
 /// Read-only paging for people.
 pub trait Inspect: Send + Sync + 'static {
-    /// Up to `limit` records after `after`, in the order of their keys; of one processor if given.
+    /// Returns up to `limit` records after `after`, in the order of their keys; of one processor if
+    /// given.
     fn records<'a>(
         &'a self,
         processor: Option<&'a str>,
@@ -101,10 +110,11 @@ pub trait Inspect: Send + Sync + 'static {
         limit: usize,
     ) -> BoxFuture<'a, Result<Vec<(RecordKey, Record)>, StoreError>>;
 
-    /// The messages that are kept under a record.
+    /// Returns the messages that are held under a record.
     fn held_under<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Vec<HeldMessage>, StoreError>>;
 
-    /// Up to `limit` kept messages after `after`, in the order of their records' keys; of one processor if given.
+    /// Returns up to `limit` held messages after `after`, in the order of their records' keys; of
+    /// one processor if given.
     fn held_messages<'a>(
         &'a self,
         processor: Option<&'a str>,
@@ -116,7 +126,7 @@ pub trait Inspect: Send + Sync + 'static {
     fn facts(&self) -> BoxFuture<'_, Result<StoreFacts, StoreError>>;
 }
 
-/// Everything the host asks of its store of record.
+/// All traits that the host needs from its store of record.
 pub trait Store: IdempotencyStorage + Outbox + Inspect + Feed {}
 
 impl<T: IdempotencyStorage + Outbox + Inspect + Feed> Store for T {}

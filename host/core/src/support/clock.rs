@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 
 /// Time, in milliseconds since the Unix epoch.
 pub trait Clock: Send + Sync + 'static {
-    /// Now.
+    /// Returns the current time.
     fn now_ms(&self) -> u64;
     /// Completes `delay_ms` from now.
     fn sleep(&self, delay_ms: u64) -> BoxFuture<'static, ()>;

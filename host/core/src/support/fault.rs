@@ -1,8 +1,9 @@
-//! Named fault points and mutations for the crash tests. Compiled to nothing without the feature `faults`; decides nothing
-//! about messages.
+//! Named fault points and mutations for the crash tests. Compiled to nothing without the feature
+//! `faults`; decides nothing about messages.
 
-/// Kills the process at the fault point `name` if the environment asks for it: `HAPAX_FAULT=name` at the first passage,
-/// `HAPAX_FAULT=name:7` at the seventh. The death is `abort`: no destructor runs, nothing is flushed.
+/// Kills the process at the fault point `name` if the environment asks for it: `HAPAX_FAULT=name`
+/// at the first passage, `HAPAX_FAULT=name:7` at the seventh. The death is `abort`: no destructor
+/// runs, nothing is flushed.
 #[inline]
 pub fn point(name: &str) {
     #[cfg(feature = "faults")]
@@ -10,8 +11,8 @@ pub fn point(name: &str) {
     let _ = name;
 }
 
-/// Kills the process at the fault point `name` if the environment asks for it at the message `id`: `HAPAX_FAULT=name=id`, or
-/// several ids with commas between them, at every passage.
+/// Kills the process at the fault point `name` if the environment asks for it at the message `id`:
+/// `HAPAX_FAULT=name=id`, or several ids with commas between them, at every passage.
 #[inline]
 pub fn point_of(name: &str, id: &str) {
     #[cfg(feature = "faults")]
@@ -19,8 +20,9 @@ pub fn point_of(name: &str, id: &str) {
     let _ = (name, id);
 }
 
-/// Whether the mutation `name` is switched on (`HAPAX_MUTATION=name`): a small fault put into the code on purpose, to see
-/// that a test turns red. Always `false` without the feature `faults`.
+/// Returns `true` if the mutation `name` is switched on (`HAPAX_MUTATION=name`): a small fault put
+/// into the code on purpose, to see that a test turns red. Always `false` without the feature
+/// `faults`.
 #[inline]
 pub fn mutated(name: &str) -> bool {
     #[cfg(feature = "faults")]

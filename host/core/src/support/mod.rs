@@ -1,4 +1,5 @@
-//! What everything rests on: time, injected faults, and the locks and threads that shuttle can replace.
+//! Basis of all other folders: time, injected faults, and the locks and threads that shuttle can
+//! replace.
 
 pub(crate) mod clock;
 pub(crate) mod error;

@@ -1,5 +1,6 @@
-//! What the core synchronises threads with: parking_lot's mutex, std's channels and threads. Under the feature `shuttle`, which is
-//! for tests only, they are shuttle's, which tries one interleaving after the other. Adds nothing of its own.
+//! Synchronisation of the core's threads: parking_lot's mutex, std's channels and threads. Under
+//! the feature `shuttle`, which is for tests only, they are shuttle's, which tries one interleaving
+//! after the other. Adds nothing of its own.
 
 #[cfg(not(feature = "shuttle"))]
 pub(crate) use parking_lot::{Mutex, MutexGuard};
@@ -15,7 +16,8 @@ pub(crate) use shuttle::thread;
 
 #[cfg(feature = "shuttle")]
 mod explored {
-    /// Shuttle's mutex as parking_lot's: a panic while it is held is the test's end, and so it is never poisoned.
+    /// Shuttle's mutex with parking_lot's interface: a panic while it is held ends the test, and so
+    /// it is never poisoned.
     #[derive(Debug, Default)]
     pub(crate) struct Mutex<T>(shuttle::sync::Mutex<T>);
 
