@@ -104,7 +104,6 @@ pub struct ReadSet {
     pub ranges: Vec<RangeRead>,
 }
 
-<<<<<<< HEAD
 impl ReadSet {
     /// Returns true if every read still holds: the one check of optimistic concurrency control, for the overlay and for
     /// the stores. `version` returns the current version of a key, or `None` if the caller knows of no change to the
@@ -167,10 +166,7 @@ impl RangeRead {
     }
 }
 
-/// What a run wants to become true: state writes (`None` deletes) and messages to send.
-=======
 /// Effects that a run asks for: state writes (`None` deletes) and messages to send.
->>>>>>> 80a6fc66bec6dc35e9b0e4f9c674d16d975266d8
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Effects {
     /// State writes by key; `None` deletes.
