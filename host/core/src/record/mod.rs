@@ -46,7 +46,7 @@ pub struct Record {
     /// never.
     pub expires_ms: Option<u64>,
     /// Events of the record's message so far, oldest first, without its completion, which the state
-    /// tells. See [`crate::record::history`].
+    /// tells. See [`record_history`](crate::record_history).
     pub history: Vec<HistoryEntry>,
 }
 
