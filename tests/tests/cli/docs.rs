@@ -264,7 +264,7 @@ fn settings(config: &str) -> BTreeSet<String> {
     let output = hapax().args(["check", "--config"]).arg(file).output().unwrap();
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     let error = String::from_utf8(output.stderr).unwrap();
-    let (_, expected) = error.split_once("expected one of ").unwrap_or_else(|| panic!("{error}"));
+    let (_, expected) = error.split_once(", expected ").unwrap_or_else(|| panic!("{error}"));
     expected.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
