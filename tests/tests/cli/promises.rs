@@ -149,6 +149,26 @@ fn listed_proofs() -> BTreeSet<Proof> {
     proofs
 }
 
+/// The name of the test that follows: a test that runs, not another function and not one that is ignored.
+fn test_below<'a>(source: &Source, lines: &[&'a str]) -> &'a str {
+    let function = lines.iter().position(|line| line.contains("fn ")).unwrap();
+    let attributes = &lines[..function];
+    let is_test = |line: &&&str| line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+    let at = format!("{}: {}", source.path, lines[function]);
+    assert!(attributes.iter().any(|line| is_test(&line)), "{at} says `Proves` and is no test");
+    assert!(!attributes.iter().any(|line| line.starts_with("#[ignore")), "{at} says `Proves` and is ignored");
+    lines[function].split_once("fn ").unwrap().1.split('(').next().unwrap()
+}
+
+/// Returns whether a file is compiled: one of a test binary must be declared by its main.rs. Files elsewhere are taken to be.
+fn is_compiled(source: &Source) -> bool {
+    let Some((binary, file)) = source.path.strip_prefix("tests/tests/").and_then(|path| path.split_once('/')) else {
+        return true;
+    };
+    let main = std::fs::read_to_string(root().join("tests/tests").join(binary).join("main.rs")).unwrap();
+    file == "main.rs" || main.contains(&format!("\nmod {};", file.trim_end_matches(".rs")))
+}
+
 /// The proofs that tests carry: `/// Proves G7, G12.` above a test, or `//! Proves G7.` at the head of a file.
 fn carried_proofs() -> BTreeSet<Proof> {
     let mut proofs = BTreeSet::new();
@@ -160,9 +180,10 @@ fn carried_proofs() -> BTreeSet<Proof> {
                 continue;
             };
             let name = match of_test {
-                Some(_) => lines[index..].iter().find_map(|line| line.split_once("fn ")?.1.split('(').next()).unwrap(),
+                Some(_) => test_below(&source, &lines[index..]),
                 None => &source.path,
             };
+            assert!(is_compiled(&source), "{}: its binary's main.rs does not declare it", source.path);
             proofs.extend(ids.split(", ").map(|id| (id.to_owned(), name.to_owned(), source.path.clone())));
         }
     }
@@ -177,4 +198,22 @@ fn promises_and_their_tests_name_each_other() {
     assert!(not_carried.is_empty(), "listed in a table, and the test does not say `Proves`: {not_carried:?}");
     let not_listed: Vec<_> = carried.difference(&listed).collect();
     assert!(not_listed.is_empty(), "a test says `Proves`, and no table lists it: {not_listed:?}");
+}
+
+#[test]
+fn ids_of_promises_have_no_gap_and_each_row_names_a_test() {
+    let mut ids = Vec::new();
+    for document in DOCUMENTS {
+        let text = std::fs::read_to_string(root().join(document)).unwrap();
+        for row in text.lines().filter(|line| line.starts_with("| G")) {
+            let cells: Vec<&str> = row.trim_matches('|').split(" | ").collect();
+            ids.push(cells[0].trim().strip_prefix('G').unwrap().parse::<usize>().unwrap());
+            // A test under shuttle is made by a macro, and stands in the row by its bare name.
+            let names_a_test = |cell: &&str| cell.contains("[`") || cell.contains("`shuttle_");
+            assert!(cells[2..].iter().any(|cell| names_a_test(&cell)), "{document}: no test in {row}");
+        }
+    }
+    ids.sort_unstable();
+    // The last id of the list: a row that goes takes its number with it, and this one is changed by hand.
+    assert_eq!(ids, (1..=132).collect::<Vec<_>>(), "an id is missing, doubled or new");
 }
