@@ -153,9 +153,9 @@ fn listed_proofs() -> BTreeSet<Proof> {
 fn test_below<'a>(source: &Source, lines: &[&'a str]) -> &'a str {
     let function = lines.iter().position(|line| line.contains("fn ")).unwrap();
     let attributes = &lines[..function];
-    let is_test = |line: &&&str| line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+    let is_test = |line: &str| line.starts_with("#[test]") || line.starts_with("#[tokio::test");
     let at = format!("{}: {}", source.path, lines[function]);
-    assert!(attributes.iter().any(|line| is_test(&line)), "{at} says `Proves` and is no test");
+    assert!(attributes.iter().any(|line| is_test(line)), "{at} says `Proves` and is no test");
     assert!(!attributes.iter().any(|line| line.starts_with("#[ignore")), "{at} says `Proves` and is ignored");
     lines[function].split_once("fn ").unwrap().1.split('(').next().unwrap()
 }
@@ -209,8 +209,8 @@ fn ids_of_promises_have_no_gap_and_each_row_names_a_test() {
             let cells: Vec<&str> = row.trim_matches('|').split(" | ").collect();
             ids.push(cells[0].trim().strip_prefix('G').unwrap().parse::<usize>().unwrap());
             // A test under shuttle is made by a macro, and stands in the row by its bare name.
-            let names_a_test = |cell: &&str| cell.contains("[`") || cell.contains("`shuttle_");
-            assert!(cells[2..].iter().any(|cell| names_a_test(&cell)), "{document}: no test in {row}");
+            let names_a_test = |cell: &str| cell.contains("[`") || cell.contains("`shuttle_");
+            assert!(cells[2..].iter().any(|cell| names_a_test(cell)), "{document}: no test in {row}");
         }
     }
     ids.sort_unstable();
