@@ -1,7 +1,8 @@
-//! The rules of Hapax: message, idempotency key, record state machine, pipeline, and the traits at the seams. No runtime,
-//! no wasmtime, no driver, no I/O.
+//! The rules of Hapax: message, idempotency key, record state machine, pipeline, and the traits at
+//! the seams. No runtime, no wasmtime, no driver, no I/O.
 //!
-//! The folders stand in the order of their imports: each uses those above it only. `cargo xtask tidy` checks that.
+//! The folders are in the order of their imports: each uses only those above it. `cargo xtask tidy`
+//! checks that.
 
 mod support;
 

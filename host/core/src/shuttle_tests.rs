@@ -1,5 +1,6 @@
-//! Lanes, table in flight, overlay and committer under shuttle: the same code, one interleaving of its threads after the other. A
-//! deadlock is a failure too: nobody waits for ever. Prints the schedule of what fails.
+//! Tests of lanes, table in flight, overlay and committer under shuttle: the same code, one
+//! interleaving of its threads after the other. A deadlock is a failure too: no task waits for
+//! ever. A failing test prints its schedule.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeMap;
@@ -27,13 +28,13 @@ use crate::support::sync::Mutex;
 #[expect(unreachable_pub, reason = "it is the library of tests that has it")]
 mod mutation;
 
-/// Interleavings to try, and how deep to look for the rare ones: few by default, `HAPAX_CASES` for the long form.
+/// Runs the test under many interleavings: few by default, `HAPAX_CASES` for the long form.
 fn explore(test: impl Fn() + Send + Sync + 'static) {
     let cases = std::env::var("HAPAX_CASES").map_or(2_000, |cases| cases.parse().unwrap());
     shuttle::check_pct(test, cases, 3);
 }
 
-/// Counts who is inside; more than one at a time is a failure.
+/// Counts the tasks inside; more than one at a time is a failure.
 #[derive(Default)]
 struct Alone(AtomicUsize);
 
@@ -60,7 +61,7 @@ fn turns_come_in_order() {
                 };
                 let turn = place.turn();
                 if walker == 0 {
-                    // Gives its place up, with or without having had the turn.
+                    // This task gives its place up, with or without having had the turn.
                     drop(turn);
                     return;
                 }
@@ -77,7 +78,7 @@ fn turns_come_in_order() {
     assert!(lanes.is_empty(), "a lane is left");
 }
 
-/// Two threads enter a lane that is empty: nothing outside orders them.
+/// Two threads enter a lane that is empty: no other lock orders them.
 fn one_turn_at_a_time() {
     let (lanes, alone) = (Lanes::default(), Arc::new(Alone::default()));
     let walkers: Vec<_> = (0..3)
@@ -114,7 +115,8 @@ fn one_leads_at_a_time() {
     runners.into_iter().for_each(|runner| block_on(runner).unwrap());
 }
 
-/// A store that trusts the overlay: it checks nothing, so that what the overlay lets pass is seen.
+/// A store that trusts the overlay: it checks nothing, so that errors which the overlay lets pass
+/// are seen.
 #[derive(Default)]
 struct Trusting {
     state: Mutex<BTreeMap<String, (Version, Bytes)>>,
@@ -184,7 +186,7 @@ fn each_commit_has_one_verdict_in_order() {
         .collect();
     let pending: Vec<_> = submitters.into_iter().flat_map(|submitter| block_on(submitter).unwrap()).collect();
     committer.close();
-    // Everything was submitted before it was closed: nothing of it may be lost.
+    // All commits were submitted before the committer was closed: none of them may be lost.
     for pending in pending {
         assert_eq!(block_on(pending.durable()).unwrap(), Verdict::Committed);
     }
@@ -192,7 +194,8 @@ fn each_commit_has_one_verdict_in_order() {
     assert!(block_on(committer.submit(Commit::of(&key(9))).durable()).is_err(), "a closed committer says so");
 }
 
-/// Closed while others submit: each commit is written or refused, and what was written was said to be.
+/// Closes the committer while others submit: each commit is written or refused, and every written
+/// commit was reported as committed.
 fn closing_loses_no_verdict() {
     let store = Shared::default();
     let committer = block_on(Committer::start(Arc::new(store.clone()))).unwrap();
@@ -208,7 +211,8 @@ fn closing_loses_no_verdict() {
     assert_eq!(store.0.written.lock().len(), written);
 }
 
-/// Adds one to a counter as the pipeline does: read, check in a turn, hand over, wait; again after a conflict.
+/// Adds one to a counter as the pipeline does: read, check in a turn, hand over, wait; again after
+/// a conflict.
 async fn add_one(overlay: &Arc<Overlay>, view: &Arc<dyn StateView>, committer: &Committer, number: usize) {
     loop {
         let running = overlay.begin();

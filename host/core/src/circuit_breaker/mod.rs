@@ -1,5 +1,6 @@
-//! A circuit breaker at work: shared by those who call, waited for by those who may not, written to the store when it opens and
-//! closes, so that a host that is started again does not begin by calling what was just given up. When is `breaker.rs`.
+//! A circuit breaker at work: callers share it, and refused callers wait for it. Its state is
+//! written to the store when it opens and closes, so that a restarted host does not begin by
+//! calling what was just given up. The rules for opening and closing are in `state_machine.rs`.
 
 pub(crate) mod state_machine;
 
@@ -21,20 +22,20 @@ use crate::support::clock::Clock;
 use crate::support::error::StoreError;
 use crate::support::fault;
 
-/// After so many milliseconds who is put off may come again, where nobody knows when it closes.
+/// Retry delay of a refused caller, in milliseconds, where the time of closing is not known.
 const RETRY_AFTER_MS: u64 = 1_000;
 
-/// What a breaker is made of.
+/// Parts of a circuit breaker.
 pub struct CircuitBreakerParts {
-    /// Its name among all of the host: what status and metrics call it, and what its state is stored under.
+    /// Name, unique in the host. Status and metrics use it, and the state is stored under it.
     pub name: String,
-    /// When it opens and closes.
+    /// Rules for opening and closing.
     pub policy: BreakerPolicy,
-    /// The committer of the store that keeps its state.
+    /// Committer of the store that holds the state.
     pub committer: Arc<Committer>,
-    /// Where time comes from.
+    /// Source of time.
     pub clock: Arc<dyn Clock>,
-    /// Who is told of its changes.
+    /// Metrics that are notified of changes.
     pub metrics: Arc<dyn IdempotencyMetrics>,
 }
 
@@ -42,17 +43,19 @@ pub struct CircuitBreakerParts {
 pub struct CircuitBreaker {
     parts: CircuitBreakerParts,
     machine: Mutex<StateMachine>,
-    /// The machine's generation while it is closed, else 0: who calls then needs no lock to begin.
+    /// Generation of the machine while it is closed, else 0. While it is closed, a call begins
+    /// without the lock.
     closed: AtomicU64,
     opened: AtomicU64,
-    /// Woken when a call might be let through that was not before.
+    /// Woken when a call may be let through that was refused before.
     changed: Notify,
-    /// How many stand in line for it, and who is woken when nobody does any more: the one who would bring more.
+    /// Number of callers that wait in line for the breaker. When it falls to 0, `line_is_empty`
+    /// wakes the task that brings more calls.
     in_line: AtomicUsize,
     line_is_empty: Notify,
 }
 
-/// A place in the line of those who wait for a breaker.
+/// A place in the line of the callers that wait for a breaker.
 pub(crate) struct InLine<'a>(&'a CircuitBreaker);
 
 impl Drop for InLine<'_> {
@@ -63,16 +66,16 @@ impl Drop for InLine<'_> {
     }
 }
 
-/// A call under way. Dropped, it says nothing of how it went.
+/// A call under way. Dropping it ends the call without a result.
 pub(crate) struct BreakerPermit<'a> {
     breaker: &'a CircuitBreaker,
-    /// `None` once it has ended.
+    /// Generation in which the call began; `None` once it has ended.
     generation: Option<u64>,
     began_ms: u64,
 }
 
 impl CircuitBreaker {
-    /// A closed breaker.
+    /// Returns a closed breaker.
     pub fn new(parts: CircuitBreakerParts) -> Self {
         let machine = StateMachine::new(parts.policy.clone());
         let closed = AtomicU64::new(machine.generation());
@@ -87,12 +90,13 @@ impl CircuitBreaker {
         }
     }
 
-    /// Its name.
+    /// Returns the name.
     pub fn name(&self) -> &str {
         &self.parts.name
     }
 
-    /// Takes up the state that an earlier process has left: one that was open stays so until its time is over.
+    /// Restores the state that an earlier process has left. A breaker that was open stays open
+    /// until its time is over.
     pub async fn restore(&self, store: &dyn IdempotencyStorage) -> Result<(), StoreError> {
         let (_, stored) = store.view(&host_scope()).get(&self.state_key()).await?;
         let Some(stored) = stored else { return Ok(()) };
@@ -102,7 +106,7 @@ impl CircuitBreaker {
                 machine.restore(state);
                 self.publish(&machine);
             }
-            // It costs a few calls to find out again.
+            // A closed start costs a few calls to find the state out again.
             Err(error) => tracing::warn!("{}: its stored state cannot be read, it starts closed: {error}", self.name()),
         }
         Ok(())
@@ -118,15 +122,16 @@ impl CircuitBreaker {
         }
     }
 
-    /// Whether calls are let through without being counted one by one.
+    /// Returns whether calls are let through without being counted one by one.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire) != 0
     }
 
-    /// Completes when a call might be let through; at once while it is closed. Somebody else may be quicker then.
+    /// Completes when a call may be let through; at once while the breaker is closed. Another
+    /// caller may be quicker then.
     pub async fn passable(&self) {
         while !self.is_closed() {
-            // Before looking: a change in between wakes it.
+            // Registered before the check: a change in between wakes it.
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
             let refused = self.machine.lock().peek(self.parts.clock.now_ms());
@@ -140,13 +145,14 @@ impl CircuitBreaker {
         }
     }
 
-    /// Notes that somebody waits for it, until what is answered is dropped.
+    /// Marks a caller as waiting for the breaker, until the returned place is dropped.
     pub(crate) fn stand_in_line(&self) -> InLine<'_> {
         self.in_line.fetch_add(1, Ordering::SeqCst);
         InLine(self)
     }
 
-    /// Completes when a call might be let through that nobody waits for. For one who brings more, not for many.
+    /// Completes when a call may be let through for which no caller waits. For one task that brings
+    /// more calls, not for many.
     pub(crate) async fn wants_more(&self) {
         while !self.is_closed() {
             if self.in_line.load(Ordering::SeqCst) > 0 {
@@ -155,20 +161,20 @@ impl CircuitBreaker {
             }
             self.passable().await;
             if self.in_line.load(Ordering::SeqCst) == 0 {
-                // What was brought before may not have come as far as the line yet.
+                // Calls that were brought before may not have reached the line yet.
                 return tokio::task::yield_now().await;
             }
         }
     }
 
-    /// How it stands.
+    /// Returns the state and the counts.
     pub fn status(&self) -> BreakerStatus {
         let machine = self.machine.lock();
         let (calls, failed, slow) = machine.counts();
         BreakerStatus { state: machine.state(), calls, failed, slow, opened: self.opened.load(Ordering::Relaxed) }
     }
 
-    /// Changes the machine, and tells everybody if its state is another one then.
+    /// Changes the machine, and notifies all observers if its state has changed.
     fn change<T>(&self, change: impl FnOnce(&mut StateMachine) -> T) -> T {
         let mut machine = self.machine.lock();
         let generation = machine.generation();
@@ -202,7 +208,8 @@ impl CircuitBreaker {
         self.changed.notify_waiters();
     }
 
-    /// Has the state written; nobody waits for it. Half-open is not: it is what open becomes when its time is over.
+    /// Submits the state for writing; nothing waits for the commit. Half-open is not written: an
+    /// open breaker becomes half-open when its time is over.
     fn store(&self, state: BreakerState) {
         if state == BreakerState::HalfOpen || fault::mutated("breaker-not-stored") {
             return;
@@ -218,13 +225,14 @@ impl CircuitBreaker {
     }
 }
 
-/// Whose state it is: the host's own.
+/// Returns the scope of the stored state: the host's own.
 fn host_scope() -> Scope {
     Scope { tenant: "host".into(), processor: "host".into() }
 }
 
 impl BreakerPermit<'_> {
-    /// It has ended, at `now_ms` since the Unix epoch, and was `parts` calls in one: each took its part of the time.
+    /// Ends the call at `now_ms` since the Unix epoch. The call was `parts` calls in one, and each
+    /// took its part of the time.
     pub(crate) fn ended(mut self, went: CallResult, now_ms: u64, parts: u64) {
         let elapsed_ms = now_ms.saturating_sub(self.began_ms) / parts.max(1);
         self.leave(Some(CallOutcome { went, elapsed_ms }), now_ms);
@@ -234,7 +242,7 @@ impl BreakerPermit<'_> {
         let Some(generation) = self.generation.take() else { return };
         self.breaker.change(|machine| machine.leave(generation, outcome, now_ms));
         if !self.breaker.is_closed() {
-            // The place of a probe may be free.
+            // The slot of a probe may be free.
             self.breaker.changed.notify_waiters();
         }
     }
@@ -247,7 +255,7 @@ impl Drop for BreakerPermit<'_> {
 }
 
 impl Refused {
-    /// When to come again, in milliseconds from now.
+    /// Returns the retry delay, in milliseconds.
     pub(crate) fn retry_after_ms(self) -> u64 {
         self.after_ms.unwrap_or(RETRY_AFTER_MS)
     }

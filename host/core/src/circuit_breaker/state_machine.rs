@@ -1,30 +1,35 @@
-//! The rules of a circuit breaker: closed, open, half-open, by rates over the last calls. A pure state machine: it asks for no
-//! time, waits for nobody and writes nothing; that is `guard.rs`.
+//! The rules of a circuit breaker: closed, open, half-open, by rates over the last calls. A pure
+//! state machine: it reads no clock, waits for nothing and writes nothing. `circuit_breaker/mod.rs`
+//! does that.
 
 use crate::observe::status::BreakerState;
 use crate::support::fault;
 
-/// When a breaker opens, and when it closes again.
+/// Rules for opening and closing a breaker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BreakerPolicy {
-    /// The rates are those of the last so many calls; at least 1.
+    /// Number of the last calls from which the rates are computed; at least 1.
     pub window_calls: u32,
     /// Calls before the rates count at all; at most `window_calls`.
     pub calls_min: u32,
-    /// Opens when this share of the calls has failed, in percent; above 100: never because of failures.
+    /// Opens when this share of the calls has failed, in percent; above 100: never because of
+    /// failures.
     pub failure_rate_percent: u32,
-    /// Opens when this share of the calls was slow, in percent; above 100: never because of slow ones.
+    /// Opens when this share of the calls was slow, in percent; above 100: never because of slow
+    /// ones.
     pub slow_rate_percent: u32,
-    /// A call that took longer is slow, in milliseconds.
+    /// Duration beyond which a call is slow, in milliseconds.
     pub slow_call_ms: u64,
-    /// How long nothing is called once it has opened, in milliseconds.
+    /// Time for which no call is let through once the breaker has opened, in milliseconds.
     pub open_ms: u64,
-    /// Calls that are let through after that, and that must all go well for it to close; at least 1.
+    /// Calls that are let through after that time. All of them must go well for the breaker to
+    /// close; at least 1.
     pub probes: u32,
 }
 
 impl BreakerPolicy {
-    /// For a processor: its runs are many, and messages that fail by themselves must not stop it.
+    /// Returns the default for a processor: its runs are many, and messages that fail by themselves
+    /// must not stop it.
     pub fn of_processor() -> Self {
         Self {
             window_calls: 100,
@@ -37,12 +42,14 @@ impl BreakerPolicy {
         }
     }
 
-    /// For a destination: one batch goes after the other, and each failure is followed by a longer wait.
+    /// Returns the default for a destination: one batch goes after the other, and each failure is
+    /// followed by a longer wait.
     pub fn of_destination() -> Self {
         Self { window_calls: 10, calls_min: 5, open_ms: 5_000, probes: 1, ..Self::of_processor() }
     }
 
-    /// What cannot be meant, as a sentence for who has set it.
+    /// Checks the settings. Returns a sentence for the user about the first setting that makes no
+    /// sense.
     pub fn check(&self) -> Result<(), String> {
         let least = [("window_calls", self.window_calls), ("calls_min", self.calls_min), ("probes", self.probes)];
         if let Some((name, _)) = least.iter().find(|(_, value)| *value == 0) {
@@ -65,28 +72,29 @@ impl BreakerPolicy {
 /// Largest window: a byte a call.
 const WINDOW_CALLS_MAX: u32 = 1 << 20;
 
-/// How a call went.
+/// Result and duration of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CallOutcome {
     pub(crate) went: CallResult,
     pub(crate) elapsed_ms: u64,
 }
 
-/// Whether what was called answered.
+/// Result of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CallResult {
     Succeeded,
     Failed,
 }
 
-/// A call must wait.
+/// Refusal of a call, which must wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Refused {
-    /// So many milliseconds; `None`: until a probe has ended.
+    /// Wait in milliseconds; `None`: until a probe has ended.
     pub(crate) after_ms: Option<u64>,
 }
 
-/// One breaker's state. Every change of it begins a generation: calls of an earlier one say nothing any more.
+/// State of one breaker. Every change of it begins a generation: results of calls of an earlier
+/// generation are ignored.
 #[derive(Debug)]
 pub(crate) struct StateMachine {
     policy: BreakerPolicy,
@@ -102,7 +110,7 @@ enum Phase {
 }
 
 impl StateMachine {
-    /// Closed, and nothing was called.
+    /// Returns a closed machine that has seen no calls.
     pub(crate) fn new(policy: BreakerPolicy) -> Self {
         Self { phase: Phase::Closed(Window::new(policy.window_calls)), policy, generation: 1 }
     }
@@ -115,12 +123,13 @@ impl StateMachine {
         }
     }
 
-    /// Never 0.
+    /// Returns the generation, which is never 0.
     pub(crate) fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// Calls in the window, how many of them failed, how many were slow. Nothing where it is not closed.
+    /// Returns the number of calls in the window, of failed ones and of slow ones. All are 0 unless
+    /// the breaker is closed.
     pub(crate) fn counts(&self) -> (u32, u32, u32) {
         match &self.phase {
             Phase::Closed(window) => (window.calls(), window.failed, window.slow),
@@ -128,7 +137,8 @@ impl StateMachine {
         }
     }
 
-    /// As it was left by an earlier process: open until its time is over.
+    /// Restores the state that an earlier process has left: an open breaker stays open until its
+    /// time is over.
     pub(crate) fn restore(&mut self, state: BreakerState) {
         match state {
             BreakerState::Closed => {}
@@ -137,7 +147,7 @@ impl StateMachine {
         }
     }
 
-    /// Whether a call would be let through now.
+    /// Checks that a call would be let through now.
     pub(crate) fn peek(&self, now_ms: u64) -> Result<(), Refused> {
         match &self.phase {
             Phase::Closed(_) => Ok(()),
@@ -151,10 +161,11 @@ impl StateMachine {
         }
     }
 
-    /// Begins a call, and answers its generation. The first one after the time is over opens it half.
+    /// Begins a call, and returns its generation. The first call after the open time is over makes
+    /// the breaker half-open.
     pub(crate) fn enter(&mut self, now_ms: u64) -> Result<u64, Refused> {
         if let Phase::Open { until_ms } = &mut self.phase {
-            // A clock that was turned back must not keep it open for longer.
+            // A clock that was turned back must not keep the breaker open for longer.
             *until_ms = (*until_ms).min(now_ms.saturating_add(self.policy.open_ms));
         }
         self.peek(now_ms)?;
@@ -167,7 +178,7 @@ impl StateMachine {
         Ok(self.generation)
     }
 
-    /// Ends a call of `generation`; `None`: nobody knows how it went.
+    /// Ends a call of `generation`. `outcome` is `None` if its result is not known.
     pub(crate) fn leave(&mut self, generation: u64, outcome: Option<CallOutcome>, now_ms: u64) {
         if generation != self.generation {
             return;
@@ -231,7 +242,7 @@ impl Window {
     }
 
     fn push(&mut self, failed: bool, slow: bool) {
-        // Where it is not filled yet, what is overwritten has neither.
+        // Where the window is not filled yet, the overwritten call is neither failed nor slow.
         let before = std::mem::replace(&mut self.calls[self.next], Call { failed, slow });
         self.failed = self.failed + u32::from(failed) - u32::from(before.failed);
         self.slow = self.slow + u32::from(slow) - u32::from(before.slow);

@@ -1,6 +1,6 @@
-//! The one writer: gives every commit its version, collects what is ready into a group, has the store write it, and tells
-//! each waiter what became of it. Takes notes for the feed along, about once a second. Owns a thread, since stores block.
-//! Looks into no message.
+//! The one writer: gives every commit its version, collects the waiting commits into a group, has
+//! the store write the group, and notifies each waiter of the verdict. Writes the feed counts
+//! along, about once a second. Owns a thread, since stores block. Looks into no message.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -28,11 +28,12 @@ const GROUP_COMMITS_MAX: usize = 4_096;
 /// Bytes of the commits in one group, roughly; the commit that passes it is the group's last.
 const GROUP_BYTES_MAX: usize = 8 << 20;
 
-/// Bytes of commits that wait to be written, roughly. When they are used up, runs that have ended wait for room, and so
-/// nothing more is pulled.
+/// Bytes of commits that wait to be written, roughly. When they are used up, runs that have ended
+/// wait for room, and so nothing more is pulled.
 const WAITING_BYTES_MAX: usize = 64 << 20;
 
-/// Notes for the feed are written this long after the first of them; if the process dies before, they are lost.
+/// Delay between the first feed count and the write of the counts. If the process dies before, the
+/// counts are lost.
 const FEED_COUNTS_DELAY: Duration = Duration::from_secs(1);
 
 /// The committer of one store; all consumers of the store share it.
@@ -46,7 +47,7 @@ pub struct Committer {
 
 struct Sequencer {
     next: Version,
-    /// `None` once the committer was closed.
+    /// Sender of jobs; `None` once the committer was closed.
     jobs: Option<Sender<Job>>,
 }
 
@@ -56,16 +57,16 @@ struct Shared {
     failed: OnceLock<StoreError>,
     /// Woken when a group with outgoing messages is durable.
     outbox: Notify,
-    /// Woken when there is a saga to undo.
+    /// Woken when there is a saga to compensate.
     compensation: Notify,
-    /// Notes for the feed that are not written yet.
+    /// Feed counts that are not written yet.
     feed_counts: FeedCounts,
 }
 
 enum Job {
     Commit(Box<Commit>, Waiter),
     Sent(Vec<OutboxPosition>, oneshot::Sender<Result<(), StoreError>>),
-    /// The first note for the feed was made since the last ones were written.
+    /// The first feed count since the last write was made.
     FeedCounted,
 }
 
@@ -73,12 +74,13 @@ enum Job {
 pub(crate) struct Room(OwnedSemaphorePermit);
 
 impl Room {
-    /// How much it is: the commit's bytes, unless those are more than all the room there is.
+    /// Returns the size of the room, in bytes: the commit's bytes, or all the room there is if the
+    /// commit is larger.
     fn bytes(&self) -> usize {
         self.0.num_permits()
     }
 
-    /// Both in one, which is given back in one go.
+    /// Merges two rooms into one, which is given back in one step.
     fn together(one: Option<Self>, other: Option<Self>) -> Option<Self> {
         match (one, other) {
             (Some(one), Some(other)) if fault::mutated("room-kept") => {
@@ -94,7 +96,8 @@ impl Room {
     }
 }
 
-/// Who is told what became of a commit. The overlay is told here, not by the one who waits: that future may be dropped.
+/// Waiter for the verdict of a commit. The overlay is notified here and not by the waiting future,
+/// which may be dropped.
 struct Waiter {
     version: Version,
     overlay: Option<Arc<Overlay>>,
@@ -103,7 +106,7 @@ struct Waiter {
 }
 
 impl Waiter {
-    /// Answers the room that the commit took.
+    /// Notifies the waiter and the overlay of the verdict. Returns the room that the commit took.
     fn tell(self, verdict: Verdict) -> Option<Room> {
         match (&self.overlay, &verdict) {
             (Some(overlay), Verdict::Committed) => overlay.durable(self.version),
@@ -122,12 +125,12 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// The version that the commit got.
+    /// Returns the version that the commit got.
     pub fn version(&self) -> Version {
         self.version
     }
 
-    /// What became of the commit. `Ok(Committed)` means durable.
+    /// Returns the verdict on the commit. `Ok(Committed)` means durable.
     pub async fn durable(self) -> Result<Verdict, StoreError> {
         self.verdict.await.unwrap_or_else(|_| Err(StoreError::Closed("the committer has stopped".into())))
     }
@@ -149,25 +152,27 @@ impl Committer {
         Ok(Arc::new(Self { sequencer: Mutex::new(sequencer), shared, waiting, thread: Mutex::new(Some(thread)) }))
     }
 
-    /// Sequences a commit: gives it its version, whatever it says. Commits are written in the order of their versions.
+    /// Sequences a commit: gives it its version, in place of any that it states. Commits are
+    /// written in the order of their versions.
     pub fn submit(&self, commit: Commit) -> Pending {
         self.sequence(Box::new(commit), None)
     }
 
-    /// Whether no commit has room.
+    /// Returns whether no commit has room.
     #[cfg(all(test, feature = "shuttle"))]
     pub(crate) fn all_room_is_free(&self) -> bool {
         self.waiting.available_permits() == WAITING_BYTES_MAX
     }
 
-    /// Waits for room for a commit. One that is larger than all of it waits until it is alone.
+    /// Waits for room for a commit. A commit that is larger than all of the room waits until it is
+    /// alone.
     pub(crate) async fn room(&self, commit: &Commit) -> Room {
         let bytes = commit.bytes().min(WAITING_BYTES_MAX) as u32;
         Room(self.waiting.clone().acquire_many_owned(bytes).await.expect("the semaphore is never closed"))
     }
 
-    /// The same, in a turn of the overlay's: it shows the commit's writes to later runs from now on, and is told what
-    /// becomes of it.
+    /// Sequences a commit in a turn of the overlay. The overlay shows the commit's writes to later
+    /// runs from now on, and is notified of the verdict.
     pub(crate) fn submit_in_turn(
         &self,
         commit: Box<Commit>,
@@ -215,7 +220,8 @@ impl Committer {
         done.await.unwrap_or_else(|_| Err(StoreError::Closed("the committer has stopped".into())))
     }
 
-    /// Has the feed tell, about a second later, that a message of `key` was answered and left nothing behind. Nobody waits.
+    /// Counts a message of `key` in the feed that was answered and left nothing behind. The feed
+    /// shows it about a second later. Nothing waits for the write.
     pub(crate) fn notify_feed(&self, kind: FeedEventKind, key: &RecordKey, now_ms: u64) {
         if self.shared.feed_counts.count(kind, key.digest(), now_ms)
             && let Some(jobs) = &self.sequencer.lock().jobs
@@ -229,22 +235,22 @@ impl Committer {
         self.shared.outbox.notified().await;
     }
 
-    /// There is a saga to undo, durably.
+    /// Notifies the compensator that there is, durably, a saga to compensate.
     pub(crate) fn wake_compensator(&self) {
         self.shared.compensation.notify_one();
     }
 
-    /// Completes when there was a saga to undo since the last call.
+    /// Completes when there was a saga to compensate since the last call.
     pub(crate) async fn compensation_requested(&self) {
         self.shared.compensation.notified().await;
     }
 
-    /// The failure that closed the store, if one did.
+    /// Returns the failure that closed the store, if one did.
     pub fn failure(&self) -> Option<&StoreError> {
         self.shared.failed.get()
     }
 
-    /// Writes what was submitted, then stops the thread.
+    /// Writes the submitted commits, then stops the thread.
     pub fn close(&self) {
         self.sequencer.lock().jobs = None;
         if let Some(thread) = self.thread.lock().take() {
@@ -263,12 +269,13 @@ struct Worker {
     storage: Arc<dyn IdempotencyStorage>,
     inbox: Receiver<Job>,
     shared: Arc<Shared>,
-    /// When the notes for the feed are to be written, if there are any.
+    /// Time at which the feed counts are to be written, if there are any.
     feed_counts_due: Option<Instant>,
 }
 
 impl Worker {
-    /// Natural group commit: while one group is synced, the next one gathers in the inbox.
+    /// Runs the thread. Group commit is natural: while one group is synced, the next one gathers in
+    /// the inbox.
     fn run(mut self) {
         while let Ok(first) = self.next() {
             let mut group = Group::default();
@@ -306,7 +313,8 @@ impl Worker {
         }
     }
 
-    /// Waits for the first job of a group. `None`: there is none, but the notes are to be written.
+    /// Waits for the first job of a group. Returns `None` if there is none, but the feed counts are
+    /// to be written.
     fn next(&self) -> Result<Option<Job>, mpsc::RecvError> {
         let Some(due) = self.feed_counts_due else { return self.inbox.recv().map(Some) };
         match self.inbox.recv_timeout(due.saturating_duration_since(Instant::now())) {
@@ -343,7 +351,8 @@ impl Worker {
                 }
             }
             Err(error) => {
-                // What the disk holds now is not known: going on could acknowledge what is not there.
+                // The contents of the disk are not known now: going on could acknowledge a commit
+                // that is not there.
                 let _ = self.shared.failed.set(error.clone());
                 for waiter in waiting {
                     let _ = waiter.reply.send(Err(error.clone()));
@@ -355,7 +364,7 @@ impl Worker {
         }
     }
 
-    /// The mutation "the acknowledgement moves before the sync".
+    /// Injects the fault "the acknowledgement moves before the sync".
     fn acknowledge_first(
         &self,
         group: &Group,
@@ -368,7 +377,8 @@ impl Worker {
         for reply in senders {
             let _ = reply.send(Ok(()));
         }
-        // Long enough for the acknowledgements to be seen outside before a fault point in the commit ends the process.
+        // Long enough for the acknowledgements to be seen outside before a fault point in the
+        // commit ends the process.
         std::thread::sleep(std::time::Duration::from_millis(20));
         let _ = futures_executor::block_on(self.storage.commit(group));
     }
@@ -381,7 +391,7 @@ mod tests {
     use super::*;
     use crate::state::ReadSet;
 
-    /// Nobody waits any more: a future that was dropped must not leave its commit in the overlay for ever.
+    /// A future that was dropped must not leave its commit in the overlay for ever.
     #[test]
     fn the_overlay_is_told_though_nobody_waits() {
         for verdict in [Verdict::Committed, Verdict::Conflict] {

@@ -1,6 +1,6 @@
-//! Counts of messages that were answered and left nothing behind: duplicates, and those that were stale. In memory, until the
-//! committer takes them along, about once a second; a crash loses what was not taken. Never touches a record, and nobody
-//! waits.
+//! Counts of messages that were answered and left nothing behind: duplicates and stale messages.
+//! The counts are in memory until the committer takes them along, about once a second. A crash
+//! loses the counts that were not taken. Counting never touches a record, and nothing waits for it.
 
 use std::collections::BTreeMap;
 
@@ -8,18 +8,21 @@ use parking_lot::Mutex;
 
 use crate::store::feed::{FeedEntry, FeedEventKind};
 
-/// What is counted by record between two hand-overs, at most; the rest is counted together, under none.
+/// Messages counted by record between two hand-overs, at most. The rest is counted together, under
+/// no record.
 const COUNTS_MAX: usize = 1 << 14;
 
-/// What was counted since the last hand-over.
+/// Counts since the last hand-over.
 #[derive(Debug, Default)]
 pub(crate) struct FeedCounts(Mutex<Counts>);
 
 #[derive(Debug, Default)]
 struct Counts {
-    /// One behind the other as they came, since that is the fastest to write; they are added up when they are handed over.
+    /// Counts in the order in which they came, since appending is the fastest way to write them.
+    /// They are added up when they are handed over.
     each: Vec<Count>,
-    /// How often, and when the last time, where that is not known by record.
+    /// Number of times, and the last time in milliseconds since the Unix epoch, of the counts that
+    /// are not by record.
     rest: BTreeMap<FeedEventKind, (u64, u64)>,
 }
 
@@ -28,12 +31,12 @@ struct Count {
     digest: u128,
     kind: FeedEventKind,
     times: u64,
-    /// The last time, in milliseconds since the Unix epoch.
+    /// Time of the last one, in milliseconds since the Unix epoch.
     at_ms: u64,
 }
 
 impl FeedCounts {
-    /// Counts one; answers whether it is the first since the last hand-over.
+    /// Counts one message. Returns whether it is the first since the last hand-over.
     pub(crate) fn count(&self, kind: FeedEventKind, digest: u128, now_ms: u64) -> bool {
         let mut counts = self.0.lock();
         if counts.each.len() == COUNTS_MAX {
@@ -45,7 +48,7 @@ impl FeedCounts {
         counts.each.len() == 1
     }
 
-    /// Takes what was counted.
+    /// Takes the counts.
     pub(crate) fn take(&self) -> Vec<FeedEntry> {
         let mut counts = std::mem::take(&mut *self.0.lock());
         counts.add_up();
@@ -57,7 +60,7 @@ impl FeedCounts {
 }
 
 impl Counts {
-    /// Leaves one count a record and kind.
+    /// Merges the counts into one for each record and kind.
     fn add_up(&mut self) {
         self.each.sort_unstable_by_key(|count| (count.digest, count.kind));
         self.each.dedup_by(|next, sum| {

@@ -1,8 +1,10 @@
-//! What is executed and not yet durable, visible to later messages of the same processor; and the check that what a
-//! message read still stands when its turn to commit comes. Reads below it come from the store.
+//! The overlay: writes that are executed and not yet durable, visible to later messages of the same
+//! processor; and the check that the reads of a message still hold when its turn to commit comes.
+//! Reads below the overlay come from the store.
 //!
-//! Optimistic concurrency control: runs read without locks, remember versions, and are checked when they are sequenced. An
-//! entry stays until it is durable *and* every run that began before it has ended, so the check never needs the store.
+//! Optimistic concurrency control: runs read without locks, remember versions, and are checked when
+//! they are sequenced. An entry stays until it is durable *and* every run that began before it has
+//! ended, so the check never needs the store.
 
 use std::collections::VecDeque;
 use std::collections::btree_map::{self, BTreeMap};
@@ -33,7 +35,7 @@ struct Inner {
     keys: BTreeMap<Arc<str>, Versions>,
     /// Sequenced commits that still have entries, oldest first.
     commits: VecDeque<Sequenced>,
-    /// Runs under way, counted by the version that was the last when they began.
+    /// Runs under way, counted by the last version at the time when they began.
     running: BTreeMap<Version, usize>,
 }
 
@@ -56,12 +58,12 @@ pub(crate) struct ReadingRun {
 /// The turn to be sequenced.
 pub(crate) struct Turn<'a>(MutexGuard<'a, Inner>);
 
-/// What a run read has changed: run it again.
+/// The reads of a run have changed: run it again.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct StaleReads;
 
 impl Overlay {
-    /// Begins a run. Entries that it may have missed are kept until it ends.
+    /// Begins a run. Entries that it may have missed stay until it ends.
     pub(crate) fn begin(self: &Arc<Self>) -> ReadingRun {
         let mut inner = self.inner.lock();
         let began = inner.last;
@@ -69,8 +71,8 @@ impl Overlay {
         ReadingRun { overlay: self.clone(), began }
     }
 
-    /// Checks `reads` and, if they hold, returns the turn to be sequenced: until it is dropped, no other commit of this
-    /// processor is sequenced.
+    /// Checks `reads` and, if they hold, returns the turn to be sequenced: until it is dropped, no
+    /// other commit of this processor is sequenced.
     pub(crate) fn turn(&self, reads: &ReadSet) -> Result<Turn<'_>, StaleReads> {
         let inner = self.inner.lock();
         if inner.holds(reads) { Ok(Turn(inner)) } else { Err(StaleReads) }
@@ -85,7 +87,8 @@ impl Overlay {
         inner.prune();
     }
 
-    /// The commit `version` was rejected. Removes its writes, so that runs that read them fail validation.
+    /// The commit `version` was rejected. Removes its writes, so that runs that read them fail
+    /// validation.
     pub(crate) fn withdrawn(&self, version: Version) {
         let mut inner = self.inner.lock();
         if let Ok(at) = inner.commits.binary_search_by_key(&version, |commit| commit.version)
@@ -95,14 +98,14 @@ impl Overlay {
         }
     }
 
-    /// Whether no entry is held.
+    /// Returns whether no entry is held.
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         let inner = self.inner.lock();
         inner.keys.is_empty() && inner.commits.is_empty()
     }
 
-    /// A view of the state as it is with everything that is sequenced, over `below`.
+    /// Returns a view of the state with all sequenced commits, over `below`.
     pub(crate) fn over(self: &Arc<Self>, below: Arc<dyn StateView>) -> Arc<dyn StateView> {
         Arc::new(OverlayView { overlay: self.clone(), below })
     }
@@ -126,7 +129,8 @@ impl Turn<'_> {
     }
 }
 
-/// Returns the latest version of a key; 0 if its latest write deletes it, because a deleted key reads as absent.
+/// Returns the latest version of a key; 0 if its latest write deletes it, because a deleted key
+/// reads as absent.
 fn current_version(versions: &Versions) -> Option<Version> {
     versions.last().map(|(version, value)| if value.is_some() { *version } else { 0 })
 }

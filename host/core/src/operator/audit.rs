@@ -5,14 +5,15 @@ use serde::{Deserialize, Serialize};
 /// One line of the audit trail.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditEntry {
-    /// When, in milliseconds since the Unix epoch.
+    /// Time of the action, in milliseconds since the Unix epoch.
     pub at_ms: u64,
-    /// Who.
+    /// Name of the operator.
     pub actor: String,
-    /// What was done: `redrive`, `discard`, `evict`, `saga-retry`, `saga-skip`, `saga-resolve`.
+    /// Name of the action: `redrive`, `discard`, `evict`, `saga-retry`, `saga-skip`,
+    /// `saga-resolve`.
     pub action: String,
-    /// Key of the kept message, of the record, or of the saga.
+    /// Key of the held message, of the record, or of the saga.
     pub key: String,
-    /// Why.
+    /// Reason that the operator gave.
     pub reason: String,
 }

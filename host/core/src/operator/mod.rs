@@ -1,5 +1,6 @@
-//! What an operator may do to records and kept messages. Each deed is one commit with its own line in the audit trail, so that
-//! none is done and not told. Where a consumer is at work on the processor, it is kept off the record meanwhile.
+//! Operator actions on records and held messages. Each action is one commit with its own line in
+//! the audit trail, so that no action is done without an entry. If a consumer is at work on the
+//! processor, it is kept off the record meanwhile.
 
 pub(crate) mod audit;
 pub(crate) mod saga;
@@ -26,63 +27,67 @@ use crate::support::clock::Clock;
 use crate::support::error::StoreError;
 use crate::support::fault;
 
-/// Longest text of who and why, in bytes.
+/// Longest text of an operator's name or reason, in bytes.
 const TEXT_BYTES: usize = 1_024;
 
-/// Records that are at work on at one time, at most.
+/// Records that are worked on at one time, at most.
 const AT_ONCE: usize = 256;
 
-/// A message that is being processed is waited for so long; then its record is left alone.
+/// Longest wait for a message that is being processed, in milliseconds. After that, its record is
+/// left alone.
 const HOLD_MS: u64 = 5_000;
 
-/// What an operator can do.
+/// Action that an operator can take.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OperatorAction {
-    /// Have a dead letter run again, with all its attempts before it. It runs as soon as its processor does.
+    /// Runs a dead letter again, with all its attempts before it. It runs as soon as its processor
+    /// does.
     Redrive(HeldKey),
-    /// Forget a kept message. Its record stays: a duplicate still gets the stored error.
+    /// Forgets a held message. Its record stays: a duplicate still gets the stored error.
     Discard(HeldKey),
-    /// Forget a record before its time: a message under its key counts as new. Refused while its message may still run.
+    /// Forgets a record before its time: a message under its key counts as new. Refused while its
+    /// message may still run.
     Evict(RecordKey),
-    /// Go on with a saga that is halted.
+    /// Continues a saga that is stuck.
     Saga(SagaAction, SagaId),
 }
 
-/// How an operator goes on with a saga that is halted.
+/// Operator action on a saga that is stuck.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SagaAction {
-    /// Have the step that halted it tried again, with all its attempts before it.
+    /// Retries the step on which the saga is stuck, with all its attempts before it.
     Retry,
-    /// The operator has seen to the step that halted it: go on with the one before it.
+    /// Skips the step on which the saga is stuck, since the operator has seen to it. The saga
+    /// continues with the step before it.
     Skip,
-    /// The operator has seen to all that is left.
+    /// Ends the saga, since the operator has seen to all steps that are left.
     Resolve,
 }
 
-/// Who does something, and why.
+/// Operator of an action, and the reason for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Actor {
-    /// Who.
+    /// Name of the operator.
     pub actor: String,
-    /// Why.
+    /// Reason for the action.
     pub reason: String,
 }
 
-/// Why something was not done. Nothing was changed.
+/// Reason why an action was not done. Nothing was changed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum OperatorError {
-    /// There is nothing under that key.
+    /// Nothing is stored under that key.
     #[error("there is no {what} {key}")]
     NotFound {
-        /// What was looked for.
+        /// Kind of the thing that was looked for.
         what: &'static str,
-        /// Its key.
+        /// Key that was looked for.
         key: String,
     },
-    /// It may not be done.
+    /// The action is not allowed.
     #[error("{0}")]
     Refused(String),
-    /// Somebody else changed the record at the same time.
+    /// Another writer changed the record at the same time.
     #[error("{0} was changed meanwhile; look at it again")]
     Changed(String),
     /// The store failed.
@@ -90,23 +95,23 @@ pub enum OperatorError {
     Store(#[from] StoreError),
 }
 
-/// Does what an operator asks for.
+/// Does the actions of operators.
 pub struct Operator {
     pub(crate) store: Arc<dyn Store>,
     committer: Arc<Committer>,
     pub(crate) clock: Arc<dyn Clock>,
-    /// The consumers that are at work, by processor.
+    /// Consumers that are at work, by processor.
     pub(crate) consumers: BTreeMap<Arc<str>, IdempotentConsumer>,
 }
 
-/// A deed that may be done: what is to be committed, and the message that is to run then.
+/// An action that is allowed: its commit, and the message that runs after it.
 pub(crate) struct Plan {
     pub(crate) commit: Commit,
     pub(crate) redriven: Option<(HeldKey, HeldMessage)>,
 }
 
 impl OperatorAction {
-    /// Its name, as the audit trail has it.
+    /// Returns the name of the action, as the audit trail has it.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Redrive(_) => "redrive",
@@ -118,7 +123,7 @@ impl OperatorAction {
         }
     }
 
-    /// The record that it is about, where it is about one.
+    /// Returns the record of the action, or `None` if the action is on a saga.
     pub fn record(&self) -> Option<&RecordKey> {
         match self {
             Self::Redrive(key) | Self::Discard(key) => Some(&key.record),
@@ -127,12 +132,12 @@ impl OperatorAction {
         }
     }
 
-    /// What no two deeds are done to at once.
+    /// Returns the subject of the action. No two actions on one subject are done at the same time.
     fn subject(&self) -> String {
         self.record().map_or_else(|| self.key(), RecordKey::to_string)
     }
 
-    /// What it is done to, in text.
+    /// Returns the key of the action's subject, as text.
     pub fn key(&self) -> String {
         match self {
             Self::Redrive(key) | Self::Discard(key) => key.to_string(),
@@ -154,7 +159,7 @@ impl Operator {
         Self { store, committer, clock, consumers: consumers.into_iter().map(by_name).collect() }
     }
 
-    /// Has a dead letter run again; see [`OperatorAction::Redrive`].
+    /// Runs a dead letter again; see [`OperatorAction::Redrive`].
     pub async fn redrive(&self, key: &HeldKey, by: &Actor) -> Result<(), OperatorError> {
         self.perform(&OperatorAction::Redrive(key.clone()), by).await
     }
@@ -169,21 +174,22 @@ impl Operator {
         self.perform(&OperatorAction::Evict(key.clone()), by).await
     }
 
-    /// Whether it may be done, as things are now. Changes nothing.
+    /// Checks that an action is allowed, as things are now. Changes nothing.
     pub async fn check(&self, deed: &OperatorAction, by: &Actor) -> Result<(), OperatorError> {
         self.plan(deed, by).await.map(drop)
     }
 
-    /// Does one deed.
+    /// Does one action.
     pub async fn perform(&self, deed: &OperatorAction, by: &Actor) -> Result<(), OperatorError> {
         let mut done = self.perform_all(std::slice::from_ref(deed), by).await;
         done.pop().expect("one deed has one result")
     }
 
-    /// Does many, in the order given, and answers what became of each; those on different records at once. Messages that are redriven begin to run
-    /// when all is done, those of one ordering key in the order in which they were kept.
+    /// Does many actions, in the order given, and returns one result for each. Actions on different
+    /// records are done at the same time. Redriven messages begin to run when all actions are done.
+    /// Those of one ordering key run in the order in which they were held.
     pub async fn perform_all(&self, deeds: &[OperatorAction], by: &Actor) -> Vec<Result<(), OperatorError>> {
-        // In the order given, so that of many the first are done if the host dies.
+        // In the order given: if the host dies, the first of many actions are done.
         let mut of_record: Vec<Vec<usize>> = Vec::new();
         let mut places: HashMap<String, usize> = HashMap::new();
         for (index, deed) in deeds.iter().enumerate() {
@@ -206,12 +212,13 @@ impl Operator {
         results.into_iter().map(|(_, result)| result.map(drop)).collect()
     }
 
-    /// Up to `limit` lines of a processor's audit trail, oldest first.
+    /// Returns up to `limit` lines of a processor's audit trail, oldest first.
     pub async fn trail(&self, processor: &str, limit: usize) -> Result<Vec<AuditEntry>, StoreError> {
         self.trail_since(processor, 0, limit).await
     }
 
-    /// Up to `limit` lines of a processor's audit trail from `since_ms` (since the Unix epoch) on, oldest first.
+    /// Returns up to `limit` lines of a processor's audit trail from `since_ms` (milliseconds since
+    /// the Unix epoch) on, oldest first.
     pub async fn trail_since(
         &self,
         processor: &str,
@@ -228,7 +235,7 @@ impl Operator {
         entries.iter().map(read).collect()
     }
 
-    /// Does one deed; the message that is to run then, if it is a redrive.
+    /// Does one action. Returns the message that runs after it, if the action is a redrive.
     async fn perform_one(
         &self,
         deed: &OperatorAction,
@@ -253,7 +260,7 @@ impl Operator {
         Ok(redriven)
     }
 
-    /// Tells the consumers what there is to run.
+    /// Passes the redriven messages to their consumers, which run them.
     fn run(&self, redriven: Vec<(HeldKey, HeldMessage)>) {
         for (name, consumer) in &self.consumers {
             let of_it = redriven.iter().filter(|(key, _)| key.record.scope.processor == *name);
@@ -261,7 +268,8 @@ impl Operator {
         }
     }
 
-    /// Keeps the consumer off a record. Who waits for its retry may have it for long: nobody waits for that here.
+    /// Keeps the consumer off a record. A message that waits for its retry may hold the record for
+    /// long: the wait here ends after `HOLD_MS`.
     async fn hold(&self, key: &RecordKey) -> Result<Option<RecordHold>, OperatorError> {
         let Some(consumer) = self.consumers.get(&key.scope.processor) else { return Ok(None) };
         tokio::select! {
@@ -294,7 +302,7 @@ impl Operator {
             HoldReason::Dead => {}
         }
         let found = self.store.record(&key.record).await?;
-        // Past its retention a record says nothing any more, whether or not it was swept already.
+        // Past its retention a record counts as absent, swept or not.
         let live = found.as_ref().filter(|record| !record.has_expired(self.clock.now_ms()));
         let record = match live {
             _ if fault::mutated("redrive-without-record") => RecordChange::Keep,
@@ -311,7 +319,7 @@ impl Operator {
                     "has another body than the message that had its key first; send it under a key of its own, and discard it",
                 ));
             }
-            // Its record is gone, or is of another message of its entity: the pipeline decides.
+            // The record is gone, or is of another message of the entity: the pipeline decides.
             Some(_) | None => RecordChange::Keep,
         };
         let held_message = HeldMessage { hold_reason: HoldReason::Redriven, ..held_message };
@@ -331,7 +339,7 @@ impl Operator {
         if held_message.hold_reason != HoldReason::Redriven {
             return Ok(Plan { commit: gone, redriven: None });
         }
-        // Nobody runs it then: its record may not say that it is due.
+        // No run follows: the record must not say that the message is due.
         let found = self.store.record(&key.record).await?;
         let given_up = found.as_ref().filter(|record| record.fingerprint == held_message.fingerprint);
         let given_up = given_up.and_then(|record| self.given_up_again(record));
@@ -360,7 +368,7 @@ impl Operator {
         found.ok_or_else(|| OperatorError::NotFound { what: "dead letter", key: key.to_string() })
     }
 
-    /// The record of a dead letter that is to run again.
+    /// Returns the record of a dead letter that is to run again.
     fn redriven(&self, found: &Record, held_message: &HeldMessage) -> Record {
         let at_ms = self.clock.now_ms();
         let entry = HistoryEntry {
@@ -374,8 +382,8 @@ impl Operator {
         found.after(&entry).expect("the record is dead-lettered: it was looked at before")
     }
 
-    /// The record of a redriven message that is not to run after all: dead-lettered as before, and kept as long again. `None`
-    /// if it is something else.
+    /// Returns the record of a redriven message that is not to run after all: dead-lettered as
+    /// before, and retained as long again. Returns `None` if the record is in another state.
     fn given_up_again(&self, found: &Record) -> Option<Record> {
         let RecordState::RetryDue { .. } = found.state else { return None };
         let before = found.history.iter().rfind(|entry| matches!(entry.event, RecordEvent::GivenUp { .. }))?;
@@ -385,7 +393,7 @@ impl Operator {
         found.after(&HistoryEntry { at_ms, epoch: found.epoch + 1, expires_ms, ..before.clone() }).ok()
     }
 
-    /// The line that tells of a deed.
+    /// Returns the effects that write the audit entry of an action.
     fn audited(&self, deed: &OperatorAction, commit: &Commit, by: &Actor) -> Effects {
         if fault::mutated("deed-unaudited") {
             return Effects::default();

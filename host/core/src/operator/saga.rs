@@ -1,5 +1,5 @@
-//! What an operator may do to a saga that is halted: each is an event of its log, in one commit with the record of the message
-//! that failed and the line in the audit trail.
+//! Operator actions on a saga that is stuck. Each is an event of the saga's log, in one commit with
+//! the record of the message that failed and the line in the audit trail.
 
 use crate::message::key::Scope;
 use crate::operator::{Actor, Operator, OperatorError, Plan, SagaAction};
@@ -35,7 +35,7 @@ impl Operator {
         let (event, of_record) = match deed {
             SagaAction::Retry => (SagaEvent::Retried { reason }, [RecordEvent::CompensationRetried].as_slice()),
             SagaAction::Skip => (SagaEvent::Skipped { step, reason }, [RecordEvent::CompensationRetried].as_slice()),
-            // The record may not have been told yet that it is halted.
+            // The record may not say yet that the saga is stuck.
             SagaAction::Resolve => (
                 SagaEvent::Resolved { reason },
                 [RecordEvent::CompensationResolved, RecordEvent::CompensationDone].as_slice(),

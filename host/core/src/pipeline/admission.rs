@@ -1,5 +1,6 @@
-//! Admission: whether a message runs, and what it gets if not. The decision by the record is a pure function; around it stand
-//! the table of messages in flight and the cache of terminal records.
+//! Admission: decides whether a message runs, and gives the outcome of one that does not. The
+//! decision by the record is a pure function; around it are the table of messages in flight and the
+//! cache of terminal records.
 
 use std::sync::Arc;
 
@@ -39,13 +40,13 @@ pub(super) enum Admitted {
     NotRun(NotRun),
 }
 
-/// Why a message does not run.
+/// Reason why a message does not run.
 pub(super) enum NotRun {
-    /// It waits for the version `awaits` of its entity.
+    /// The message waits for the version `awaits` of its entity.
     Park { awaits: u64 },
-    /// Its key was used with another body.
+    /// The key of the message was used with another body.
     Mismatch,
-    /// Its record, or whoever runs it, gives this outcome.
+    /// The record, or another run of the message, gives this outcome.
     Answered(Outcome),
 }
 
@@ -66,11 +67,13 @@ impl Admission {
         self.in_flight.contains(&message.identity.record)
     }
 
-    /// Decides whether the message may run. Order of looking: cache of terminal records, table of messages in flight, store.
+    /// Decides whether the message may run. Order of looking: cache of terminal records, table of
+    /// messages in flight, store.
     pub(super) async fn admit(&self, message: &Accepted, turn: Option<Turn>) -> Result<Admitted, StoreError> {
         let key = &message.identity.record;
         loop {
-            // A later message of its entity may be on its way: a cached record would be of an earlier one.
+            // A later message of its entity may be on its way: a cached record would be of an
+            // earlier one.
             let behind = message.identity.position.is_some() && self.in_flight.contains(key);
             let cached = if behind { None } else { self.cache.get(key) };
             self.parts.metrics.cache(&self.parts.scope, cached.is_some());
@@ -100,13 +103,15 @@ impl Admission {
         }
     }
 
-    /// Keeps every message off a record until the answer is dropped. Waits for the run that is under way.
+    /// Keeps every message off a record until the returned hold is dropped. Waits for the run that
+    /// is under way.
     pub(super) async fn hold_record(&self, key: &RecordKey) -> RecordHold {
         loop {
             match self.in_flight.enter(key) {
                 Ok(leader) => {
-                    // Now, not when the hold ends: a reader that sees the changed record in the store must not be answered by
-                    // the cached one. Nobody else fills the cache meanwhile: only a leader does.
+                    // Removed now, not when the hold ends: a reader that sees the changed record in
+                    // the store must not be answered by the cached one. Only a leader fills the
+                    // cache, so no other task does so meanwhile.
                     if !fault::mutated("cache-outlives-redrive") {
                         self.cache.remove(key);
                     }
@@ -139,7 +144,8 @@ impl Admission {
         decide(record, identity, gaps, &self.parts.options.owner, self.parts.clock.now_ms())
     }
 
-    /// Answers a message by its record (`None`: there is none). Returns `None` if the message may run.
+    /// Answers a message by its record (`None`: there is none). Returns `None` if the message may
+    /// run.
     fn answer(&self, message: &Accepted, record: Option<&Record>) -> Option<NotRun> {
         let gaps = self.parts.options.strategy.gaps().filter(|_| !message.past_gap);
         let now_ms = self.parts.clock.now_ms();
@@ -160,14 +166,16 @@ impl Admission {
         Some(NotRun::Answered(outcome))
     }
 
-    /// Counts a message in the feed that leaves nothing behind. Nobody waits for it, and no record is touched.
+    /// Counts a message in the feed that leaves nothing behind. Nothing waits for the count, and no
+    /// record is touched.
     fn notify_feed(&self, message: &Accepted, kind: FeedEventKind, now_ms: u64) {
         if !fault::mutated("replay-not-noted") {
             self.parts.committer.notify_feed(kind, &message.identity.record, now_ms);
         }
     }
 
-    /// Gives the right to run to a message whose record (`found`) allows it, has expired, or does not exist.
+    /// Gives the right to run to a message whose record (`found`) allows it, has expired, or does
+    /// not exist.
     fn right(&self, message: &Accepted, leader: Leader, turn: Option<Turn>, found: Option<Arc<Record>>) -> RunRight {
         let now_ms = self.parts.clock.now_ms();
         let epoch = found.as_ref().map(|record| record.epoch);
@@ -209,7 +217,7 @@ pub(crate) enum Decision {
     Mismatch,
     /// A later message of its entity was seen before.
     Stale,
-    /// It must wait for another message of its entity.
+    /// The message must wait for another message of its entity.
     Gap {
         /// The version that is awaited.
         awaits: u64,
@@ -218,7 +226,8 @@ pub(crate) enum Decision {
 
 /// Decides by the record (`None`: there is none), with the table of states in `record/mod.rs`.
 ///
-/// A message that `owner` has claimed itself may run: the table of messages in flight says whether it already does.
+/// A message that `owner` has claimed itself may run: the table of messages in flight says whether
+/// it already does.
 pub(crate) fn decide(
     record: Option<&Record>,
     identity: &Identity,
@@ -285,7 +294,7 @@ fn later(record: &Record, position: &Position, gaps: Option<&Gaps>, owner: &str,
     in_progress(&record.state, owner, now_ms).unwrap_or(Decision::Fresh)
 }
 
-/// Decides on a record that another owner works on; `None` if nobody does.
+/// Decides on a record that another owner works on. Returns `None` if no other owner does.
 fn in_progress(state: &RecordState, owner: &str, now_ms: u64) -> Option<Decision> {
     match state {
         RecordState::InProgress { owner: holder, lease_end_ms } if holder != owner && *lease_end_ms > now_ms => {

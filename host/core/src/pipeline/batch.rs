@@ -1,5 +1,5 @@
-//! Many messages delivered together: each has its own ending, and one that is to come again holds up nobody but those behind it
-//! that must not overtake it.
+//! Batches: many messages that are delivered together. Each message has its own outcome. A message
+//! that is to be delivered again holds up only the messages that must not overtake it.
 
 use std::collections::BTreeMap;
 
@@ -12,17 +12,18 @@ use crate::pipeline::outcome::Outcome;
 use crate::support::error::StoreError;
 use crate::support::fault;
 
-/// What has not run because one before it is to come again comes after it, in milliseconds at least.
+/// Least retry delay of a message that has not run because one before it is to be delivered again,
+/// in milliseconds.
 const BEHIND_MS: u64 = 1_000;
 
-/// One message's ending, with its place in the batch.
+/// Outcome of one message, with its index in the batch.
 type Ended = (usize, Result<Outcome, StoreError>);
 
 impl IdempotentConsumer {
-    /// Processes the messages of a batch; answers one ending a message, in their order.
+    /// Processes the messages of a batch. Returns one outcome for each message, in their order.
     ///
-    /// Messages of one ordering key run one after the other. Once one of them is to be delivered again, the rest of that key
-    /// does not run and is to be delivered again behind it.
+    /// Messages of one ordering key run one after the other. Once one of them is to be delivered
+    /// again, the rest of that key does not run and is to be delivered again behind it.
     pub async fn handle_all(&self, messages: Vec<Message>, handling: Handling) -> Vec<Result<Outcome, StoreError>> {
         let count = messages.len();
         let mut lines = JoinSet::new();
@@ -37,7 +38,8 @@ impl IdempotentConsumer {
         ended.into_iter().map(|(_, outcome)| outcome).collect()
     }
 
-    /// Accepts the messages in their order, and sorts them by ordering key; who has none is a line of its own.
+    /// Accepts the messages in their order, and sorts them by ordering key. A message without an
+    /// ordering key is a line of its own.
     fn in_lines(&self, messages: Vec<Message>, handling: Handling) -> Vec<Vec<(usize, Accepted)>> {
         let mut keyed: BTreeMap<String, Vec<(usize, Accepted)>> = BTreeMap::new();
         let mut lines = Vec::new();

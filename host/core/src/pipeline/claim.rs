@@ -1,5 +1,6 @@
-//! Claims: where effects can leave the transaction, a message is claimed durably before it runs, for a time that is renewed
-//! while it runs. A run that is too slow loses its claim, and with it the right to write anything.
+//! Claims: where effects can leave the transaction, a message is claimed durably before it runs,
+//! for a time that is renewed while it runs. A run that is too slow loses its claim, and with it
+//! the right to write anything.
 
 use std::sync::Arc;
 
@@ -21,24 +22,26 @@ use crate::support::fault;
 /// Renewals of a claim within one lease: two may fail before the lease is over.
 const RENEWALS_PER_LEASE: u64 = 3;
 
-/// The right to run a message: its record allows it, and no other run of it is under way in this process.
+/// The right to run a message: its record allows it, and no other run of it is under way in this
+/// process.
 pub(crate) struct RunRight {
     /// Held until the outcome is durable and in the cache.
     pub(super) _leader: Leader,
     pub(super) turn: Option<Turn>,
     /// The record as it was found, if its retention is not over.
     pub(super) found: Option<Arc<Record>>,
-    /// Epoch of the record that stands in the store.
+    /// Epoch of the record that is in the store.
     pub(super) epoch: Option<u64>,
     /// Attempts made before.
     pub(super) attempts: u32,
-    /// Deaths of the process during this message's runs that no record counts yet. They are among `attempts`.
+    /// Deaths of the process during this message's runs that no record counts yet. They are among
+    /// `attempts`.
     pub(super) deaths: u32,
     /// Time from which the message may run, in milliseconds since the Unix epoch.
     pub(super) due_ms: u64,
     /// Time of its admission, in milliseconds since the Unix epoch.
     pub(super) admitted_ms: u64,
-    /// An earlier run may have left something behind: steps, or answers from outside.
+    /// Set if an earlier run may have left steps or outbound answers behind.
     pub(super) ran_before: bool,
     /// The record says that the message is claimed, and this run made that claim.
     pub(super) is_claimed: bool,
@@ -77,7 +80,8 @@ impl Claims {
         Self { parts, checkpoints: Arc::new(checkpoints) }
     }
 
-    /// Returns whether messages are claimed before they run: where an effect can leave the transaction.
+    /// Returns whether messages are claimed before they run. They are where an effect can leave the
+    /// transaction.
     pub(super) fn are_needed(&self) -> bool {
         (self.parts.outbound.is_some() || self.parts.processor.compensation().is_some())
             && !fault::mutated("runs-without-a-claim")
@@ -122,7 +126,8 @@ impl Claims {
                         return Ok(ClaimedRun::Lost);
                     }
                 }
-                // The run's commit expects the renewed claim and is sequenced after it: no need to wait for the renewal.
+                // The run's commit expects the renewed claim and is sequenced after it: no need to
+                // wait for the renewal.
                 result = &mut run => return Ok(ClaimedRun::Ended(result)),
             }
         }
@@ -140,8 +145,9 @@ impl Claims {
         LazyCheckpoints { parts: self.checkpoints.clone(), identity, lease }
     }
 
-    /// Removes what earlier runs of a stale message left behind: its journalled answers are deleted, and the steps that it
-    /// registered are compensated. Its record is that of the later message.
+    /// Removes the traces that earlier runs of a stale message left behind: its journalled answers
+    /// are deleted, and the steps that it registered are compensated. Its record is that of the
+    /// later message.
     pub(super) async fn abandon(&self, builder: CommitBuilder<'_>) -> Result<(), StoreError> {
         if !self.are_needed() {
             return Ok(());
@@ -155,7 +161,7 @@ impl Claims {
         let mut commit = builder.empty_commit();
         commit.shared = shared.map(Box::new);
         commit.effects.writes.extend(prior.journal.into_iter().map(|key| (key, None)));
-        // A conflict means that somebody else has done the same.
+        // A conflict means that another writer has done the same.
         self.parts.committer.submit(commit).durable().await?;
         self.parts.committer.wake_compensator();
         Ok(())
@@ -195,7 +201,7 @@ impl RunRight {
         self.found = Some(record);
     }
 
-    /// Prepares the attempt after the one that `record` tells of.
+    /// Prepares the attempt after the one that `record` describes.
     pub(super) fn next_attempt(&mut self, record: Arc<Record>) {
         self.attempts = record.attempts;
         self.epoch = Some(record.epoch);

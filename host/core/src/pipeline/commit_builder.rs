@@ -1,5 +1,5 @@
-//! Builds the commit of a run: record, effects, held message, saga events, locks; and the message's outcome. Pure functions;
-//! they write nothing.
+//! Builds the commit of a run: record, effects, held message, saga events, locks; and the message's
+//! outcome. Pure functions; they write nothing.
 
 use std::sync::Arc;
 
@@ -79,7 +79,7 @@ impl<'a> CommitBuilder<'a> {
         Commit { message_key: identity.message_key.clone(), at_ms: self.now_ms, ..Commit::of(&identity.record) }
     }
 
-    /// Decides what a run's result means: completed, to be retried, or failed for good.
+    /// Decides on the result of a run: completed, to be retried, or failed for good.
     fn judge(&self, attempts: u32, result: Result<Output, Failure>, saga: Option<&ReadSaga>) -> (RecordEvent, Outcome) {
         let failure = match result {
             Ok(output) => return (RecordEvent::Completed(output.clone()), Outcome::Completed { output }),
@@ -126,7 +126,8 @@ impl<'a> CommitBuilder<'a> {
         history::append(&origin, found.map_or_else(Vec::new, |record| record.history.clone()), state, &entry)
     }
 
-    /// Settles what was made durable before the commit: it ends with the message, or is kept for its next run.
+    /// Settles the effects that were made durable before the commit: they end with the message, or
+    /// are retained for its next run.
     fn settle_prior(&self, commit: &mut Commit, prior: PriorEffects, outcome: &Outcome) {
         let mut shared = self.saga_change(&prior, outcome).unwrap_or_default();
         for lock in &prior.held_locks {
@@ -162,7 +163,8 @@ impl<'a> CommitBuilder<'a> {
         }
     }
 
-    /// Returns the events that start the compensation of a saga, since this message has failed for good.
+    /// Returns the events that start the compensation of a saga, since this message has failed for
+    /// good.
     fn compensation_started(&self, read: &ReadSaga, error: &str) -> Vec<SagaEvent> {
         let known = read.saga.member(&self.message.identity.message_key);
         let joined = known.is_none().then(|| SagaEvent::Joined(Box::new(self.member())));
@@ -182,8 +184,8 @@ impl<'a> CommitBuilder<'a> {
         Member::of(&identity.record, &identity.message_key, &self.message.message, self.component)
     }
 
-    /// Returns the change of the saga of a message that never runs again, since a later one was seen. A saga that several
-    /// messages share goes on without it.
+    /// Returns the change of the saga of a message that never runs again, since a later one was
+    /// seen. A saga that several messages share goes on without it.
     pub(super) fn superseded(&self, prior: &PriorEffects) -> Option<SharedChange> {
         let read = prior.saga.as_ref().filter(|read| !read.id.is_named() && read.saga.state.is_forward())?;
         let member = read.saga.member(&self.message.identity.message_key).filter(|_| read.saga.can_compensate());
@@ -193,7 +195,8 @@ impl<'a> CommitBuilder<'a> {
         Some(read.append(&[started], u64::MAX).expect("the saga can be compensated").0)
     }
 
-    /// Returns the change of the held message. A message that ended well is held no longer, for whatever reason it was.
+    /// Returns the change of the held message. A message that ended well is held no longer, for
+    /// whatever reason it was.
     fn held_change(&self, right: &RunRight, outcome: &Outcome, attempts: u32) -> Option<HeldChange> {
         match outcome {
             Outcome::DeadLettered { error } => {

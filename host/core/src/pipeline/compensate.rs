@@ -1,5 +1,5 @@
-//! Compensates one step of a saga, with the component that registered it. The step's effects are returned as a commit, to which
-//! the compensator adds the event of the saga's log.
+//! Compensates one step of a saga, with the component that registered it. The step's effects are
+//! returned as a commit, to which the compensator adds the event of the saga's log.
 
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ pub(crate) struct NextStep<'a> {
 /// A compensation that has run.
 pub(crate) struct Compensated {
     pub(crate) result: Result<(), Failure>,
-    /// Its effects, to be committed with the saga's event.
+    /// Effects of the compensation, to be committed with the saga's event.
     pub(crate) commit: Commit,
 }
 

@@ -1,5 +1,5 @@
-//! Deferred messages: which held messages a consumer is to run, and which of them may run now. In memory only: the store has
-//! the same, and is read at the start. Runs nothing.
+//! Deferred messages: the held messages that a consumer is to run, with those that may run now. In
+//! memory only: the store has all of them, and is read at the start. Runs nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Bound;
@@ -33,7 +33,8 @@ pub(crate) struct Deferred {
 #[derive(Debug, Default)]
 struct Waiting {
     entries: BTreeMap<HeldKey, Entry>,
-    /// Messages that may run once they are due: those that are not running, and of each lane only the first.
+    /// Messages that may run once they are due: those that are not running, and of each lane only
+    /// the first.
     order: BTreeSet<Slot>,
     /// The slot in `order` of each message that has one.
     slots: HashMap<HeldKey, Slot>,
@@ -47,16 +48,19 @@ type Slot = (u64, u64, Option<HeldKey>);
 #[derive(Debug, Clone)]
 struct Entry {
     position: Option<Position>,
-    /// Time from which it may run, in milliseconds since the Unix epoch; `None` until the message before it has ended.
+    /// Time from which it may run, in milliseconds since the Unix epoch; `None` until the message
+    /// before it has ended.
     ready_ms: Option<u64>,
     /// End of its wait, if it is parked, in milliseconds since the Unix epoch.
     until_ms: Option<u64>,
     running: bool,
     /// An operator redrove it while it was running.
     again: bool,
-    /// Time at which it was held, in milliseconds since the Unix epoch. Messages of one lane run in this order.
+    /// Time at which it was held, in milliseconds since the Unix epoch. Messages of one lane run in
+    /// this order.
     at_ms: u64,
-    /// Ordering key of a redriven message, which waits for those of its lane that were held before it.
+    /// Ordering key of a redriven message, which waits for those of its lane that were held before
+    /// it.
     lane: Option<String>,
 }
 
@@ -72,9 +76,9 @@ pub(crate) struct Due {
 pub(crate) struct DeferredMessage<'a> {
     pub(crate) key: HeldKey,
     pub(crate) held_message: &'a HeldMessage,
-    /// Its ordering key.
+    /// Ordering key of the message.
     pub(crate) lane: Option<String>,
-    /// It must wait for another message still.
+    /// Set if the message must still wait for another one.
     pub(crate) awaits_another: bool,
 }
 
@@ -89,16 +93,16 @@ impl Deferred {
         }
     }
 
-    /// Returns the time for a message that is held at `now_ms`: later than that of every one before, so that times tell the
-    /// order.
+    /// Returns the time for a message that is held at `now_ms`: later than that of every one
+    /// before, so that times tell the order.
     pub(crate) fn time(&self, now_ms: u64) -> u64 {
         let next = |last_ms: u64| now_ms.max(last_ms + 1);
         let before = self.last_ms.fetch_update(Relaxed, Relaxed, |last_ms| Some(next(last_ms)));
         next(before.unwrap_or_else(|last_ms| last_ms))
     }
 
-    /// Notes a message that is about to be parked until `until_ms`. Answers when its wait is over, which is as before if it
-    /// is parked already; an ending if there is no room.
+    /// Enters a message that is about to be parked until `until_ms`. Returns the end of its wait,
+    /// which is as before if it is parked already, or an outcome if there is no room.
     pub(crate) fn park(&self, message: &Identity, now_ms: u64, until_ms: u64) -> Result<u64, Outcome> {
         let mut waiting = self.to_keep();
         let key = message.held_key();
@@ -123,8 +127,8 @@ impl Deferred {
         Ok(until_ms)
     }
 
-    /// Lets the next message of an entity run, since `message` has ended. Those that it has overtaken run, too, and end as
-    /// stale.
+    /// Lets the next message of an entity run, since `message` has ended. Those that it has
+    /// overtaken run, too, and end as stale.
     pub(crate) fn settled(&self, message: &Identity) {
         let mut waiting = self.waiting.lock();
         let behind = waiting.of(&message.record).filter_map(|(_, entry)| entry.position.as_ref());
@@ -154,7 +158,8 @@ impl Deferred {
         self.waiting.lock().entries.len()
     }
 
-    /// Adds messages that an operator has redriven. They run at once, and once more if they are running.
+    /// Adds messages that an operator has redriven. They run at once, and once more if they are
+    /// running.
     pub(crate) fn redriven<'a>(&self, held_messages: impl IntoIterator<Item = DeferredMessage<'a>>) {
         let mut waiting = self.to_keep();
         for DeferredMessage { key, held_message, lane, .. } in held_messages {
@@ -167,8 +172,9 @@ impl Deferred {
         self.changed.notify_one();
     }
 
-    /// Adds messages that the store holds and that are not known here yet. A parked message that awaits no other any more may
-    /// run at once: the one that it waited for ended before this consumer knew of it.
+    /// Adds messages that the store holds and that are not known here yet. A parked message that
+    /// awaits no other any more may run at once: the one that it waited for ended before this
+    /// consumer knew of it.
     pub(crate) fn found<'a>(&self, found: impl IntoIterator<Item = DeferredMessage<'a>>) {
         let mut waiting = self.to_keep();
         for DeferredMessage { key, held_message, lane, awaits_another } in found {
@@ -188,15 +194,15 @@ impl Deferred {
         self.changed.notify_one();
     }
 
-    /// Up to `room` messages that may go now, which are on their way from then on; and when the next one may, in milliseconds
-    /// since the Unix epoch.
+    /// Takes up to `room` messages that may run now, which are running from then on. Returns them,
+    /// and the time at which the next one may run, in milliseconds since the Unix epoch.
     pub(crate) fn due(&self, now_ms: u64, room: usize) -> (Vec<Due>, Option<u64>) {
         let mut waiting = self.waiting.lock();
         let due = waiting.due(now_ms, room);
         for due in &due {
             waiting.change(&due.key, |entry| entry.running = true);
         }
-        // What is due and waits for another goes when that one has ended.
+        // A message that is due and waits for another one runs when that one has ended.
         let later = waiting.order.range((now_ms.saturating_add(1), 0, None)..).next();
         (due, later.map(|(due_ms, ..)| *due_ms))
     }
@@ -213,7 +219,7 @@ impl Deferred {
         let again = waiting.entries.get(key).is_some_and(|entry| entry.again);
         match again_ms.or(again.then_some(0)) {
             None => drop(waiting.take(key)),
-            // From now on it waits for its next attempt, not for another message.
+            // From now on the message waits for its next attempt, not for another message.
             ready_ms => waiting.change(key, |entry| {
                 *entry = Entry { ready_ms, until_ms: None, running: false, again: false, ..entry.clone() };
             }),
@@ -229,7 +235,7 @@ impl Entry {
         Self { position: held_message.position.clone(), ready_ms, until_ms, running: false, again: false, at_ms, lane }
     }
 
-    /// Returns when it is due: ready to run, or at the end of its wait.
+    /// Returns the time at which the message is due: ready to run, or at the end of its wait.
     fn due_ms(&self) -> u64 {
         self.ready_ms.into_iter().chain(self.until_ms).min().unwrap_or(u64::MAX)
     }
@@ -244,7 +250,7 @@ impl Entry {
 }
 
 impl Waiting {
-    /// Adds a message, in place of what was known of it.
+    /// Adds a message, in place of its earlier entry.
     fn put(&mut self, key: HeldKey, entry: Entry) {
         self.take(&key);
         let first = entry.lane.as_ref().and_then(|lane| self.first_of(lane));
@@ -267,7 +273,7 @@ impl Waiting {
         Some(entry)
     }
 
-    /// Changes what is known of a message, but not its lane and its place there.
+    /// Changes the entry of a message, but not its lane and its place there.
     fn change(&mut self, key: &HeldKey, change: impl FnOnce(&mut Entry)) {
         if let Some(entry) = self.entries.get_mut(key) {
             change(entry);
@@ -302,14 +308,15 @@ impl Waiting {
         self.lanes.get(lane)?.first().map(|(_, first)| first.clone())
     }
 
-    /// Returns whether no other message goes before it: it is in no lane, or the first of its lane.
+    /// Returns whether no other message goes before this one: it is in no lane, or the first of its
+    /// lane.
     fn is_first(&self, key: &HeldKey, entry: &Entry) -> bool {
         let Some(lane) = entry.lane.as_ref().and_then(|lane| self.lanes.get(lane)) else { return true };
         lane.first().is_some_and(|(_, first)| first == key)
     }
 
-    /// Up to `room` messages that may go now: of each record the first, while none of it is on its way. So nothing that is
-    /// behind another makes that one stale, whosever time is over.
+    /// Returns up to `room` messages that may run now: the first of each record of which none is
+    /// running. So no message makes one before it stale, even if its own wait is over first.
     fn due(&self, now_ms: u64, room: usize) -> Vec<Due> {
         let mut due = Vec::new();
         let mut records = HashSet::new();
@@ -329,10 +336,11 @@ impl Waiting {
         if self.of(record).any(|(_, entry)| entry.running) {
             return None;
         }
-        // Of its lane, too, it must be the first.
+        // The message must be the first of its lane, too.
         let may_be_first = self.of(record).filter(|(key, entry)| self.is_first(key, entry));
         let (key, first) = may_be_first.min_by(|(_, one), (_, other)| one.position.cmp(&other.position))?;
-        // One that waits for its next attempt holds up those behind it, and is not taken before its time.
+        // A message that waits for its next attempt holds up those behind it, and is not taken
+        // before its time.
         let over = |entry: &Entry| entry.until_ms.is_some_and(|until_ms| until_ms <= now_ms);
         let timed_out = || first.until_ms.is_some() && self.of(record).any(|(_, entry)| over(entry));
         let is_ready = first.is_ready(now_ms);
@@ -381,7 +389,7 @@ mod tests {
         }
     }
 
-    /// Three versions of `a` are parked, each with the end of its wait.
+    /// Parks three versions of `a`, each with the end of its wait.
     fn parked(kept: &Deferred, waits: &[(u64, u64)]) {
         for (version, until_ms) in waits {
             assert_eq!(kept.park(&at("a", *version), 0, *until_ms), Ok(*until_ms));
@@ -410,7 +418,7 @@ mod tests {
         kept.park(&at("b", 2), 0, 100).expect("there is room");
         kept.settled(&at("a", 1));
         assert_eq!(due(&kept, 1), [(at("a", 2).held_key(), false)]);
-        // It ends while it is still noted: the one behind it is next, not itself.
+        // The message ends while its entry is still there: the one behind it is next, not itself.
         kept.settled(&at("a", 2));
         kept.ended(&at("a", 2).held_key(), None);
         assert_eq!(due(&kept, 1), [(at("a", 3).held_key(), false)]);
@@ -465,7 +473,7 @@ mod tests {
         assert!(matches!(kept.park(&at("a", 3), 0, 100), Err(Outcome::Retry { .. })));
     }
 
-    /// Keys and letters of redriven messages, each kept at its time.
+    /// Returns keys and held messages of redriven messages, each held at its time.
     fn redriven(names: &[(&str, u64)]) -> Vec<(HeldKey, HeldMessage)> {
         let redriven = |(name, at_ms): &(&str, u64)| {
             let message = Identity { position: None, ..at(name, 1) };
@@ -490,7 +498,7 @@ mod tests {
         found(&kept, &redriven(&[("x", 9)]), None);
         let keys: Vec<_> = due(&kept, 1).into_iter().map(|(key, _)| key).collect();
         assert_eq!(keys, [lane[1].0.clone(), redriven(&[("x", 9)])[0].0.clone()], "one in no lane waits for none");
-        // One that was kept before another of the lane may be found after it.
+        // A message that was held before another of the lane may be found after it.
         found(&kept, &lane[2..], Some("lane"));
         for key in [&lane[1].0, &lane[2].0, &lane[0].0] {
             kept.ended(key, None);

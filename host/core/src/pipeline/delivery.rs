@@ -1,4 +1,4 @@
-//! A delivery on its way through the pipeline: how it wants to be treated, and the message once it is accepted.
+//! A delivery on its way through the pipeline: its handling, and the message once it is accepted.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,15 +7,16 @@ use crate::message::Message;
 use crate::message::identity::{Identity, Unidentified};
 use crate::pipeline::lanes::LaneTicket;
 
-/// How a delivery wants to be treated.
+/// Handling that a delivery asks for.
 #[derive(Debug, Clone, Copy)]
 pub struct Handling {
-    /// A duplicate of a message in flight waits for its outcome. If `false`, it ends as [`Outcome::InFlight`] at once.
+    /// A duplicate of a message in flight waits for its outcome. If `false`, the duplicate ends as
+    /// [`Outcome::InFlight`] at once.
     ///
     /// [`Outcome::InFlight`]: crate::Outcome::InFlight
     pub wait_in_flight: bool,
-    /// A retryable failure runs again here, after its backoff. If `false`, it ends as [`Outcome::Retry`] and the source
-    /// delivers the message again.
+    /// A message that failed for now runs again here, after its backoff. If `false`, the delivery
+    /// ends as [`Outcome::Retry`] and the source delivers the message again.
     ///
     /// [`Outcome::Retry`]: crate::Outcome::Retry
     pub retry_here: bool,
@@ -31,11 +32,13 @@ impl Default for Handling {
 pub struct Accepted {
     pub(crate) message: Arc<Message>,
     pub(crate) identity: Identity,
-    /// Set if the strategy cannot identify the message, which then never runs. `identity` is that of its id.
+    /// Set if the strategy cannot identify the message, which then never runs. `identity` is that
+    /// of its id.
     pub(super) unidentified: Option<Unidentified>,
-    /// The store holds the message: whatever its outcome is, the store holds it no longer, or for another reason.
+    /// Set if the store holds the message. Once the message has an outcome, the store holds it no
+    /// longer, or for another reason.
     pub(crate) is_held: bool,
-    /// The message has waited long enough for the one before it, and runs across the gap.
+    /// Set if the message has waited long enough for the one before it, and runs across the gap.
     pub(crate) past_gap: bool,
     pub(super) ticket: Option<LaneTicket>,
     pub(crate) handling: Handling,

@@ -1,5 +1,5 @@
-//! Held messages: a message that does not run now is kept in the store, as a dead letter or parked, and is removed from there
-//! when it ends.
+//! Held messages: a message that does not run now is held in the store, as a dead letter or parked,
+//! and is removed from there when it ends.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ pub(super) struct Hold {
 
 /// The end of an attempt to park a message.
 pub(super) enum Parked {
-    /// It is parked, or put off because too many are.
+    /// The message is parked, or put off because too many are.
     Ended(Outcome),
     /// The message that it waited for has ended meanwhile: admit it again.
     MayRun,
@@ -40,7 +40,8 @@ impl Hold {
         Self { parts, component, deferred }
     }
 
-    /// Ends a message whose key was used with another body. The record stays byte for byte as it is.
+    /// Ends a message whose key was used with another body. The record stays byte for byte as it
+    /// is.
     pub(super) async fn mismatch(&self, message: &Accepted) -> Result<Outcome, StoreError> {
         let error = "the idempotency key was used before with another body; give the message a key of its own";
         tracing::error!(key = %message.identity.message_key, "mismatch: {error}");
@@ -57,7 +58,8 @@ impl Hold {
         Ok(Outcome::DeadLettered { error })
     }
 
-    /// Holds a message that does not run. Its record, if there is one, stays byte for byte as it is.
+    /// Holds a message that does not run. Its record, if there is one, stays byte for byte as it
+    /// is.
     pub(super) async fn hold(&self, message: &Accepted, reason: HoldReason, error: String) -> Result<(), StoreError> {
         let builder = self.builder(message);
         let held = builder.held_message(reason, error, 0);
@@ -86,12 +88,13 @@ impl Hold {
         };
         let error = format!("waits for version {awaits}");
         self.hold(message, HoldReason::Parked { awaits, until_ms }, error).await?;
-        // The awaited message may have ended during that commit. If it ended before the commit, it is seen here; if after, it
-        // finds this message among the deferred ones.
+        // The awaited message may have ended during that commit. If it ended before the commit, it
+        // is seen here; if after, it finds this message among the deferred ones.
         if admission.awaits_another(identity).await? {
             return Ok(Parked::Ended(Outcome::Parked { awaits, until_ms }));
         }
-        // Another owner may have written the record: the cached one would give the same answer again.
+        // Another owner may have written the record: the cached one would give the same answer
+        // again.
         admission.forget(&identity.record);
         Ok(Parked::MayRun)
     }
@@ -105,7 +108,8 @@ impl Hold {
     /// Releases a held message that has ended without a run.
     pub(super) async fn release(&self, admission: &Admission, message: &Accepted) -> Result<(), StoreError> {
         let Identity { record, fingerprint, .. } = &message.identity;
-        // The answer may have come from the cache and be late: an operator may have had the message redriven since.
+        // The answer may have come from the cache and be late: an operator may have had the message
+        // redriven since.
         let found = self.parts.storage.record(record).await?;
         let decision = admission.decision(found.as_ref(), &message.identity, None);
         if !matches!(decision, Decision::Replay(_) | Decision::Stale) {
@@ -139,7 +143,8 @@ impl IdempotentConsumer {
         accepted
     }
 
-    /// Ends a parked message whose wait is over: it becomes a dead letter, unless it may run after all.
+    /// Ends a parked message whose wait is over: it becomes a dead letter, unless it may run after
+    /// all.
     pub(crate) async fn give_up_parked(&self, held: HeldMessage) -> Result<Outcome, StoreError> {
         let error = format!("{} and its time was over", held.error);
         let accepted = self.accept_held(held, false);
@@ -152,7 +157,7 @@ impl IdempotentConsumer {
         self.process(accepted).await
     }
 
-    /// Releases what is held under `key`: the message has ended under another key.
+    /// Releases the message that is held under `key`: it has ended under another key.
     pub(crate) async fn release_key(&self, key: &HeldKey, fingerprint: Fingerprint) -> Result<(), StoreError> {
         let parts = &self.pipeline.parts;
         let held_message = Some(HeldChange::Remove(fingerprint));
@@ -165,7 +170,8 @@ impl IdempotentConsumer {
         self.deferred().redriven(held.into_iter().map(|(key, held)| self.deferred_message(key, held, false)));
     }
 
-    /// Defers messages that were found in the store: redriven ones run at once, parked ones when their time has come.
+    /// Defers messages that were found in the store: redriven ones run at once, parked ones when
+    /// their time has come.
     pub(crate) async fn defer(&self, found: &[(HeldKey, HeldMessage)]) -> Result<(), StoreError> {
         let mut deferred = Vec::with_capacity(found.len());
         for (key, held) in found {

@@ -13,24 +13,24 @@ use crate::support::sync::Mutex;
 
 type Followers = HashMap<RecordKey, Vec<oneshot::Sender<()>>, BuildHasherDefault<DigestHasher>>;
 
-/// Messages that are being run here, by record key, each with those who wait for its end.
+/// Messages that are being run here, by record key, each with the tasks that wait for its end.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct InFlight {
     table: Arc<Mutex<Followers>>,
 }
 
-/// The right to run a message; dropping it wakes everyone who waits for its end.
+/// The right to run a message. Dropping it wakes every task that waits for the message's end.
 #[derive(Debug)]
 pub(crate) struct Leader {
     table: InFlight,
     pub(crate) key: RecordKey,
 }
 
-/// Waits for the end of a message that somebody else runs.
+/// Waits for the end of a message that another task runs.
 pub(crate) struct Follower(oneshot::Receiver<()>);
 
 impl InFlight {
-    /// Leads, if nobody does; else follows.
+    /// Returns a leader if there is none, else a follower.
     pub(crate) fn enter(&self, key: &RecordKey) -> Result<Leader, Follower> {
         if fault::mutated("in-flight-entered-in-two-steps") && !self.contains(key) {
             self.table.lock().insert(key.clone(), Vec::new());
@@ -49,23 +49,23 @@ impl InFlight {
         }
     }
 
-    /// Whether somebody runs `key`.
+    /// Returns whether a run of `key` is under way.
     pub(crate) fn contains(&self, key: &RecordKey) -> bool {
         self.table.lock().contains_key(key)
     }
 }
 
 impl Follower {
-    /// Completes when the leader has ended, in whatever way: look again.
+    /// Completes when the leader has ended, with any result: look again.
     pub(crate) async fn ended(self) {
-        // Nothing is ever sent: an error, the sender's end, is the signal.
+        // No message is ever sent: an error, the sender's end, is the signal.
         let _ = self.0.await;
     }
 }
 
 impl Drop for Leader {
     fn drop(&mut self) {
-        // Out of the table first: who wakes does not find it again.
+        // Removed from the table first: a follower that wakes does not find it again.
         let followers = self.table.table.lock().remove(&self.key);
         drop(followers);
     }

@@ -1,5 +1,5 @@
-//! The invoke step: runs the processor against a fresh context. No transaction is held, and nothing is written but
-//! checkpoints and the renewals of the claim.
+//! The invoke step: runs the processor against a fresh context. No transaction is held, and nothing
+//! is written but checkpoints and the renewals of the claim.
 
 use std::sync::Arc;
 
@@ -24,15 +24,15 @@ pub(super) struct Invoker {
     view: Arc<dyn StateView>,
     effect_limits: Arc<EffectLimits>,
     crash_tracker: Arc<dyn CrashTracker>,
-    /// Held by the run of a suspect, a message during whose run the process has died. Suspects run one at a time, so that only
-    /// the guilty one is running at the next death.
+    /// Held by the run of a suspect, a message during whose run the process has died. Suspects run
+    /// one at a time, so that only the guilty one is running at the next death.
     suspect: tokio::sync::Mutex<()>,
 }
 
 /// The end of the invoke step.
 pub(super) enum Invoked {
     Run(RunResult),
-    /// Another owner took the claim over. What the run did is void.
+    /// Another owner took the claim over. The effects of the run are void.
     ClaimLost,
 }
 
@@ -77,7 +77,8 @@ impl Invoker {
         let result = if claims.are_needed() {
             let checkpoints = context.checkpoints().expect("the context has just been given them").clone();
             let running = self.parts.processor.process(&invocation, &mut context);
-            // Boxed, as all rare paths are: a future is as large as its largest await, and it is moved by value.
+            // Boxed, as all rare paths are: a future is as large as its largest await, and it is
+            // moved by value.
             match Box::pin(claims.keep_while(message, right, &checkpoints, running)).await? {
                 ClaimedRun::Ended(result) => result,
                 ClaimedRun::Lost => return Ok(Invoked::ClaimLost),
@@ -86,7 +87,8 @@ impl Invoker {
             self.parts.processor.process(&invocation, &mut context).await
         };
         drop(mark);
-        // A message that names its saga is a member of it, whether or not its run has used the saga.
+        // A message that names its saga is a member of it, whether or not its run has used the
+        // saga.
         let names_saga = message.message.extensions.contains_key("saga");
         let checkpoints = if names_saga { context.checkpoints().cloned() } else { context.take_checkpoints() };
         let prior = match checkpoints {
@@ -97,7 +99,8 @@ impl Invoker {
         Ok(Invoked::Run(RunResult { attempts: right.attempts + 1, result, reads, effects, prior }))
     }
 
-    /// Returns the result of a message that is not run again, since the process has died over it too often.
+    /// Returns the result of a message that is not run again, since the process has died over it
+    /// too often.
     async fn give_up(&self, claims: &Claims, message: &Accepted, right: &RunRight) -> Result<RunResult, StoreError> {
         let result = Err(Failure::retry(format!("the host died {} times while it ran this message", right.deaths)));
         let (reads, effects) = (ReadSet::default(), Effects::default());

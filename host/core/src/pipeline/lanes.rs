@@ -1,4 +1,5 @@
-//! One serial lane per ordering key: turns come in the order they were asked for. Knows nothing of messages.
+//! One serial lane per ordering key: turns come in the order in which they were requested. Knows
+//! nothing of messages.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -8,28 +9,28 @@ use tokio::sync::oneshot;
 use crate::support::fault;
 use crate::support::sync::Mutex;
 
-/// All lanes of one processor. A lane exists while somebody is in it.
+/// All lanes of one processor. A lane exists while a ticket or a turn is in it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Lanes {
     lanes: Arc<Mutex<HashMap<Arc<str>, Lane>>>,
 }
 
-/// Who waits, in order. Whoever has the turn is not in here.
+/// Waiting tickets, in order. The ticket that has the turn is not in here.
 type Lane = VecDeque<oneshot::Sender<Turn>>;
 
-/// A place in a lane: waiting, or with the turn.
+/// A ticket for a place in a lane: waiting, or with the turn.
 #[derive(Debug)]
 pub(crate) enum LaneTicket {
-    /// At the front.
+    /// The ticket is at the front.
     Turn(Turn),
-    /// Behind somebody.
+    /// The ticket is behind another one.
     Waiting(oneshot::Receiver<Turn>),
 }
 
 /// The right to run. Dropping it lets the next of the lane go.
 #[derive(Debug)]
 pub(crate) struct Turn {
-    /// `None` once it was passed on.
+    /// The lane; `None` once the turn was passed on.
     held: Option<(Lanes, Arc<str>)>,
 }
 
@@ -53,7 +54,7 @@ impl Lanes {
 }
 
 impl Lanes {
-    /// Whether nobody is in any lane.
+    /// Returns whether all lanes are empty.
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.lanes.lock().is_empty()
@@ -87,7 +88,7 @@ impl Drop for Turn {
                 drop(next.send(Turn { held: None }));
                 return;
             }
-            // Whoever gave up waiting sends the turn back: it goes to the one behind.
+            // A ticket that gave up waiting sends the turn back: the turn goes to the one behind.
             held = next.send(Turn { held: Some((lanes, key)) }).err().and_then(|mut turn| turn.held.take());
         }
     }

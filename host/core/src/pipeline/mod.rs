@@ -1,5 +1,5 @@
-//! The pipeline: a message's way from its delivery to its outcome. It calls the steps in their order and decides what follows
-//! from each; the steps know nothing of each other.
+//! The pipeline: a message's way from its delivery to its outcome. It calls the steps in their order
+//! and decides on the next one by the result of each. The steps know nothing of each other.
 //!
 //! ```text
 //! accept > admit > permit > claim > invoke > sequence > commit > settle
@@ -79,8 +79,8 @@ pub struct Parts {
 
 /// One processor's idempotent consumer.
 ///
-/// Cloning shares it. Any of its futures may be dropped at any time: what was not committed did not happen, and what was
-/// committed is found again.
+/// Clones share one consumer. Any of its futures may be dropped at any time: effects that were not
+/// committed did not happen, and those that were committed are found again.
 #[derive(Clone)]
 pub struct IdempotentConsumer {
     pub(crate) pipeline: Arc<Pipeline>,
@@ -99,7 +99,7 @@ pub(crate) struct Pipeline {
     stopping: watch::Sender<bool>,
 }
 
-/// How a stretch of the pipeline ends.
+/// End of a stretch of the pipeline.
 enum Step {
     /// The message has this outcome.
     Ended(Outcome),
@@ -107,12 +107,12 @@ enum Step {
     AdmitAgain,
 }
 
-/// How one attempt to run a message ends.
+/// End of one attempt to run a message.
 enum Attempt {
     Ended(Outcome),
     /// Another owner wrote the record: admit the message again.
     RecordChanged,
-    /// What the run read has changed, or its retry is due here: run the message again.
+    /// The reads of the run have changed, or its retry is due here: run the message again.
     RunAgain,
 }
 
@@ -157,19 +157,20 @@ impl IdempotentConsumer {
         self.pipeline.permits.status(self.pipeline.hold.deferred.len())
     }
 
-    /// Takes up the state in which an earlier process left the circuit breaker. Call it before the first message.
+    /// Takes up the state in which an earlier process left the circuit breaker. Call it before the
+    /// first message.
     pub async fn restore(&self) -> Result<(), StoreError> {
         self.pipeline.permits.restore().await
     }
 
-    /// Completes when another message could run: a slot is free, and the circuit breaker is closed, or lets a few through and
-    /// no message waits for that.
+    /// Completes when another message could run: a slot is free, and the circuit breaker is closed,
+    /// or lets a few through and no message waits for that.
     pub async fn wants_messages(&self) {
         self.pipeline.permits.wants_messages().await;
     }
 
-    /// Stops waiting for retries: messages that wait for their next attempt end as [`Outcome::Retry`]. Runs under way go on
-    /// to their end.
+    /// Stops waiting for retries: messages that wait for their next attempt end as
+    /// [`Outcome::Retry`]. Runs under way go on to their end.
     pub fn stop(&self) {
         self.pipeline.stopping.send_replace(true);
     }
@@ -183,8 +184,8 @@ impl IdempotentConsumer {
         self.process(self.accept(message, handling))
     }
 
-    /// Derives the message's identity and takes its place in its lane: messages of one ordering key run in the order in which
-    /// they were accepted.
+    /// Derives the message's identity and takes its place in its lane: messages of one ordering key
+    /// run in the order in which they were accepted.
     pub fn accept(&self, message: Message, handling: Handling) -> Accepted {
         let Parts { scope, options, clock, .. } = &*self.pipeline.parts;
         let (identity, unidentified) = match options.strategy.identify(scope, &message, &**clock) {
@@ -214,7 +215,7 @@ impl IdempotentConsumer {
         }
     }
 
-    /// Keeps every message off a record until the answer is dropped.
+    /// Keeps every message off a record until the returned hold is dropped.
     pub(crate) async fn hold_record(&self, key: &RecordKey) -> RecordHold {
         self.pipeline.admission.hold_record(key).await
     }
@@ -229,7 +230,8 @@ impl IdempotentConsumer {
     }
 }
 
-// Rare paths are boxed, here and in the steps: a future is as large as its largest await, and it is moved by value.
+// Rare paths are boxed, here and in the steps: a future is as large as its largest await, and it is
+// moved by value.
 impl Pipeline {
     async fn process(&self, message: &mut Accepted) -> Result<Outcome, StoreError> {
         if let Some(unidentified) = message.unidentified.take() {
@@ -285,8 +287,8 @@ impl Pipeline {
         Ok(Step::Ended(outcome))
     }
 
-    /// Waits for a message that another owner runs, or that is being compensated. Returns `false` if the delivery is put off
-    /// instead.
+    /// Waits for a message that another owner runs, or that is being compensated. Returns `false`
+    /// if the delivery is put off instead.
     async fn wait_elsewhere(&self, message: &Accepted, after_ms: u64) -> bool {
         let Handling { wait_in_flight, retry_here } = message.handling;
         if !(wait_in_flight && retry_here) || *self.stopping.borrow() {
@@ -295,7 +297,8 @@ impl Pipeline {
         self.sleep_or_stop(after_ms.clamp(1, POLL_INTERVAL_MS)).await
     }
 
-    /// Runs the message until it has an outcome: again after a conflict, and after the delay of a retry.
+    /// Runs the message until it has an outcome: again after a conflict, and after the delay of a
+    /// retry.
     async fn run(&self, message: &Accepted, right: &mut RunRight) -> Result<Step, StoreError> {
         loop {
             match self.attempt(message, right).await? {
@@ -357,7 +360,8 @@ impl Pipeline {
         Ok(self.settle(message, right, verdict, record, outcome))
     }
 
-    /// Waits until the retry of a message is due. Returns an outcome if the message is put off instead.
+    /// Waits until the retry of a message is due. Returns an outcome if the message is put off
+    /// instead.
     async fn wait_until_due(&self, message: &Accepted, right: &RunRight) -> Option<Outcome> {
         let after_ms = right.due_ms.saturating_sub(self.parts.clock.now_ms());
         if after_ms == 0 || (message.handling.retry_here && self.sleep_or_stop(after_ms).await) {
@@ -376,8 +380,9 @@ impl Pipeline {
         }
     }
 
-    /// Checks that what the run read still holds, and gives the commit its place in the order. A failed run is checked, too:
-    /// it may have failed on what has changed since. No other commit of this processor is sequenced in between.
+    /// Checks that the reads of the run still hold, and gives the commit its place in the order. A
+    /// failed run is checked, too: the data on which it failed may have changed since. No other
+    /// commit of this processor is sequenced in between.
     pub(crate) fn sequence(&self, commit: Box<Commit>, room: Room) -> Result<Pending, StaleReads> {
         let mut turn = self.overlay.turn(&commit.reads)?;
         Ok(self.parts.committer.submit_in_turn(commit, room, &self.overlay, &mut turn))
@@ -394,7 +399,7 @@ impl Pipeline {
     ) -> Attempt {
         let Identity { record: key, message_key, .. } = &message.identity;
         if right.deaths > 0 && verdict == Verdict::Committed {
-            // From now on the record counts them.
+            // From now on the record counts the deaths.
             self.admission.crash_tracker.forget(message_key);
             right.deaths = 0;
         }
@@ -423,7 +428,7 @@ impl Pipeline {
         }
     }
 
-    /// Has a message run again, since what its run read has changed.
+    /// Runs a message again, since the reads of its run have changed.
     fn conflict(&self, right: &mut RunRight) -> Attempt {
         self.parts.metrics.conflict(&self.parts.scope);
         right.ran_before = true;

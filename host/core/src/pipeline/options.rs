@@ -1,4 +1,4 @@
-//! What a processor's owner may set, with units and defaults. Reading it from a file is the binary's.
+//! Settings of a processor, with units and defaults. The binary reads them from a file.
 
 use std::sync::Arc;
 
@@ -8,13 +8,13 @@ use crate::message::key::RecordKey;
 use crate::message::strategy::Strategy;
 use crate::state::EffectLimits;
 
-/// Attempts that may be asked for, at most: each stands in the record's history.
+/// Attempts that may be set, at most: each has an entry in the record's history.
 pub const ATTEMPTS_MAX: u32 = 1_000;
 
 /// Settings of one consumer.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How messages are recognised.
+    /// Strategy by which messages are recognised.
     pub strategy: Strategy,
     /// Attempts before a message fails for good; at least 1, at most [`ATTEMPTS_MAX`].
     pub attempts_max: u32,
@@ -22,35 +22,38 @@ pub struct Options {
     pub backoff_base_ms: u64,
     /// Longest backoff, in milliseconds.
     pub backoff_max_ms: u64,
-    /// Longest delay that a processor may ask for with its failure, in milliseconds: a message that waits holds up those
-    /// behind it.
+    /// Longest delay that a processor may ask for with its failure, in milliseconds: a message that
+    /// waits holds up those behind it.
     pub retry_after_max_ms: u64,
-    /// When runs fail so often that nothing more is run for a while; `None`: never.
+    /// Policy of the circuit breaker, which stops all runs for a while when runs fail too often;
+    /// `None`: no circuit breaker.
     pub breaker: Option<BreakerPolicy>,
-    /// How long a terminal record is kept, in milliseconds.
+    /// Time for which a terminal record is retained, in milliseconds.
     pub retention_ms: u64,
-    /// How late a source may deliver a message again, in milliseconds. Where messages have positions, the last one seen is
-    /// remembered that much longer than its record's retention.
+    /// Longest delay of a redelivery by a source, in milliseconds. Where messages have positions,
+    /// the last one seen is remembered that much longer than its record's retention.
     pub redelivery_horizon_ms: u64,
-    /// Messages in flight, at most: those that run, and those whose commit is on its way. What waits for its turn or its time
-    /// is not among them.
+    /// Messages in flight, at most: those that run, and those whose commit is on its way. A message
+    /// that waits for its turn or its time is not among them.
     pub runs_max: usize,
-    /// Messages that are parked or redriven at one time, at most; what comes then is put off.
+    /// Messages that are parked or redriven at one time, at most; further ones are put off.
     pub held_max: usize,
-    /// What happens to a message whose key was used with another body.
+    /// Policy for a message whose key was used with another body.
     pub mismatch: MismatchPolicy,
-    /// Which messages must run one after the other.
+    /// Source of the ordering key. Messages with one ordering key run one after the other.
     pub ordering: Ordering,
-    /// What one run may do.
+    /// Limits of one run.
     pub effects: EffectLimits,
-    /// Bytes of terminal records kept in memory.
+    /// Size of the cache of terminal records, in bytes.
     pub cache_bytes: u64,
-    /// Whose claims these are, where effects can leave the transaction. Only one process at a time may use a name: who comes back
-    /// under it takes up at once what it had claimed before.
+    /// Owner name of the claims, where effects can leave the transaction. Only one process at a
+    /// time may use a name: a process that returns under it takes up at once the messages that it
+    /// had claimed before.
     pub owner: Arc<str>,
-    /// How long a claim holds, in milliseconds; renewed while the run is under way.
+    /// Duration of a claim, in milliseconds; renewed while the run is under way.
     pub lease_ms: u64,
-    /// Attempts to undo one step before an operator is asked; at least 1, at most [`ATTEMPTS_MAX`].
+    /// Attempts to compensate one step before an operator is asked; at least 1, at most
+    /// [`ATTEMPTS_MAX`].
     pub compensation_attempts_max: u32,
 }
 
@@ -78,16 +81,16 @@ impl Default for Options {
     }
 }
 
-/// What happens to a message whose idempotency key was used with another body. It never runs.
+/// Policy for a message whose idempotency key was used with another body. The message never runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MismatchPolicy {
-    /// Kept as a dead letter beside the record, and an error in the log.
+    /// Holds the message as a dead letter beside the record, and logs an error.
     DeadLetter,
-    /// Refused; not kept.
+    /// Refuses the message, and does not hold it.
     Reject,
 }
 
-/// Where a message's ordering key comes from. Messages without one run in parallel.
+/// Source of a message's ordering key. Messages without an ordering key run in parallel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ordering {
     /// The CloudEvents extension `partitionkey`.
@@ -101,7 +104,7 @@ pub enum Ordering {
 }
 
 impl Ordering {
-    /// The message's ordering key.
+    /// Returns the message's ordering key.
     pub fn key<'m>(&self, message: &'m Message) -> Option<&'m str> {
         match self {
             Self::PartitionKey => message.extensions.get("partitionkey").map(String::as_str),
@@ -113,21 +116,22 @@ impl Ordering {
 }
 
 impl Options {
-    /// How long a terminal record stands, in milliseconds.
+    /// Returns the time for which a terminal record is retained, in milliseconds.
     pub fn record_life_ms(&self) -> u64 {
         let horizon_ms = if self.strategy.has_positions() { self.redelivery_horizon_ms } else { 0 };
         self.retention_ms.saturating_add(horizon_ms)
     }
 
-    /// Returns the delay before the attempt after `attempt`, in milliseconds: what the processor asked for, within
-    /// `retry_after_max_ms`, or the backoff.
+    /// Returns the delay before the attempt after `attempt`, in milliseconds: what the processor
+    /// asked for, within `retry_after_max_ms`, or the backoff.
     pub(crate) fn retry_delay_ms(&self, key: &RecordKey, attempt: u32, asked_ms: Option<u64>) -> u64 {
         let asked_ms = asked_ms.map(|asked_ms| asked_ms.min(self.retry_after_max_ms));
         asked_ms.unwrap_or_else(|| self.backoff_ms(key, attempt))
     }
 
-    /// Returns the backoff before the attempt after `attempt`, in milliseconds: exponential with full jitter. The jitter comes
-    /// from the key, not from a generator: re-runs are repeatable, and different keys still spread.
+    /// Returns the backoff before the attempt after `attempt`, in milliseconds: exponential with
+    /// full jitter. The jitter comes from the key, not from a generator: re-runs are repeatable,
+    /// and different keys still spread.
     pub fn backoff_ms(&self, key: &RecordKey, attempt: u32) -> u64 {
         let doubled =
             self.backoff_base_ms.saturating_mul(1u64.checked_shl(attempt.saturating_sub(1)).unwrap_or(u64::MAX));

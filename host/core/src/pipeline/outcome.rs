@@ -1,69 +1,75 @@
-//! How a message ended, as its pipeline says it. What a transport or a person is told is theirs to say.
+//! Outcomes of messages, as the pipeline names them. Transports and the command line choose their
+//! own words for their users.
 
 use crate::record::Output;
 
-/// How a delivery of a message ended. Everything but `Retry`, `InFlight` and `Paused` is durable and may be acknowledged.
+/// Outcome of a delivery of a message. Every outcome but `Retry`, `InFlight` and `Paused` is
+/// durable and may be acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It ran, and its effects are durable.
+    /// The message ran, and its effects are durable.
     Completed {
-        /// Its result.
+        /// Result of the message.
         output: Output,
     },
-    /// It had ended before: nothing ran.
+    /// The message had an outcome before: nothing ran.
     Duplicate(StoredOutcome),
-    /// Its key was used with another body: nothing ran.
+    /// The message's key was used with another body: nothing ran.
     Mismatch,
     /// A later message of its entity was seen before: nothing ran.
     Stale,
-    /// The store keeps it until the message before it has ended, or its time is over. The host runs it then.
+    /// The store holds the message until the message before it has ended, or its time is over. Then
+    /// the host runs it.
     Parked {
-        /// The version that is awaited.
+        /// Version that the message awaits.
         awaits: u64,
-        /// When the wait is over, in milliseconds since the Unix epoch.
+        /// End of the wait, in milliseconds since the Unix epoch.
         until_ms: u64,
     },
-    /// It failed for good; the record keeps the message and the error.
+    /// The message failed for good; the record has the message and the error.
     DeadLettered {
-        /// What went wrong.
+        /// Error of the message.
         error: String,
     },
-    /// It failed for good, and what it has done outside is being undone; the host brings that to its end.
+    /// The message failed for good, and its outbound effects are being compensated; the host
+    /// completes that.
     Compensating {
-        /// What went wrong.
+        /// Error of the message.
         error: String,
     },
-    /// It failed for good, and what it had done outside is undone.
+    /// The message failed for good, and its outbound effects are compensated.
     Compensated {
-        /// What went wrong.
+        /// Error of the message.
         error: String,
     },
-    /// It failed for good, and what it had done outside could not be undone: an operator decides.
+    /// The message failed for good, and its outbound effects could not be compensated: an operator
+    /// decides.
     CompensationFailed {
-        /// What went wrong with the message.
+        /// Error of the message.
         error: String,
     },
-    /// It is due again later.
+    /// The message is due again later.
     Retry {
-        /// What went wrong.
+        /// Error of the attempt.
         error: String,
-        /// Due after this many milliseconds.
+        /// Retry delay, in milliseconds.
         after_ms: u64,
     },
-    /// It is being run by somebody else.
+    /// Another run of the message is under way.
     InFlight {
-        /// Ask again after this many milliseconds.
+        /// Delay before the next request, in milliseconds.
         after_ms: u64,
     },
-    /// Its processor's circuit breaker is open: nothing ran, nothing was written, no attempt was counted.
+    /// The processor's circuit breaker is open: nothing ran, nothing was written, no attempt was
+    /// counted.
     Paused {
-        /// Deliver it again after this many milliseconds.
+        /// Delay before the next delivery, in milliseconds.
         after_ms: u64,
     },
 }
 
 impl Outcome {
-    /// Whether the delivery is done with: if not, it is to come again.
+    /// Returns whether the delivery is settled. If `false`, the message is to be delivered again.
     pub fn is_settled(&self) -> bool {
         match self {
             Self::Completed { .. } | Self::Duplicate(_) | Self::Mismatch | Self::Stale => true,
@@ -73,7 +79,7 @@ impl Outcome {
         }
     }
 
-    /// The outcome's name, as the command line, the API and the metrics print it.
+    /// Returns the outcome's name, as the command line, the API and the metrics print it.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Completed { .. } => "completed",
@@ -92,12 +98,12 @@ impl Outcome {
     }
 }
 
-/// The stored outcome of a message whose life has ended.
+/// Stored outcome of a message that has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoredOutcome {
-    /// It completed with this result.
+    /// The message completed with this result.
     Completed(Output),
-    /// It failed for good with this error.
+    /// The message failed for good with this error.
     Failed(String),
 }
 
@@ -107,7 +113,8 @@ mod tests {
     use crate::message::key::Scope;
     use crate::observe::metrics::{Counters, IdempotencyMetrics as _};
 
-    /// The outcome after this one, so that none is left out here: a new one does not compile.
+    /// Returns the outcome after this one, so that the test covers all: without an arm for a new
+    /// outcome, this does not compile.
     fn next(outcome: &Outcome) -> Option<Outcome> {
         let error = String::new;
         Some(match outcome {

@@ -1,5 +1,5 @@
-//! Permits to run: a slot among the runs, and the circuit breaker's consent. A message that waits for either holds neither,
-//! and loses no attempt.
+//! Permits to run: a slot among the runs, and the circuit breaker's consent. A message that waits
+//! for either holds neither, and loses no attempt.
 
 use std::sync::Arc;
 
@@ -84,8 +84,8 @@ impl Permits {
         self.slots.acquire().await.expect("the semaphore is never closed")
     }
 
-    /// Completes when another message could run: a slot is free, and the circuit breaker is closed, or lets a few through and
-    /// no message waits for that.
+    /// Completes when another message could run: a slot is free, and the circuit breaker is closed,
+    /// or lets a few through and no message waits for that.
     pub(super) async fn wants_messages(&self) {
         if let Some(breaker) = &self.breaker {
             breaker.wants_more().await;
@@ -93,8 +93,8 @@ impl Permits {
         if fault::mutated("source-drained-ahead") {
             return;
         }
-        // Given back at once: the message may have to wait for something else first. Messages taken beyond the slots would
-        // only queue for them.
+        // Given back at once: the message may have to wait for something else first. Messages taken
+        // beyond the slots would only queue for them.
         drop(self.slot().await);
     }
 
@@ -117,7 +117,8 @@ impl Permits {
     }
 }
 
-/// Waits until the circuit breaker might let a run through. Returns whether the consumer was told to stop meanwhile.
+/// Waits until the circuit breaker might let a run through. Returns whether the consumer was told
+/// to stop meanwhile.
 async fn passable_or_stop(breaker: &CircuitBreaker, stopping: &watch::Sender<bool>) -> bool {
     let mut stopping = stopping.subscribe();
     tokio::select! {

@@ -1,4 +1,5 @@
-//! The result of one run: what the processor answered, what it read, what it wants to become true.
+//! The result of one run: the processor's answer, the reads of the run, and the effects that it
+//! wants to become true.
 
 use crate::circuit_breaker::state_machine::CallResult;
 use crate::pipeline::claim::RunRight;
@@ -15,13 +16,13 @@ pub(super) struct RunResult {
     pub(super) result: Result<Output, Failure>,
     pub(super) reads: ReadSet,
     pub(super) effects: Effects,
-    /// What this run and earlier ones made durable before the commit.
+    /// Effects that this run and earlier ones made durable before the commit.
     pub(super) prior: Option<Box<PriorEffects>>,
 }
 
 impl RunResult {
-    /// Returns the result for the circuit breaker, or `None` if the processor was not called. A message that the processor
-    /// refuses is a success: the processor has answered.
+    /// Returns the result for the circuit breaker, or `None` if the processor was not called. A
+    /// message that the processor refuses is a success: the processor has answered.
     pub(super) fn call_result(&self, right: &RunRight) -> Option<CallResult> {
         let failed = match &self.result {
             Ok(_) => false,

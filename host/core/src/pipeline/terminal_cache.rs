@@ -8,7 +8,8 @@ use quick_cache::sync::Cache;
 use crate::message::key::RecordKey;
 use crate::record::{Record, RecordState};
 
-/// Terminal records in memory, bounded in bytes. Never holds "there is no record": only the store may say so.
+/// Terminal records in memory, bounded in bytes. Never holds "there is no record": only the store
+/// may say so.
 pub(crate) struct TerminalCache(Cache<RecordKey, Arc<Record>, Bytes>);
 
 #[derive(Clone)]

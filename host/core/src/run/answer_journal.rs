@@ -1,4 +1,4 @@
-//! The journal of answers from outside, under state keys of the host: a re-run is answered from it.
+//! The journal of outbound answers, under state keys of the host: a re-run is answered from it.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::support::error::StoreError;
 /// Answers by the index of their call.
 pub(crate) type Journal = BTreeMap<u32, Answered>;
 
-/// A call with its answer, as it is kept until its message has ended.
+/// A call with its answer, as it is stored until its message has ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Answered {
     pub(super) method: String,

@@ -1,5 +1,6 @@
-//! Checkpoints: what a run makes durable before its own commit. Steps of its saga, answers from outside and locks are each a
-//! small commit that is fenced: a run that has lost its claim can write none. A re-run is answered from them.
+//! Checkpoints: effects that a run makes durable before its own commit. Steps of its saga, answers
+//! of outbound calls and locks are each a small commit that is fenced: a run that has lost its
+//! claim can write none. A re-run is answered from them.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -37,7 +38,7 @@ pub(crate) struct CheckpointParts {
     pub(crate) steps: Vec<String>,
 }
 
-/// What the small commits of a run expect.
+/// Expectation of the small commits of a run.
 pub(crate) enum Fence {
     /// The record has the epoch of the run's claim.
     Claim(LiveLease),
@@ -54,7 +55,8 @@ pub(crate) struct LiveLease(Mutex<Lease>);
 pub(crate) struct Lease {
     /// Epoch of the record; `None` if there is no record.
     pub(crate) epoch: Option<u64>,
-    /// End of the lease, in milliseconds since the Unix epoch; `None` if the message is not claimed durably.
+    /// End of the lease, in milliseconds since the Unix epoch; `None` if the message is not claimed
+    /// durably.
     pub(crate) lease_end_ms: Option<u64>,
 }
 
@@ -115,14 +117,15 @@ pub(crate) struct Checkpoints {
     fence: Fence,
     pub(super) saga: tokio::sync::Mutex<SagaProgress>,
     pub(super) journal: tokio::sync::Mutex<Option<Journal>>,
-    /// Outbound calls that have their place.
+    /// Number of outbound calls that have their index.
     pub(super) calls: AtomicU32,
     held_locks: tokio::sync::Mutex<Vec<Lock>>,
     /// Set if the run must fail, whatever the processor answers.
     failure: Mutex<Option<Failure>>,
 }
 
-/// What a run and earlier runs of the message made durable before the commit that ends the run.
+/// Effects that a run and earlier runs of the message made durable before the commit that ends the
+/// run.
 pub(crate) struct PriorEffects {
     /// The saga, if the message has joined one by name or has registered steps.
     pub(crate) saga: Option<ReadSaga>,
@@ -151,7 +154,7 @@ impl PriorEffects {
         }
     }
 
-    /// Returns why the run must fail, whatever the processor answers.
+    /// Returns the failure with which the run must fail, whatever the processor answers.
     pub(crate) fn failure(&self) -> Option<Failure> {
         self.failure.clone()
     }
@@ -162,7 +165,7 @@ impl PriorEffects {
     }
 }
 
-/// Told to a run that has lost its claim.
+/// Error of a run that has lost its claim.
 const LOST: &str = "the run was too slow: its claim is over, and another owner may have taken the message over";
 
 impl Checkpoints {
@@ -209,7 +212,8 @@ impl Checkpoints {
         ContextError::Lost
     }
 
-    /// Makes `commit` durable under the fence. Returns `Conflict` if the shared state is no longer as it was read.
+    /// Makes `commit` durable under the fence. Returns `Conflict` if the shared state is no longer
+    /// as it was read.
     pub(super) async fn write(&self, commit: Commit) -> Result<Verdict, ContextError> {
         let verdict = match &self.fence {
             Fence::Claim(lease) => lease.submit(&self.parts.committer, commit).durable().await?,
@@ -267,8 +271,8 @@ impl Checkpoints {
         Ok(self.parts.locks.release(&lock).await?)
     }
 
-    /// Ends the checkpoints, and returns what was made durable. `ran_before`: earlier runs may have left steps and answers for
-    /// which this run did not ask.
+    /// Ends the checkpoints, and returns the effects that were made durable. `ran_before`: earlier
+    /// runs may have left steps and answers for which this run did not ask.
     pub(crate) async fn finish(&self, ran_before: bool) -> Result<PriorEffects, StoreError> {
         let answers = self.journalled(ran_before).await?;
         let key = |(index, _): &(u32, u16)| self.journal_key(*index);

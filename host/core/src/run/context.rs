@@ -1,5 +1,5 @@
-//! What one run of a message reads and writes: a view of the state below, a buffer of effects above. Nothing here is
-//! durable; the pipeline takes the effects when the run ends.
+//! The context of one run of a message: a view of the state below, a buffer of effects above.
+//! Nothing here is durable; the pipeline takes the effects when the run ends.
 
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -12,10 +12,11 @@ use crate::run::lock::Acquired;
 use crate::run::outbound_call::OutboundCaller;
 use crate::state::{EffectLimits, Effects, Outgoing, RESERVED, RangeRead, ReadSet, StateView};
 
-/// The first of them: every other key comes before.
+/// The first reserved key: every key that is not the host's own comes before it.
 const FIRST_RESERVED: &str = "\u{10ffff}";
 
-/// What a processor reads and writes through: reads go to a view of the state and are remembered, writes are buffered.
+/// Context through which a processor reads and writes: reads go to a view of the state and are
+/// remembered, writes are buffered.
 pub struct Context {
     view: Arc<dyn StateView>,
     limits: Arc<EffectLimits>,
@@ -90,13 +91,14 @@ impl Context {
         }
     }
 
-    /// Registers a step before its outbound effect. The step is durable when this returns. A re-run that registers the same
-    /// step again registers nothing. An error ends the run.
+    /// Registers a step before its outbound effect. The step is durable when this returns. A re-run
+    /// that registers the same step again registers nothing. An error ends the run.
     pub async fn step(&mut self, name: &str, payload: impl Into<Bytes>) -> Result<(), ContextError> {
         self.required_checkpoints()?.step(name, payload.into()).await
     }
 
-    /// Passes the pivot: from here on nothing of the saga is compensated. Durable when this returns.
+    /// Passes the pivot: from here on nothing of the saga is compensated. Durable when this
+    /// returns.
     pub async fn pivot(&mut self) -> Result<(), ContextError> {
         self.required_checkpoints()?.pivot().await
     }
@@ -111,7 +113,8 @@ impl Context {
         self.required_checkpoints()?.complete().await
     }
 
-    /// Acquires a lock for `ttl_ms` milliseconds. The message commits only if the lock is still held then, and releases it.
+    /// Acquires a lock for `ttl_ms` milliseconds. The message commits only if the lock is still
+    /// held then, and releases it.
     pub async fn acquire(&mut self, name: &str, ttl_ms: u64) -> Result<Acquired, ContextError> {
         self.required_checkpoints()?.acquire(name, ttl_ms).await
     }
@@ -126,7 +129,8 @@ impl Context {
         self.required_checkpoints()?.release(name, fence).await
     }
 
-    /// Returns what makes the run's outbound calls, or `None` where the context belongs to no message.
+    /// Returns the caller for the run's outbound calls, or `None` where the context belongs to no
+    /// message.
     pub fn caller(&self) -> Option<OutboundCaller> {
         self.checkpoints().cloned().map(OutboundCaller)
     }
@@ -135,20 +139,21 @@ impl Context {
         self.checkpoints().ok_or_else(|| ContextError::Saga("this context belongs to no message".into()))
     }
 
-    /// The value under `key`, as this run left it.
+    /// Returns the value under `key`, as this run left it.
     pub async fn get(&mut self, key: &str) -> Result<Option<Bytes>, ContextError> {
         not_reserved(key)?;
         self.get_any(key).await
     }
 
-    /// As [`Self::get`], the host's own keys too.
+    /// Returns the value under `key`, which may be one of the host's own, as this run left it.
     pub(crate) async fn get_any(&mut self, key: &str) -> Result<Option<Bytes>, ContextError> {
         if let Some(written) = self.effects.writes.get(key) {
             return Ok(written.clone());
         }
         self.check_key(key)?;
         let (version, value) = self.view.get(key).await?;
-        // The first version read is the one the run rests on: a later, different one is a conflict at the commit.
+        // The first version read is the one the run rests on: a later, different one is a conflict
+        // at the commit.
         self.reads.keys.entry(key.to_owned()).or_insert(version);
         Ok(value)
     }
@@ -165,7 +170,7 @@ impl Context {
         self.write_any(key, None)
     }
 
-    /// Writes `value` (`None` deletes) if the key holds `expected`; answers whether it did.
+    /// Writes `value` (`None` deletes) if the key holds `expected`. Returns whether it did.
     pub async fn compare_and_set(
         &mut self,
         key: &str,
@@ -179,7 +184,7 @@ impl Context {
         Ok(holds)
     }
 
-    /// Up to `limit` entries of `start <= key < end` in key order, as this run left them.
+    /// Returns up to `limit` entries of `start <= key < end` in key order, as this run left them.
     pub async fn scan(
         &mut self,
         start: &str,
@@ -190,7 +195,8 @@ impl Context {
         self.scan_any(start, end.map_or(FIRST_RESERVED, |end| end.min(FIRST_RESERVED)), limit).await
     }
 
-    /// As [`Self::scan`], the host's own keys too.
+    /// Returns up to `limit` entries of `start <= key < end` in key order, those of the host's own
+    /// keys included.
     pub(crate) async fn scan_any(
         &mut self,
         start: &str,
@@ -210,7 +216,7 @@ impl Context {
         let below = self.view.scan(start, Some(end), asked).await?;
         let seen = below.iter().map(|(key, version, _)| (key.clone(), *version)).collect();
         let below = below.into_iter().map(|(key, _, value)| (key, value));
-        // Mostly the run wrote nothing in the range: the view's order stands.
+        // Mostly the run wrote nothing in the range: the view's order holds.
         let entries = if written().next().is_none() { below.collect() } else { merged(below, written(), limit) };
         self.reads.ranges.push(RangeRead { start: start.into(), end: Some(end.into()), limit: asked, seen });
         Ok(entries)
@@ -224,22 +230,22 @@ impl Context {
         Ok(())
     }
 
-    /// What the run read, and what it wants to become true.
+    /// Returns the reads of the run, and the effects that it wants to become true.
     pub fn finish(self) -> (ReadSet, Effects) {
         (self.reads, self.effects)
     }
 
-    /// The message's own key.
+    /// Returns the message's own key.
     pub(crate) fn message_key(&self) -> Option<&RecordKey> {
         self.message_key.as_ref()
     }
 
-    /// What the run may do at most.
+    /// Returns the limits of the run.
     pub(crate) fn limits(&self) -> &EffectLimits {
         &self.limits
     }
 
-    /// Writes under any key, the host's own too.
+    /// Writes under any key, the host's own included.
     pub(crate) fn write_any(&mut self, key: &str, value: Option<Bytes>) -> Result<(), ContextError> {
         self.check_key(key)?;
         self.count_bytes(key.len() + value.as_ref().map_or(0, Bytes::len))?;
@@ -267,7 +273,7 @@ fn not_reserved(key: &str) -> Result<(), ContextError> {
     if key.starts_with(RESERVED) { Err(ContextError::Reserved) } else { Ok(()) }
 }
 
-/// The first `limit` entries in key order, where what was written stands in for what is below it.
+/// Returns the first `limit` entries in key order. Written entries replace those below them.
 fn merged<'a>(
     below: impl Iterator<Item = (String, Bytes)>,
     written: impl Iterator<Item = (&'a String, &'a Option<Bytes>)>,

@@ -1,5 +1,6 @@
-//! Append-only event streams of a processor, kept under state keys that are the host's own: an append commits with its
-//! message or not at all, and what a run read of a stream is checked as every other read is. Decides nothing about messages.
+//! Append-only event streams of a processor, stored under state keys that are the host's own. An
+//! append commits with its message or not at all. Reads of a stream are checked as all other reads
+//! of a run are. Decides nothing about messages.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
@@ -9,43 +10,44 @@ use crate::state::{RESERVED, StateView};
 use crate::support::error::StoreError;
 use crate::support::fault;
 
-/// Begins the keys of all streams.
+/// Prefix of the keys of all streams.
 const PREFIX: &str = "events/";
-/// What an event's value holds before the event's data: its id, and how long its type is.
+/// Bytes before the event's data in an event's value: its id, and the length of its type.
 const HEADER_BYTES: usize = 16 + 4;
 
 /// An event to append; its id and version are the host's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewEvent {
-    /// What happened.
+    /// Type of the event.
     pub kind: String,
-    /// What is known of it.
+    /// Data of the event.
     pub data: Bytes,
 }
 
-/// An event as it stands in its stream.
+/// An event as it is stored in its stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamEvent {
-    /// Stable id: derived from the key of the message that appended it and from its position there. 32 hex digits.
+    /// Stable id: derived from the key of the message that appended it and from its position there.
+    /// 32 hex digits.
     pub id: String,
-    /// Its place in the stream: 1 for the first.
+    /// Position in the stream: 1 for the first event.
     pub version: u64,
-    /// What happened.
+    /// Type of the event.
     pub kind: String,
-    /// What is known of it.
+    /// Data of the event.
     pub data: Bytes,
 }
 
 /// The stream is at another version than the append expected; nothing was appended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AppendConflict {
-    /// The version it is at.
+    /// Current version of the stream.
     pub actual_version: u64,
 }
 
 impl Context {
-    /// Appends `events` to `stream` if that is at version `expected` (`None`: whatever it is at); answers its new version.
-    /// An empty stream is at 0.
+    /// Appends `events` to `stream` if that is at version `expected` (`None`: at any version).
+    /// Returns the stream's new version. An empty stream is at 0.
     pub async fn append(
         &mut self,
         stream: &str,
@@ -73,7 +75,8 @@ impl Context {
         Ok(Ok(version))
     }
 
-    /// Up to `limit` events of `stream` after version `after`, oldest first, as this run left them.
+    /// Returns up to `limit` events of `stream` after version `after`, oldest first, as this run
+    /// left them.
     pub async fn events(&mut self, stream: &str, after: u64, limit: usize) -> Result<Vec<StreamEvent>, ContextError> {
         self.check_stream(stream)?;
         let (start, end) = Keys::of(stream).after(after);
@@ -81,7 +84,7 @@ impl Context {
         Ok(entries.into_iter().map(|(key, value)| decode(&key, &value)).collect::<Result<_, _>>()?)
     }
 
-    /// The version of `stream`: that of its last event, 0 if it has none.
+    /// Returns the version of `stream`: that of its last event, 0 if it has none.
     pub async fn stream_version(&mut self, stream: &str) -> Result<u64, ContextError> {
         self.check_stream(stream)?;
         let key = Keys::of(stream).head();
@@ -103,12 +106,12 @@ impl Context {
     fn next_event_id(&mut self) -> [u8; 16] {
         let position = self.appended;
         self.appended += 1;
-        // Only in tests is a context no message's.
+        // A context belongs to no message only in tests.
         self.message_key().map_or([0; 16], |message_key| message_key.event_id(position))
     }
 }
 
-/// Up to `limit` events of `stream` after version `after`, oldest first: for people.
+/// Returns up to `limit` events of `stream` after version `after`, oldest first: for people.
 pub async fn read_stream(
     view: &dyn StateView,
     stream: &str,
@@ -120,7 +123,8 @@ pub async fn read_stream(
     entries.iter().map(|(key, _, value)| decode(key, value)).collect()
 }
 
-/// Up to `limit` streams in the order of their keys, after the one named `after`, each with its version: for people.
+/// Returns up to `limit` streams in the order of their keys, after the one named `after`, each with
+/// its version: for people.
 pub async fn list_streams(
     view: &dyn StateView,
     after: Option<&str>,
@@ -132,7 +136,7 @@ pub async fn list_streams(
     }
     let mut found = Vec::new();
     while found.len() < limit {
-        // From one stream to the next, past all events of the one.
+        // Steps from one stream to the next, past all events of the one.
         let Some((key, ..)) = view.scan(&start, Some(&end), 1).await?.into_iter().next() else { break };
         let keys = Keys::in_key(&key).ok_or_else(|| damaged(&key))?;
         let (_, head) = view.get(&keys.head()).await?;
@@ -142,7 +146,8 @@ pub async fn list_streams(
     Ok(found)
 }
 
-/// The keys of one stream: its name, with `/` inside as `%2F`, so that no stream lies among the events of another.
+/// The keys of one stream: its name, with `/` inside as `%2F`, so that no stream lies among the
+/// events of another.
 struct Keys(String);
 
 impl Keys {
@@ -150,7 +155,7 @@ impl Keys {
         Self(format!("{RESERVED}{PREFIX}{}/", stream.replace('%', "%25").replace('/', "%2F")))
     }
 
-    /// Those of the stream that `key` belongs to.
+    /// Returns the keys of the stream that `key` belongs to.
     fn in_key(key: &str) -> Option<Self> {
         let (stream, _) = key.rsplit_once('/')?;
         Some(Self(format!("{stream}/")))
@@ -161,17 +166,18 @@ impl Keys {
         name.trim_end_matches('/').replace("%2F", "/").replace("%25", "%")
     }
 
-    /// Where the stream's version stands.
+    /// Returns the key of the stream's version.
     fn head(&self) -> String {
         format!("{}head", self.0)
     }
 
-    /// Digits of a fixed number, so that the order of the keys is that of the versions.
+    /// Returns the key of an event. The number of digits is fixed, so that the order of the keys is
+    /// that of the versions.
     fn event(&self, version: u64) -> String {
         format!("{}{version:016x}", self.0)
     }
 
-    /// The range of events after a version; the head comes after all of them.
+    /// Returns the range of events after a version; the head comes after all of them.
     fn after(&self, version: u64) -> (String, String) {
         match version.checked_add(1) {
             Some(first) => (self.event(first), self.head()),
@@ -179,7 +185,7 @@ impl Keys {
         }
     }
 
-    /// The first key after all of the stream's.
+    /// Returns the first key after all keys of the stream.
     fn past(&self) -> String {
         format!("{}0", self.0.trim_end_matches('/'))
     }

@@ -1,30 +1,30 @@
-//! Why a run failed: the failure of a message, and the error of one call of its context.
+//! Failures of a run: the failure of a message, and the error of one call of its context.
 
 use serde::{Deserialize, Serialize};
 
 use crate::support::error::StoreError;
 
-/// Why a message was not processed.
+/// Failure to process a message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Failure {
-    /// May pass: run again, not before `after_ms` if given.
+    /// The failure may pass: run the message again, not before `after_ms` if given.
     #[error("{reason}")]
     Retry {
-        /// What went wrong, for people.
+        /// Reason, for people.
         reason: String,
         /// Least delay in milliseconds; absent: the host's backoff.
         after_ms: Option<u64>,
     },
-    /// For good: the processor refuses the message.
+    /// The failure is for good: the processor refuses the message.
     #[error("rejected: {0}")]
     Reject(String),
-    /// For good: the message is not what this processor reads.
+    /// The failure is for good: the message is not one that this processor reads.
     #[error("invalid: {0}")]
     Invalid(String),
 }
 
 impl Failure {
-    /// A failure that may pass, tried again after the host's backoff.
+    /// Returns a failure that may pass. The message is tried again after the host's backoff.
     pub fn retry(reason: impl Into<String>) -> Self {
         Self::Retry { reason: reason.into(), after_ms: None }
     }
@@ -38,7 +38,7 @@ impl Failure {
     }
 }
 
-/// Why a read or write of the context failed. The run cannot go on.
+/// Error of a read or write of the context. The run cannot go on.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ContextError {
     /// The store could not be read: run the message again.
@@ -47,26 +47,26 @@ pub enum ContextError {
     /// The key is one of the host's own, and would be again: reject the message.
     #[error("a state key must not begin with U+10FFFF: those are the host's own")]
     Reserved,
-    /// What is to be appended is no event, and would be none again: reject the message.
+    /// The data to be appended is no event, and would be none again: reject the message.
     #[error("{0}")]
     NoEvent(&'static str),
-    /// The run has lost its claim to the message: it ends here, and whoever has it now goes on.
+    /// The run has lost its claim to the message: it ends here, and the present owner goes on.
     #[error("the run's claim is over, and another owner may have taken the message over")]
     Lost,
-    /// The saga or the lock does not take that, and would not again: reject the message.
+    /// The saga or the lock does not allow the call, and would not again: reject the message.
     #[error("{0}")]
     Saga(String),
     /// The run is over one of its limits, and would be again: reject the message.
     #[error("{what} is over its limit of {limit}")]
     Limit {
-        /// What was counted, with its unit.
+        /// Subject of the limit, with its unit.
         what: &'static str,
         /// The limit.
         limit: usize,
     },
 }
 
-/// What it means for the message: what would be so again is for good.
+/// Turns the error into the failure of the message: an error that would come again is for good.
 impl From<ContextError> for Failure {
     fn from(error: ContextError) -> Self {
         match error {

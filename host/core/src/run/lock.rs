@@ -1,5 +1,6 @@
-//! Locks with fencing tokens. The seam, and the implementation over the store itself: a lock is an entry of the state that no
-//! processor owns, and that it is still held is checked by the commit that rests on it.
+//! Locks with fencing tokens: the seam, and the implementation over the store itself. A lock is an
+//! entry of the state that no processor owns. The commit that relies on the lock checks that it is
+//! still held.
 
 use std::sync::Arc;
 
@@ -19,58 +20,62 @@ use crate::support::fault;
 /// Longest name of a lock, in bytes.
 pub const LOCK_NAME_BYTES: usize = 256;
 
-/// A lock that somebody asks for.
+/// A request for a lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LockRequest<'a> {
     /// The lock's name.
     pub name: &'a str,
-    /// Who asks. Who holds it already gets it anew, under a new fence.
+    /// Name of the requester. A requester that holds the lock already gets it anew, under a new
+    /// fence.
     pub owner: &'a str,
-    /// For how long, in milliseconds.
+    /// Duration of the lock, in milliseconds.
     pub ttl_ms: u64,
 }
 
 /// A lock that is held.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lock {
-    /// Its name.
+    /// The lock's name.
     pub name: String,
-    /// Who holds it.
+    /// Name of the holder.
     pub owner: String,
-    /// Greater than that of every earlier holder of the name.
+    /// Fencing token, greater than that of every earlier holder of the name.
     pub fence: u64,
-    /// Version of its entry in the store, which must still stand when the holder commits; 0 where it has none there.
+    /// Version of the lock's entry in the store, which must still hold when the holder commits; 0
+    /// where the lock has no entry there.
     pub version: Version,
 }
 
-/// What became of the wish for a lock.
+/// Result of a request for a lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Acquired {
-    /// It is held.
+    /// The lock is held.
     Held(Lock),
-    /// Somebody else has it, for so many milliseconds more if it is not extended.
+    /// Another owner holds the lock, for so many milliseconds more if it is not extended.
     Busy {
-        /// When to ask again.
+        /// Delay before the next request, in milliseconds.
         retry_after_ms: u64,
     },
 }
 
 /// Locks by name.
 ///
-/// Contract: while a lock is held and its time is not over, nobody else acquires it; fences of a name only grow, also over
-/// restarts. A lock alone protects nothing against a holder that is late: the fence does, where it is checked.
+/// Contract: while a lock is held and its time is not over, no other owner acquires it; fences of a
+/// name only grow, also over restarts. A lock alone protects nothing against a holder that is late:
+/// the fence does, where it is checked.
 pub trait DistributedLock: Send + Sync + 'static {
-    /// Acquires a lock if nobody else holds it. Durable when it returns.
+    /// Acquires a lock if no other owner holds it. Durable when it returns.
     fn acquire<'a>(&'a self, ask: LockRequest<'a>) -> BoxFuture<'a, Result<Acquired, StoreError>>;
-    /// Holds it for `ttl_ms` from now; `None` if it is somebody else's by now, or nobody's.
+    /// Holds the lock for `ttl_ms` milliseconds from now. Returns `None` if the lock is another
+    /// owner's by now, or nobody's.
     fn extend<'a>(&'a self, lock: &'a Lock, ttl_ms: u64) -> BoxFuture<'a, Result<Option<Lock>, StoreError>>;
-    /// Gives it back; one that is somebody else's by now is left alone.
+    /// Gives the lock back. A lock that is another owner's by now is left alone.
     fn release<'a>(&'a self, lock: &'a Lock) -> BoxFuture<'a, Result<(), StoreError>>;
 }
 
 /// Locks of a tenant, in the store of record.
 ///
-/// An entry stays when its lock is given back: the fence must not begin again.
+/// An entry stays when its lock is given back: the fence must not restart.
 pub struct StoreLocks {
     scope: Scope,
     view: Arc<dyn StateView>,
@@ -82,14 +87,14 @@ pub struct StoreLocks {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
     fence: u64,
-    /// Who holds it; empty: nobody.
+    /// Name of the holder; empty: nobody.
     owner: String,
-    /// Until when, in milliseconds since the Unix epoch.
+    /// End of the lock, in milliseconds since the Unix epoch.
     until_ms: u64,
 }
 
 impl StoreLocks {
-    /// The locks of the tenant of `scope`.
+    /// Returns the locks of the tenant of `scope`.
     pub fn new(
         storage: &dyn IdempotencyStorage,
         committer: Arc<Committer>,
@@ -107,7 +112,8 @@ impl StoreLocks {
         Ok((version, entry))
     }
 
-    /// Writes the entry if it is at `version`; the version it has then, `None` if somebody else was faster.
+    /// Writes the entry if it is at `version`. Returns its new version, or `None` if another writer
+    /// was faster.
     async fn write(&self, name: &str, version: Version, entry: &Entry) -> Result<Option<Version>, StoreError> {
         let record = RecordKey::new(self.scope.clone(), "lock".into(), name.into());
         let mut shared = SharedChange::default();
@@ -139,7 +145,7 @@ impl DistributedLock for StoreLocks {
                     let (name, owner) = (ask.name.to_owned(), ask.owner.to_owned());
                     return Ok(Acquired::Held(Lock { name, owner, fence, version }));
                 }
-                // Somebody else was faster: see who.
+                // Another writer was faster: read the entry again.
             }
         })
     }
@@ -162,7 +168,7 @@ impl DistributedLock for StoreLocks {
 }
 
 impl Lock {
-    /// Has `change` hold only if the lock is still held, and give it back.
+    /// Makes `change` hold only if the lock is still held, and give the lock back.
     pub(crate) fn release_in(&self, change: &mut SharedChange) {
         if !fault::mutated("fence-unchecked") {
             change.reads.insert(key(&self.name), self.version);

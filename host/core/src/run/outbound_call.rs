@@ -1,5 +1,5 @@
-//! A run's calls to the outside: each under a key of its own, answered once and then from the journal. Who sends them is
-//! `outside.rs`' implementation.
+//! Outbound calls of a run: each under a key of its own, answered once and then from the journal.
+//! The implementation of `Outbound` sends them.
 
 use bytes::Bytes;
 use std::sync::Arc;
@@ -15,33 +15,36 @@ use crate::support::fault;
 /// Calls that one run may make, at most.
 pub(super) const CALLS_MAX: u32 = 1_000;
 
-/// Makes a run's calls to the outside. Independent of the context, so that calls may be under way at the same time.
+/// Makes a run's outbound calls. Independent of the context, so that calls may be under way at the
+/// same time.
 #[derive(Clone)]
 pub struct OutboundCaller(pub(crate) Arc<Checkpoints>);
 
-/// One call's index among those of its run: the same on every re-run.
+/// An outbound call, with its index among those of its run: the same on every re-run.
 pub struct OutboundCall {
     checkpoints: Arc<Checkpoints>,
     index: u32,
 }
 
 impl OutboundCaller {
-    /// Gives the next call its index. Asked in the order in which the processor calls.
+    /// Gives the next call its index. Called in the order in which the processor makes its calls.
     pub fn next(&self) -> OutboundCall {
         OutboundCall { checkpoints: self.0.clone(), index: self.0.calls.fetch_add(1, Ordering::Relaxed) }
     }
 }
 
 impl OutboundCall {
-    /// The step key: the same on every re-run of the message, and no other call's. 32 hex digits.
+    /// Returns the step key: the same on every re-run of the message, and no other call's. 32 hex
+    /// digits.
     pub fn key(&self) -> String {
         self.checkpoints.identity.message_key.call_id(self.index)
     }
 
-    /// Makes the call, or answers what an earlier run of the message was answered. Adds `idempotency-key` and `traceparent`
-    /// where the processor has set none.
+    /// Makes the call, or returns the answer that an earlier run of the message got. Adds
+    /// `idempotency-key` and `traceparent` where the processor has set none.
     ///
-    /// Answers are kept but for those that ask for another try (408, 425, 429 and 5xx): a retry calls these again, under the same key.
+    /// Answers are stored, except those that ask for another try (408, 425, 429 and 5xx): a retry
+    /// makes these calls again, under the same key.
     pub async fn send(&self, mut request: OutboundRequest) -> Result<OutboundResponse, OutboundError> {
         let checkpoints = &*self.checkpoints;
         let Some(outbound) = &checkpoints.parts.outbound else {
@@ -108,8 +111,8 @@ impl OutboundCall {
         }
     }
 
-    /// W3C trace context: the trace of the message where it has one, and the call as a span of its own, the same on every
-    /// re-run.
+    /// Returns the W3C trace context: the trace of the message where it has one, and the call as a
+    /// span of its own, the same on every re-run.
     fn traceparent(&self) -> String {
         let key = self.key();
         let given = self.checkpoints.identity.message.extensions.get("traceparent").map(String::as_str);
@@ -137,7 +140,7 @@ impl OutboundCall {
     }
 }
 
-/// What makes a call the same as an earlier one.
+/// Identity of a call: a call that has all of it in common with an earlier one is the same call.
 struct Asked {
     method: String,
     url: String,
@@ -152,12 +155,13 @@ impl Asked {
     }
 }
 
-/// Whether the answer is one: who gives another one asks to be called again.
+/// Returns whether an answer with this status is final. Any other answer asks for the call to be
+/// made again.
 fn is_final(status: u16) -> bool {
     !matches!(status, 408 | 425 | 429 | 500..)
 }
 
-/// Trace id and flags of a `traceparent`.
+/// Returns trace id and flags of a `traceparent`.
 fn trace_of(text: &str) -> Option<(String, String)> {
     let mut parts = text.split('-');
     let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);

@@ -1,4 +1,5 @@
-//! The seam to what processes a message: a WASM component or a native closure. Neither writes anything itself.
+//! The seam to message processors: a WASM component or a native closure. Neither writes anything
+//! itself.
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -24,9 +25,10 @@ pub struct Invocation {
 
 /// Processes messages.
 ///
-/// Contract: everything the processor reads and writes goes through `context`; nothing else of the run survives, so it
-/// may be called again for the same message, at any time, also while its effects are already durable elsewhere.
-/// Dropping the future abandons the run. A panic is the caller's to fear: catch it inside.
+/// Contract: everything the processor reads and writes goes through `context`. Nothing else of the
+/// run survives. So the processor may be called again for the same message, at any time, also while
+/// its effects are already durable elsewhere. Dropping the future abandons the run. Implementations
+/// must not panic: catch panics and return a `Failure`.
 pub trait MessageProcessor: Send + Sync + 'static {
     /// Runs one message against `context`.
     fn process<'a>(
@@ -35,35 +37,37 @@ pub trait MessageProcessor: Send + Sync + 'static {
         context: &'a mut Context,
     ) -> BoxFuture<'a, Result<Output, Failure>>;
 
-    /// Digest of what runs, kept in each record it makes.
+    /// Returns the digest of the component, which is stored in each record that it makes.
     fn digest(&self) -> &str;
 
-    /// The way back, if it takes steps outside the transaction; `None`: it takes none.
+    /// Returns the compensation of the processor's steps outside the transaction, or `None` if it
+    /// takes no such steps.
     fn compensation(&self) -> Option<&dyn Compensation> {
         None
     }
 }
 
-/// A step that is to be undone.
+/// A step that is to be compensated.
 #[derive(Debug, Clone)]
 pub struct StepToCompensate {
     /// The message that registered it; seed and attempt are the compensation's own.
     pub invocation: Invocation,
     /// The step's name.
     pub name: String,
-    /// What was registered with it.
+    /// Payload that was registered with the step.
     pub payload: Bytes,
 }
 
-/// Undoes what a processor has done outside the transaction.
+/// Compensates the outbound effects of a processor.
 ///
-/// Contract: as of [`MessageProcessor`]: effects go through `context`, and the same step may be asked for again, also after it
-/// was undone. A step that was registered and never taken is undone by doing nothing.
+/// Contract, as of [`MessageProcessor`]: effects go through `context`, and the same step may be
+/// compensated again, also after it was compensated. A step that was registered and never taken is
+/// compensated by doing nothing.
 pub trait Compensation: Send + Sync {
-    /// The steps it can undo.
+    /// Returns the names of the steps that it can compensate.
     fn steps(&self) -> &[String];
 
-    /// Undoes one.
+    /// Compensates one step.
     fn compensate<'a>(
         &'a self,
         step: &'a StepToCompensate,

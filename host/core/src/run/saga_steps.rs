@@ -1,5 +1,6 @@
-//! A run's part in its saga: it registers steps before their outbound effects, passes the pivot, joins a saga by name. Each
-//! is an event of the saga's log, durable when the call returns. A re-run finds the steps that it registered before.
+//! A run's part in its saga: it registers steps before their outbound effects, passes the pivot,
+//! joins a saga by name. Each is an event of the saga's log, durable when the call returns. A
+//! re-run finds the steps that it registered before.
 
 use bytes::Bytes;
 
@@ -23,13 +24,14 @@ pub(super) struct SagaProgress {
     named: Option<SagaId>,
     /// The saga as it was last read; `None` before that.
     read: Option<ReadSaga>,
-    /// Index of the next step that a re-run may find: those before it were found, or belong to other members.
+    /// Index of the next step that a re-run may find: those before it were found, or belong to
+    /// other members.
     next_step: usize,
     /// The processor wants the saga completed.
     pub(super) completes: bool,
 }
 
-/// How a step that a run asks for stands.
+/// State of a step for which a run asks.
 enum StepRequest {
     /// An earlier run registered it, at this index.
     Registered(usize),
@@ -37,8 +39,8 @@ enum StepRequest {
 }
 
 impl SagaProgress {
-    /// Returns the progress of a run that has not used its saga. A bad name in the attribute `saga` fails the run when the
-    /// saga is first used.
+    /// Returns the progress of a run that has not used its saga. A bad name in the attribute `saga`
+    /// fails the run when the saga is first used.
     pub(super) fn of(message: &Message) -> Self {
         let named = message.extensions.get("saga").and_then(|name| SagaId::named(name).ok());
         Self { named, read: None, next_step: 0, completes: false }
@@ -123,7 +125,7 @@ impl Checkpoints {
             return Err(ContextError::Saga(text));
         }
         *progress = SagaProgress { named: Some(id), read: None, next_step: 0, completes: progress.completes };
-        // A saga that is being compensated takes no member in: fail now, not at the first step.
+        // A saga that is being compensated accepts no members: fail now, not at the first step.
         self.forward(&mut progress).await.map(drop)
     }
 
@@ -134,7 +136,8 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Returns the saga of which the run is a member, for the commit that ends it: `None` if the run has none.
+    /// Returns the saga of which the run is a member, for the commit that ends it: `None` if the
+    /// run has none.
     pub(super) async fn finish_saga(
         &self,
         progress: &mut SagaProgress,
@@ -160,8 +163,8 @@ impl Checkpoints {
         Err(ContextError::Saga(format!("the saga {} is {state}: no message joins it any more", read.id)))
     }
 
-    /// Appends what `events` makes of the saga as it is; again if another append came between. Appends nothing if `events` is
-    /// empty.
+    /// Appends the events that `events` derives from the saga as it is. Tries again if another
+    /// append came between. Appends nothing if `events` returns none.
     async fn append(
         &self,
         progress: &mut SagaProgress,
@@ -187,7 +190,8 @@ impl Checkpoints {
         Err(ContextError::Saga(format!("the saga {} changes too often", self.id(progress))))
     }
 
-    /// Returns the number of this message in the saga, and the event by which it joins if it has not.
+    /// Returns the number of this message in the saga, and the event by which it joins if it has
+    /// not.
     fn joining(&self, read: &ReadSaga) -> (u32, Option<SagaEvent>) {
         let RunIdentity { record, message_key, message, .. } = &self.identity;
         match read.saga.member(message_key) {

@@ -1,6 +1,7 @@
-//! The compensator: brings failed sagas to their ends. It compensates their steps one by one, the last one first, and then
-//! writes the result into the record of the message that failed. After a crash it resumes at the first step that is not marked
-//! as compensated. `saga/mod.rs` says what a saga may become; `pipeline/compensate.rs` runs one compensation.
+//! The compensator: brings failed sagas to their ends. It compensates their steps one by one, the
+//! last one first, and then writes the result into the record of the message that failed. After a
+//! crash it resumes at the first step that is not marked as compensated. `saga/mod.rs` says what a
+//! saga may become; `pipeline/compensate.rs` runs one compensation.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -27,7 +28,8 @@ use crate::workers::source::{Observer, Report};
 
 /// Sagas read from the store at one time.
 const PAGE: usize = 256;
-/// Interval between two searches for sagas that were left behind, and for those that may be forgotten, in milliseconds.
+/// Interval between two searches for sagas that were left behind, and for those that may be
+/// forgotten, in milliseconds.
 const POLL_INTERVAL_MS: u64 = 60_000;
 
 /// The parts of a compensator.
@@ -68,7 +70,7 @@ struct Started {
     requests: u64,
 }
 
-/// Why the compensator stopped waiting.
+/// Reason why the compensator stopped waiting.
 enum Woken {
     /// There may be sagas to start.
     Search,
@@ -76,7 +78,8 @@ enum Woken {
     Stopped,
 }
 
-/// Compensates what is to be compensated until `stop` turns true, then finishes what need not wait.
+/// Compensates the sagas that are to be compensated until `stop` turns true, then finishes those
+/// that need not wait.
 pub async fn run_compensator(parts: CompensatorParts, mut stop: watch::Receiver<bool>) -> Result<(), StoreError> {
     let compensator = Compensator::new(parts, stop.clone());
     let mut started = Started::default();
@@ -90,7 +93,8 @@ pub async fn run_compensator(parts: CompensatorParts, mut stop: watch::Receiver<
     }
 }
 
-/// Compensates what is to be compensated now, and waits for retries of compensations, until `stop` turns true.
+/// Compensates the sagas that are to be compensated now, and waits for retries of compensations,
+/// until `stop` turns true.
 pub async fn settle_compensations(parts: CompensatorParts, stop: watch::Receiver<bool>) -> Result<(), StoreError> {
     let compensator = Compensator::new(parts, stop);
     let mut started = Started::default();
@@ -118,8 +122,9 @@ impl Started {
 
     /// Waits until there may be sagas to start.
     ///
-    /// A saga whose task has ended is not started again until then: it has come as far as it can. If a request has come since
-    /// its task was started, that may be for it, and the search begins at once.
+    /// A saga whose task has ended is not started again until then: it has come as far as it can.
+    /// If a request has come since its task was started, that may be for it, and the search begins
+    /// at once.
     async fn wait(&mut self, compensator: &Compensator, stop: &mut watch::Receiver<bool>) -> Result<Woken, StoreError> {
         let Compensator { parts, .. } = compensator;
         let mut ended_sagas = Vec::new();
@@ -165,7 +170,7 @@ fn joined(ended: Result<SagaTask, JoinError>) -> Result<SagaId, StoreError> {
 enum Progress {
     /// The saga has advanced, here or elsewhere: read it again.
     Advanced,
-    /// It waits for something that this host does not have.
+    /// The saga waits for something that this host does not have.
     Blocked,
 }
 
@@ -278,7 +283,7 @@ impl Compensator {
         Ok(Progress::Advanced)
     }
 
-    /// Writes what became of the saga into the record of the message that failed.
+    /// Writes the result of the saga into the record of the message that failed.
     async fn conclude(&self, read: &ReadSaga, event: RecordEvent) -> Result<Progress, StoreError> {
         let Some(member) = read.saga.failed() else { return Ok(Progress::Blocked) };
         let found = self.parts.storage.record(&member.record).await?;

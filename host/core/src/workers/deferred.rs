@@ -1,6 +1,6 @@
-//! The worker of deferred messages: brings messages that the store holds to their outcomes. Redriven messages run at once;
-//! parked ones run when the message before them has ended, and by policy when their wait is over. `pipeline/deferred.rs` says
-//! which of them may run.
+//! The worker of deferred messages: brings messages that the store holds to their outcomes.
+//! Redriven messages run at once; parked ones run when the message before them has ended, and by
+//! policy when their wait is over. `pipeline/deferred.rs` says which of them may run.
 
 use std::sync::Arc;
 
@@ -22,8 +22,8 @@ const AT_ONCE: usize = 64;
 /// Held messages read from the store at one time.
 const PAGE: usize = 256;
 
-/// Runs the messages that the store holds for `consumer`, until `stop` turns true; then finishes those that may run at once.
-/// `observer` is told of every outcome.
+/// Runs the messages that the store holds for `consumer`, until `stop` turns true; then finishes
+/// those that may run at once. `observer` is notified of every outcome.
 pub async fn run_deferred(
     consumer: IdempotentConsumer,
     store: Arc<dyn Inspect>,
@@ -49,13 +49,14 @@ pub async fn run_deferred(
             _ = stop.wait_for(|stop| *stop), if !stopping => stopping = true,
             () = consumer.deferred().changed.notified() => {}
             Some(ended) = under_way.join_next() => joined(ended)?,
-            // Asked for when it is waited for only: a clock that a test turns has slept at once.
+            // Evaluated only when it is waited for: with a clock that a test turns, a sleep ends at
+            // once.
             () = async { consumer.clock().sleep(next_ms).await }, if may_sleep => {}
         }
     }
 }
 
-/// Reads which messages the store holds for the consumer.
+/// Reads the messages that the store holds for the consumer.
 async fn load(consumer: &IdempotentConsumer, store: &dyn Inspect) -> Result<(), StoreError> {
     let processor = consumer.scope().processor.clone();
     let mut after: Option<HeldKey> = None;

@@ -1,4 +1,5 @@
-//! Tasks beside the pipeline: the source loop, deferred messages, compensations, the outbox relay, retention.
+//! Tasks beside the pipeline: the source loop, deferred messages, compensations, the outbox relay,
+//! retention.
 
 pub(crate) mod compensator;
 pub(crate) mod deferred;

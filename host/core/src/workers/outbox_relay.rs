@@ -1,4 +1,5 @@
-//! Sends what is in the outbox, in order, and has it marked as sent. At least once, under a stable id.
+//! Sends the messages in the outbox, in order, and has them marked as sent. At least once, under a
+//! stable id.
 
 use std::sync::Arc;
 
@@ -15,19 +16,20 @@ use crate::support::error::StoreError;
 use crate::support::fault;
 use crate::transport::{Publisher, TransportError};
 
-/// Messages in one batch, at most. Publishers count on it: only one batch can be sent and not yet marked.
+/// Messages in one batch, at most. Publishers rely on it: only one batch can be sent and not yet
+/// marked.
 pub const BATCH_MESSAGES_MAX: usize = 1_024;
 
 /// Longest wait between two tries of a publisher that is not available, in milliseconds.
 const RETRY_MS_MAX: u64 = 30_000;
 
-/// Why the relay stopped before its end.
+/// Reason why the relay stopped before its end.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RelayError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The publisher needs somebody's help; what is not sent stays in the outbox.
+    /// The publisher needs an operator's help; unsent messages stay in the outbox.
     #[error("the outbox could not be sent: {0}")]
     Publisher(TransportError),
 }
@@ -43,7 +45,7 @@ pub struct OutboxRelay {
 }
 
 impl OutboxRelay {
-    /// A relay from `outbox` to `publisher`.
+    /// Returns a relay from `outbox` to `publisher`.
     pub fn new(
         outbox: Arc<dyn Outbox>,
         committer: Arc<Committer>,
@@ -53,16 +55,19 @@ impl OutboxRelay {
         Self { outbox, committer, publisher, clock, breaker: None, sent: 0 }
     }
 
-    /// Sends nothing while the destination's circuit breaker is open.
+    /// Guards the relay by the destination's circuit breaker: nothing is sent while the breaker is
+    /// open.
     pub fn guarded_by(self, breaker: Option<Arc<CircuitBreaker>>) -> Self {
         Self { breaker, ..self }
     }
 
-    /// Sends until `stop` turns true and the outbox is empty; answers how many messages were sent. While the publisher
-    /// is not available, stopping does not wait for it: the rest stays in the outbox.
+    /// Sends until `stop` turns true and the outbox is empty. Returns the number of messages sent.
+    /// While the publisher is not available, stopping does not wait for it: the rest stays in the
+    /// outbox.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<u64, RelayError> {
         loop {
-            // Read before looking: what is written after an empty look wakes the wait below.
+            // Read before looking: a message that is written after an empty look wakes the wait
+            // below.
             let stopping = *stop.borrow_and_update();
             let rows = self.outbox.pending(None, BATCH_MESSAGES_MAX).await?;
             if !rows.is_empty() {
@@ -80,7 +85,8 @@ impl OutboxRelay {
         }
     }
 
-    /// Sends one batch and has it marked. `false`: told to stop while the publisher was not available.
+    /// Sends one batch and has it marked. Returns `false` if the relay was stopped while the
+    /// publisher was not available.
     async fn send(&mut self, rows: Vec<OutboxRow>, stop: &mut watch::Receiver<bool>) -> Result<bool, RelayError> {
         let (positions, batch): (Vec<OutboxPosition>, Vec<Message>) =
             rows.into_iter().map(|row| (row.position, row.message)).unzip();
@@ -104,7 +110,7 @@ impl OutboxRelay {
         Ok(true)
     }
 
-    /// Publishes a batch; if that may work later, why not now.
+    /// Publishes a batch. Returns the reason for a failure if a later try may succeed.
     async fn publish(&mut self, batch: &[Message]) -> Result<Option<Arc<str>>, RelayError> {
         let breaker = self.breaker.as_deref().filter(|_| !fault::mutated("relay-ignores-breaker"));
         let Ok(call) = breaker.map(CircuitBreaker::enter).transpose() else {
@@ -122,7 +128,8 @@ impl OutboxRelay {
         }
     }
 
-    /// Waits out the backoff; where the circuit breaker is not closed, it says when.
+    /// Waits for the end of the backoff or, if the circuit breaker is not closed, until it may let
+    /// a call through.
     async fn until_next_try(&mut self, delay_ms: u64) {
         match &self.breaker {
             Some(breaker) if !breaker.is_closed() && !fault::mutated("relay-ignores-breaker") => {

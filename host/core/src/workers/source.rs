@@ -1,4 +1,5 @@
-//! Feeds a consumer from a source: pulls, keeps the number in flight bounded, settles each delivery by its ending.
+//! Feeds a consumer from a source: pulls, keeps the number in flight bounded, settles each delivery
+//! by its outcome.
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use crate::support::error::StoreError;
 use crate::support::fault;
 use crate::transport::{Delivery, Received, Source, TransportError};
 
-/// Why a run stopped before the end of its input.
+/// Reason why a run stopped before the end of its input.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SourceError {
     /// The store failed; nothing that was acknowledged is lost.
@@ -24,36 +25,38 @@ pub enum SourceError {
     Source(#[from] TransportError),
 }
 
-/// What became of one piece of input.
+/// Report on one piece of input.
 #[derive(Debug)]
 pub enum Report<'a> {
-    /// A message ended.
+    /// A message has its outcome.
     Ended {
         /// The message.
         message: &'a Message,
-        /// How.
+        /// Outcome of the message.
         outcome: &'a Outcome,
     },
-    /// It was no message.
+    /// The input is not a message.
     Invalid {
-        /// Where it stands in the source.
+        /// Position in the source.
         position: &'a str,
-        /// What is wrong.
+        /// Reason why it is not a message.
         reason: &'a str,
     },
 }
 
-/// Is told of every ending, before the delivery is settled and after the ending is durable. Must not block for long.
+/// Observer of outcomes. Notified of every outcome, before the delivery is settled and after the
+/// outcome is durable. Must not block for long.
 pub trait Observer: Send + Sync + 'static {
-    /// One piece of input ended.
+    /// Takes the report on one piece of input.
     fn ended(&self, report: Report<'_>);
 }
 
-/// Runs `source` to its end, or until `stop` turns true; then waits for what is in flight.
+/// Runs `source` to its end, or until `stop` turns true; then waits for the messages in flight.
 ///
-/// At most `taken_max` messages are taken and not yet settled; how many of them run at once is the consumer's to say. Those that
-/// wait behind another or for their next attempt are among them, so it should be a good deal more. Must be called inside a tokio runtime. After a store failure nothing more
-/// is pulled, and what was not durable is left unsettled.
+/// At most `taken_max` messages are taken and not yet settled; the consumer decides how many of
+/// them run at once. Messages that wait behind another or for their next attempt are among them, so
+/// `taken_max` should be a good deal more. Must be called inside a tokio runtime. After a store
+/// failure nothing more is pulled, and deliveries that were not durable are left unsettled.
 pub async fn run_source(
     consumer: &IdempotentConsumer,
     source: &mut dyn Source,
@@ -80,7 +83,7 @@ pub async fn run_source(
                 observer.ended(Report::Invalid { position: &position, reason: &reason });
             }
             Ok(Some(Received::Delivery(delivery))) => {
-                // Accepted here, in the order received: that fixes the order inside each lane.
+                // Accepted here, in the order received: that order is the order inside each lane.
                 let accepted = consumer.accept(delivery.message().clone(), Handling::default());
                 let (consumer, observer) = (consumer.clone(), observer.clone());
                 tasks.spawn(async move {
@@ -94,7 +97,8 @@ pub async fn run_source(
     pulled.and(drained)
 }
 
-/// The next message. While the consumer's circuit breaker is open, the source is left alone.
+/// Returns the next message. While the consumer's circuit breaker is open, nothing is pulled from
+/// the source.
 async fn pull(consumer: &IdempotentConsumer, source: &mut dyn Source) -> Result<Option<Received>, TransportError> {
     if !fault::mutated("breaker-open-pulls") {
         consumer.wants_messages().await;
@@ -102,7 +106,8 @@ async fn pull(consumer: &IdempotentConsumer, source: &mut dyn Source) -> Result<
     source.recv().await
 }
 
-/// Waits for what is in flight. Retries that wait for their time are cut short when `stop` turns true.
+/// Waits for the messages in flight. Retries that wait for their time are cut short when `stop`
+/// turns true.
 async fn drain(
     consumer: &IdempotentConsumer,
     mut tasks: JoinSet<Result<(), SourceError>>,
@@ -159,7 +164,8 @@ fn first_failure(tasks: &mut JoinSet<Result<(), SourceError>>) -> Option<SourceE
     None
 }
 
-/// Returns the result of a task. A panic goes on here; a task that was cancelled has no failure to report.
+/// Returns the result of a task. A panic goes on here; a task that was cancelled has no failure to
+/// report.
 pub(super) fn joined<E>(ended: Result<Result<(), E>, JoinError>) -> Result<(), E> {
     match ended {
         Ok(result) => result,

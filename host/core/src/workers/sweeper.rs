@@ -1,4 +1,4 @@
-//! Has a store forget what has expired, in the background. Decides only when.
+//! Has a store forget expired records, in the background. Decides only on the time.
 
 use std::sync::Arc;
 
@@ -8,11 +8,11 @@ use crate::store::IdempotencyStorage;
 use crate::support::clock::Clock;
 use crate::support::error::StoreError;
 
-/// How often to look for what has expired, in milliseconds; the shortest window of a store is a minute.
+/// Interval between two sweeps, in milliseconds; the shortest window of a store is a minute.
 pub const SWEEP_EVERY_MS: u64 = 60_000;
 
-/// Sweeps every `every_ms` until `stop` turns true; the first time at once. Must run inside a tokio runtime with a pool of
-/// blocking threads: a sweep may block for as long as a transaction.
+/// Sweeps every `every_ms` until `stop` turns true; the first time at once. Must run inside a tokio
+/// runtime with a pool of blocking threads: a sweep may block for as long as a transaction.
 pub async fn run_sweeper(
     storage: Arc<dyn IdempotencyStorage>,
     clock: Arc<dyn Clock>,
@@ -25,7 +25,7 @@ pub async fn run_sweeper(
         let swept = tokio::task::spawn_blocking(move || futures_executor::block_on(store.sweep(now_ms)));
         let swept = swept.await.unwrap_or_else(|died| match died.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime ends: there is nobody left to sweep for.
+            // The runtime ends: no sweep is needed any more.
             Err(_) => Ok(0),
         })?;
         if swept > 0 {
