@@ -276,7 +276,7 @@ macro_rules! explored {
 
         #[test]
         fn $mutation() {
-            mutation::turns_red(concat!("shuttle_tests::", stringify!($test)), $name);
+            mutation::turns_red(module_path!(), stringify!($test), $name);
         }
     )*};
 }
