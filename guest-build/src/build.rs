@@ -78,8 +78,9 @@ impl Batch {
         command.current_dir(root).env("RUSTC", toolchain.rustc()).args(["build", "--release", "--lib"]);
         command.args(["--target", TARGET, "--message-format", "json-render-diagnostics"]);
         // A folder of its own: the host's build neither waits for this one nor is thrown away by
-        // it.
-        command.arg("--target-dir").arg(self.target.join("guests"));
+        // it. One a compiler: cargo knows a compiler by its version, not by the standard library
+        // beside it, and would link what was built over another one.
+        command.arg("--target-dir").arg(self.target.join("guests").join(toolchain.name()));
         for package in &self.packages {
             command.args(["--package", package.name.as_str()]);
         }

@@ -1,6 +1,7 @@
 //! Finds a compiler for the wasm target, and says which way it took. Compiles nothing itself.
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -26,6 +27,16 @@ pub enum Way {
     Rustup,
     /// Debian's compiler, with a standard library built here from Debian's source.
     Debian,
+}
+
+impl Toolchain {
+    /// Returns a name for folders that is the same for the same compiler and standard library only:
+    /// a compiler that was made here stands in a folder named by all that it was made of.
+    pub(crate) fn name(&self) -> String {
+        let mut hasher = DefaultHasher::new();
+        self.rustc.hash(&mut hasher);
+        format!("{:016x}", hasher.finish())
+    }
 }
 
 impl fmt::Display for Way {

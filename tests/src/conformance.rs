@@ -237,6 +237,8 @@ async fn the_outbox_keeps_order_until_sent(store: &impl Store) {
     assert_eq!(kinds(&store.pending(Some(rows[0].position), 1).await.unwrap()), ["b1"]);
     store.commit(&Group { sent: vec![rows[1].position], ..Group::default() }).await.unwrap();
     assert_eq!(kinds(&store.pending(None, 10).await.unwrap()), ["b0", "a0"]);
+    assert_eq!(store.outbox_len().await.unwrap(), 2);
+    assert_eq!(store.facts().await.unwrap().outbox_pending, 2);
     assert!(store.last_version().await.unwrap() >= 2);
 }
 
@@ -273,6 +275,7 @@ async fn kept_messages_are_paged_and_go(store: &impl Store) {
     let at = |name, digest| HeldKey { record: key(name), fingerprint: [digest; 16] };
     let all = [(at("a", 1), held_message(1)), (at("a", 2), held_message(2)), (at("b", 3), held_message(3))];
     assert_eq!(store.held_messages(None, None, 9).await.unwrap(), all);
+    assert_eq!(store.facts().await.unwrap().held_messages, 3);
     assert_eq!(store.held_messages(Some("p"), None, 2).await.unwrap(), all[..2]);
     assert_eq!(store.held_messages(Some("p"), Some(&at("a", 1)), 9).await.unwrap(), all[1..]);
     assert_eq!(store.held_messages(Some("other"), None, 9).await.unwrap(), []);
@@ -285,6 +288,7 @@ async fn kept_messages_are_paged_and_go(store: &impl Store) {
     assert_eq!(write(store, vec![gone.clone(), gone]).await, [Verdict::Committed, Verdict::Committed]);
     assert_eq!(store.held_messages(None, None, 1).await.unwrap(), all[1..2]);
     assert_eq!(store.held_messages(None, None, 9).await.unwrap(), all[1..]);
+    assert_eq!(store.facts().await.unwrap().held_messages, 2);
 }
 
 async fn cleanup_spares_what_is_open(store: &impl Store) {

@@ -84,3 +84,9 @@ pub async fn publisher_that_is_away(publisher: &mut impl Publisher) {
     let error = publisher.publish(&[Message::new("a", "/source", "kind")]).await.unwrap_err();
     assert!(matches!(error, TransportError::Unavailable(_)), "{error:?}");
 }
+
+/// Checks that a publisher whose other side refuses a message says that it needs a person: trying again would not help.
+pub async fn publisher_that_is_refused(publisher: &mut impl Publisher) {
+    let error = publisher.publish(&[Message::new("a", "/source", "kind")]).await.unwrap_err();
+    assert!(matches!(error, TransportError::Broken(_)), "{error:?}");
+}

@@ -72,7 +72,7 @@ pub use store::commit::{
 };
 pub use store::crash_tracker::{CrashTracker, NoCrashTracker};
 pub use store::feed::{Cursor, Feed, FeedEntry, FeedEvent, FeedEventKind, FeedPage, ParseCursorError};
-pub use store::held_message::{HeldMessage, HoldReason};
+pub use store::held_message::{HeldMessage, HoldKind, HoldReason};
 pub use store::{IdempotencyStorage, Inspect, Outbox, Store, StoreFacts};
 pub use support::clock::{Clock, SystemClock};
 pub use support::error::StoreError;

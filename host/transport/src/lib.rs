@@ -14,7 +14,7 @@ pub use http::status::{StatusSource, get, status_router};
 pub use operator::client::{AskError, OperatorClient};
 pub use operator::request::{
     AuditFilter, EntryFilter, FeedPage, HeldFilter, Operations, OperatorRequest, RecordFilter, RequestError,
-    SagaFilter, SagaStateName, SagaVerb, Selection, StandingName,
+    SagaFilter, Selection,
 };
 pub use publisher::http::{HttpAnswer, HttpPublisher};
 pub use publisher::jsonl::JsonlPublisher;

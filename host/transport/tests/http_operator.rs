@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use hapax_core::HoldKind;
 use hapax_transport::{
-    AskError, AuditFilter, FeedPage, HeldFilter, Operations, OperatorClient, OperatorRequest, RecordFilter,
-    RequestError, Selection, StandingName, operator_router,
+    AskError, AuditFilter, EntryFilter, FeedPage, HeldFilter, Operations, OperatorClient, OperatorRequest,
+    RecordFilter, RequestError, Selection, operator_router,
 };
 use http::Request;
 use http_body_util::{BodyExt as _, Full};
@@ -86,7 +87,7 @@ async fn what_is_asked_arrives_as_it_was() {
         error: text("100 % ü\n"),
         since: text("2h"),
         until: text("2026-01-01T00:00:00+01:00"),
-        hold_reason: Some(StandingName::Parked),
+        hold_reason: Some(HoldKind::Parked),
         limit: Some(7),
         after: text("t/p/%2Fs/k#0"),
     };
@@ -99,6 +100,7 @@ async fn what_is_asked_arrives_as_it_was() {
     };
     let by_filter = Selection { keys: vec![], filter: Some(filter.clone()), ..chosen.clone() };
     let key = "default/p/%2Fs%25/ü ?#&;=+.~#00".to_owned();
+    let entries = EntryFilter { prefix: text("a&b"), after: text("a&b=1"), limit: Some(3) };
     let asked = [
         OperatorRequest::Letters(filter),
         OperatorRequest::Letters(HeldFilter::default()),
@@ -111,6 +113,14 @@ async fn what_is_asked_arrives_as_it_was() {
         OperatorRequest::History(key),
         OperatorRequest::Evict(chosen),
         OperatorRequest::Audit(AuditFilter { processor: "p".into(), since: text("1d"), limit: None }),
+        OperatorRequest::State("p/\u{e9}".into(), entries.clone()),
+        OperatorRequest::StateValue("p".into(), "a/b%2F?#".into()),
+        OperatorRequest::Streams("p".into(), EntryFilter { after: text("s/1"), ..EntryFilter::default() }),
+        OperatorRequest::StreamEvents(
+            "p".into(),
+            "account/ann".into(),
+            EntryFilter { after: text("7"), ..EntryFilter::default() },
+        ),
     ];
     for ask in &asked {
         assert_eq!(client.ask(ask).await.expect("an answer"), json!({ "fine": true }), "{ask:?}");
@@ -122,13 +132,7 @@ async fn what_is_asked_arrives_as_it_was() {
 async fn a_refusal_comes_back_as_what_it_was() {
     let fake = Fake::new();
     let client = OperatorClient::new(&serve(fake.clone()).await).expect("a URL");
-    for refusal in [
-        RequestError::Invalid,
-        RequestError::NotFound,
-        RequestError::Refused,
-        RequestError::Unavailable,
-        RequestError::NotThereYet,
-    ] {
+    for refusal in [RequestError::Invalid, RequestError::NotFound, RequestError::Refused, RequestError::Unavailable] {
         let refusal = refusal("why \"not\"".into());
         *fake.answer.lock() = Err(refusal.clone());
         let ask = OperatorRequest::Letters(HeldFilter::default());

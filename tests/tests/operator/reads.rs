@@ -63,6 +63,11 @@ fn a_source_feeds_its_processor_and_a_host_shows_state_and_streams_as_its_store_
     assert_eq!(status, 400, "{body}");
     let (status, body) = server.ask("GET /v1/streams/counter?prefix=a", &[], "");
     assert_eq!(status, 400, "{body}");
+    server
+        .asked(&["streams", "--processor", "counter", "no-such-stream", "--after", "1"])
+        .refused(9, &["no-such-stream"]);
+    server.asked(&["state", "list", "nobody"]).refused(9, &["nobody", "counter"]);
+    server.asked(&["streams", "--processor", "nobody"]).refused(9, &["nobody", "counter"]);
     server.stop();
     for (question, answer) in questions.iter().zip(answers) {
         assert_eq!(on_store(folder.path(), question).out, answer, "{question:?}");

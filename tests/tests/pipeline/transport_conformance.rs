@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 
-use hapax_tests::transport_conformance::{IDS, publisher, publisher_that_is_away, source};
+use hapax_tests::transport_conformance::{IDS, publisher, publisher_that_is_away, publisher_that_is_refused, source};
 use hapax_transport::{HttpPublisher, JsonlPublisher, JsonlSource};
 use serde_json::{Value, json};
 
@@ -30,8 +30,8 @@ async fn the_jsonl_publisher_passes_the_suite() {
     publisher(|| JsonlPublisher::open(&file).unwrap(), ids).await;
 }
 
-#[tokio::test]
-async fn the_http_publisher_passes_the_suite() {
+/// A server that answers every request with `status`: its URL, and the ids that came.
+fn serve(status: &'static str) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
     let posted = Arc::new(Mutex::new(Vec::new()));
@@ -39,14 +39,26 @@ async fn the_http_publisher_passes_the_suite() {
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let posted = posted.clone();
-            std::thread::spawn(move || answer(stream.unwrap(), &posted));
+            std::thread::spawn(move || answer(stream.unwrap(), status, &posted));
         }
     });
+    (url, ids)
+}
+
+#[tokio::test]
+async fn the_http_publisher_passes_the_suite() {
+    let (url, ids) = serve("204 No Content");
     publisher(|| HttpPublisher::new(&url).unwrap(), || ids.lock().unwrap().clone()).await;
 }
 
-/// Takes the requests of one connection, and answers each with 204.
-fn answer(mut stream: std::net::TcpStream, posted: &Mutex<Vec<String>>) {
+#[tokio::test]
+async fn an_http_publisher_that_is_refused_says_that_it_needs_somebody() {
+    let (url, _) = serve("400 Bad Request");
+    publisher_that_is_refused(&mut HttpPublisher::new(&url).unwrap()).await;
+}
+
+/// Takes the requests of one connection, and answers each.
+fn answer(mut stream: std::net::TcpStream, status: &str, posted: &Mutex<Vec<String>>) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     loop {
         let (mut id, mut length) = (String::new(), 0);
@@ -68,7 +80,8 @@ fn answer(mut stream: std::net::TcpStream, posted: &Mutex<Vec<String>>) {
         }
         reader.by_ref().take(length).read_to_end(&mut Vec::new()).unwrap();
         posted.lock().unwrap().push(id);
-        stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
+        let length = if status.starts_with("204") { "" } else { "content-length: 0\r\n" };
+        write!(stream, "HTTP/1.1 {status}\r\n{length}\r\n").unwrap();
     }
 }
 

@@ -2,10 +2,12 @@
 
 use std::process::ExitCode;
 
-use hapax_transport::{HeldFilter, OperatorRequest, Selection, StandingName};
+use hapax_core::HoldKind;
+use hapax_transport::{HeldFilter, OperatorRequest, Selection};
 use serde_json::Value;
 
 use crate::commands::audit_args::AuditArgs;
+use crate::commands::one_of;
 use crate::commands::records;
 use crate::commands::target::Target;
 use crate::exit::Failed;
@@ -61,22 +63,13 @@ pub(crate) struct Filter {
     /// Select messages held before this time, written like --since.
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
-    /// Select messages with this hold reason.
-    #[arg(long = "standing", value_name = "REASON")]
-    hold_reason: Option<HoldReason>,
+    /// Select messages with this hold reason: `dead` ones wait for an operator, `parked` ones for
+    /// the message before them, `redriven` ones run again.
+    #[arg(long = "standing", value_name = "REASON", value_parser = one_of(HoldKind::ALL, HoldKind::name))]
+    hold_reason: Option<HoldKind>,
     /// Select at most this many messages [default: 1000 to list, 10000 to redrive or discard]
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-}
-
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum HoldReason {
-    /// The message failed for good and waits for an operator.
-    Dead,
-    /// The message waits for the message before it.
-    Parked,
-    /// The message waits to run again.
-    Redriven,
 }
 
 #[derive(clap::Args)]
@@ -97,12 +90,7 @@ pub(crate) struct OrderArgs {
 
 impl From<Filter> for HeldFilter {
     fn from(filter: Filter) -> Self {
-        let hold_reason = filter.hold_reason.map(|hold_reason| match hold_reason {
-            HoldReason::Dead => StandingName::Dead,
-            HoldReason::Parked => StandingName::Parked,
-            HoldReason::Redriven => StandingName::Redriven,
-        });
-        let Filter { processor, kind, source, error, since, until, limit, .. } = filter;
+        let Filter { processor, kind, source, error, since, until, hold_reason, limit } = filter;
         Self { processor, kind, source, error, since, until, hold_reason, limit, after: None }
     }
 }

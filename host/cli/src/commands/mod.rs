@@ -16,3 +16,15 @@ pub(crate) mod status;
 pub(crate) mod streams;
 pub(crate) mod target;
 pub(crate) mod up;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+
+/// Parses the name of one of `all`, which a wrong value is told. Core's enums have their names themselves, for HTTP as
+/// well.
+fn one_of<T: Copy + Send + Sync + 'static, const N: usize>(
+    all: [T; N],
+    name: fn(T) -> &'static str,
+) -> impl TypedValueParser<Value = T> {
+    PossibleValuesParser::new(all.map(name))
+        .map(move |given| all.into_iter().find(|one| name(*one) == given).expect("the parser admits only their names"))
+}

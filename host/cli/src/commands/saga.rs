@@ -3,10 +3,12 @@
 
 use std::process::ExitCode;
 
-use hapax_transport::{OperatorRequest, SagaFilter, SagaStateName, SagaVerb};
+use hapax_core::{SagaAction, SagaState};
+use hapax_transport::{OperatorRequest, SagaFilter};
 use serde_json::Value;
 
 use crate::commands::audit_args::AuditArgs;
+use crate::commands::one_of;
 use crate::commands::target::Target;
 use crate::output::line;
 use crate::output::list::{print_action, print_list, text};
@@ -17,8 +19,8 @@ pub(crate) enum Command {
     /// List sagas in the order of their ids.
     List {
         /// List only sagas in this state; `stuck` ones wait for an operator.
-        #[arg(long)]
-        state: Option<State>,
+        #[arg(long, value_parser = one_of(SagaState::ALL, SagaState::name))]
+        state: Option<SagaState>,
         /// Start after this id.
         #[arg(long, value_name = "ID")]
         after: Option<String>,
@@ -55,38 +57,6 @@ pub(crate) struct Stuck {
     target: Target,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-pub(crate) enum State {
-    /// Its messages may still run forward.
-    Open,
-    /// Its pivot has passed: its messages only run forward.
-    Pivoted,
-    /// It ended well: nothing is compensated.
-    Completed,
-    /// Its steps are being compensated.
-    Compensating,
-    /// A compensation failed for good: an operator decides.
-    Stuck,
-    /// Every step is compensated.
-    Compensated,
-    /// An operator ended it by hand.
-    Resolved,
-}
-
-impl From<State> for SagaStateName {
-    fn from(state: State) -> Self {
-        match state {
-            State::Open => Self::Open,
-            State::Pivoted => Self::Pivoted,
-            State::Completed => Self::Completed,
-            State::Compensating => Self::Compensating,
-            State::Stuck => Self::Stuck,
-            State::Compensated => Self::Compensated,
-            State::Resolved => Self::Resolved,
-        }
-    }
-}
-
 pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> {
     let resume = |verb, Stuck { id, audit, target }: Stuck| {
         let answer = target.ask(OperatorRequest::ResumeSaga(verb, audit.select(vec![id])))?;
@@ -94,7 +64,7 @@ pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> 
     };
     match command {
         Command::List { state, after, limit, target } => {
-            let filter = SagaFilter { state: state.map(Into::into), after, limit: Some(limit) };
+            let filter = SagaFilter { state, after, limit: Some(limit) };
             print_list(&target.ask(OperatorRequest::Sagas(filter))?, "sagas", json, |saga| {
                 format!("{:<12} {:<24} {}", text(&saga["state"]), at(&saga["changed_ms"]), text(&saga["id"]))
             });
@@ -109,9 +79,9 @@ pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> 
             }
             Ok(ExitCode::SUCCESS)
         }
-        Command::Retry(stuck) => resume(SagaVerb::Retry, stuck),
-        Command::Skip(stuck) => resume(SagaVerb::Skip, stuck),
-        Command::Resolve(stuck) => resume(SagaVerb::Resolve, stuck),
+        Command::Retry(stuck) => resume(SagaAction::Retry, stuck),
+        Command::Skip(stuck) => resume(SagaAction::Skip, stuck),
+        Command::Resolve(stuck) => resume(SagaAction::Resolve, stuck),
     }
 }
 

@@ -60,7 +60,7 @@ impl From<RequestError> for Failed {
         let code = match &refusal {
             RequestError::Invalid(_) => USAGE,
             RequestError::NotFound(_) => NOT_FOUND,
-            RequestError::Refused(_) | RequestError::NotThereYet(_) => REFUSED,
+            RequestError::Refused(_) => REFUSED,
             RequestError::Unavailable(_) => STORE_FAILED,
         };
         Self { code, text: refusal.to_string() }

@@ -7,6 +7,7 @@ pub(crate) mod saga;
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt as _};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -53,7 +54,8 @@ pub enum OperatorAction {
 }
 
 /// Operator action on a saga that is stuck.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum SagaAction {
     /// Retries the step on which the saga is stuck, with all its attempts before it.
     Retry,
@@ -62,6 +64,17 @@ pub enum SagaAction {
     Skip,
     /// Ends the saga, since the operator has seen to all steps that are left.
     Resolve,
+}
+
+impl SagaAction {
+    /// Returns the action's name, as the command line and the API have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Skip => "skip",
+            Self::Resolve => "resolve",
+        }
+    }
 }
 
 /// Operator of an action, and the reason for it.
@@ -210,6 +223,16 @@ impl Operator {
         let redriven = results.iter().filter_map(|(_, result)| result.as_ref().ok()?.as_ref());
         self.run(redriven.cloned().collect());
         results.into_iter().map(|(_, result)| result.map(drop)).collect()
+    }
+
+    /// Returns `true` if a consumer of `processor` is at work.
+    pub fn has_processor(&self, processor: &str) -> bool {
+        self.consumers.contains_key(processor)
+    }
+
+    /// Returns the names of the processors at work, in order; none where the store is stopped.
+    pub fn processors(&self) -> impl Iterator<Item = &str> {
+        self.consumers.keys().map(|name| &**name)
     }
 
     /// Returns up to `limit` lines of a processor's audit trail, oldest first.

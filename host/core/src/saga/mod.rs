@@ -191,8 +191,9 @@ impl SagaEvent {
     }
 }
 
-/// State of a saga.
+/// State of a saga. Stores write its number, people and HTTP its name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum SagaState {
     /// The saga's messages go forward.
     #[default]
@@ -212,6 +213,17 @@ pub enum SagaState {
 }
 
 impl SagaState {
+    /// Every state, in the order of a saga's life.
+    pub const ALL: [Self; 7] = [
+        Self::Open,
+        Self::Pivoted,
+        Self::Completed,
+        Self::Compensating,
+        Self::Stuck,
+        Self::Compensated,
+        Self::Resolved,
+    ];
+
     /// Returns the state's name, as the command line and the API print it.
     pub fn name(self) -> &'static str {
         match self {
@@ -246,7 +258,7 @@ pub struct Step {
     /// Input of the step's compensation.
     pub payload: Bytes,
     /// State of the step.
-    pub hold_reason: StepState,
+    pub state: StepState,
     /// Failed attempts to compensate the step since its compensation was last requested.
     pub attempts: u32,
     /// Earliest time to compensate the step, in milliseconds since the Unix epoch.
@@ -327,7 +339,7 @@ impl Saga {
                     member: *member,
                     name: step.clone(),
                     payload: payload.clone(),
-                    hold_reason: StepState::Registered,
+                    state: StepState::Registered,
                     attempts: 0,
                     due_ms: 0,
                     error: None,
@@ -341,7 +353,7 @@ impl Saga {
                 Compensating
             }
             (SagaEvent::Compensated { step }, Compensating) if Some(*step) == next => {
-                self.steps[*step as usize].hold_reason = StepState::Compensated;
+                self.steps[*step as usize].state = StepState::Compensated;
                 Compensating
             }
             (SagaEvent::CompensationFailed { step, error, retry_at_ms }, Compensating) if Some(*step) == next => {
@@ -361,7 +373,7 @@ impl Saga {
                 Compensating
             }
             (SagaEvent::Skipped { step, .. }, Stuck) if Some(*step) == next => {
-                self.steps[*step as usize].hold_reason = StepState::Skipped;
+                self.steps[*step as usize].state = StepState::Skipped;
                 Compensating
             }
             (SagaEvent::Resolved { .. }, Stuck) => Resolved,
@@ -376,7 +388,7 @@ impl Saga {
 
     /// Returns the step to compensate next: the last one that is neither compensated nor settled.
     pub fn next_step(&self) -> Option<(u32, &Step)> {
-        let mut open = (0..).zip(&self.steps).filter(|(_, step)| step.hold_reason == StepState::Registered);
+        let mut open = (0..).zip(&self.steps).filter(|(_, step)| step.state == StepState::Registered);
         if fault::mutated("undo-in-forward-order") { open.next() } else { open.last() }
     }
 

@@ -48,6 +48,43 @@ pub enum HoldReason {
     },
 }
 
+/// Kind of a hold reason, by name: what lists are filtered by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HoldKind {
+    /// See [`HoldReason::Dead`].
+    Dead,
+    /// See [`HoldReason::Parked`].
+    Parked,
+    /// See [`HoldReason::Redriven`].
+    Redriven,
+}
+
+impl HoldKind {
+    /// Every kind.
+    pub const ALL: [Self; 3] = [Self::Dead, Self::Parked, Self::Redriven];
+
+    /// Returns the kind's name, as the command line and the API print it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dead => "dead",
+            Self::Parked => "parked",
+            Self::Redriven => "redriven",
+        }
+    }
+}
+
+impl HoldReason {
+    /// Returns the reason's kind.
+    pub fn kind(&self) -> HoldKind {
+        match self {
+            Self::Dead => HoldKind::Dead,
+            Self::Parked { .. } => HoldKind::Parked,
+            Self::Redriven => HoldKind::Redriven,
+        }
+    }
+}
+
 impl HeldMessage {
     /// Returns the key under which the store holds the message of `record`.
     pub fn key(&self, record: &RecordKey) -> HeldKey {

@@ -10,6 +10,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, State};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{MethodRouter, get, post};
+use hapax_core::SagaAction;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -20,7 +21,7 @@ use crate::cloudevents::binary;
 use crate::http::ingress::read_body;
 use crate::http::response::problem;
 use crate::operator::request::{
-    EntryFilter, FeedPage, LISTED, Operations, OperatorRequest, RequestError, SagaVerb, Selection, limit, number,
+    EntryFilter, FeedPage, LISTED, Operations, OperatorRequest, RequestError, Selection, limit, number,
 };
 
 /// Bytes of an order, at most.
@@ -63,7 +64,7 @@ pub fn operator_router(operations: Arc<dyn Operations>) -> Router {
         })
     };
     // A saga may have the name of an order.
-    let named = |verb: SagaVerb, order: MethodRouter<Arc<dyn Operations>>| {
+    let named = |verb: SagaAction, order: MethodRouter<Arc<dyn Operations>>| {
         order.get(async move |state: Answering| answered(&state, OperatorRequest::Saga(verb.name().to_owned())).await)
     };
     Router::new()
@@ -85,15 +86,15 @@ pub fn operator_router(operations: Arc<dyn Operations>) -> Router {
         .route("/v1/sagas/{id}", show(OperatorRequest::Saga))
         .route(
             "/v1/sagas/retry",
-            named(SagaVerb::Retry, order(|chosen| OperatorRequest::ResumeSaga(SagaVerb::Retry, chosen))),
+            named(SagaAction::Retry, order(|chosen| OperatorRequest::ResumeSaga(SagaAction::Retry, chosen))),
         )
         .route(
             "/v1/sagas/skip",
-            named(SagaVerb::Skip, order(|chosen| OperatorRequest::ResumeSaga(SagaVerb::Skip, chosen))),
+            named(SagaAction::Skip, order(|chosen| OperatorRequest::ResumeSaga(SagaAction::Skip, chosen))),
         )
         .route(
             "/v1/sagas/resolve",
-            named(SagaVerb::Resolve, order(|chosen| OperatorRequest::ResumeSaga(SagaVerb::Resolve, chosen))),
+            named(SagaAction::Resolve, order(|chosen| OperatorRequest::ResumeSaga(SagaAction::Resolve, chosen))),
         )
         .method_not_allowed_fallback(no_such_method)
         .with_state(operations)

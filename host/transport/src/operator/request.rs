@@ -1,49 +1,50 @@
-//! What an operator can ask of a host, and what is answered; both ends of HTTP share it. Does nothing itself.
+//! Requests of operators to a host, their filters and errors. Both ends of HTTP share them. Nothing is performed here.
 
-use futures_util::future::{BoxFuture, pending, ready};
+use futures_util::future::{BoxFuture, pending};
+use hapax_core::{HoldKind, SagaAction, SagaState};
 use http::StatusCode;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-/// What is listed at one time, unless something else is asked for.
+/// Number of items in a list, unless the request says otherwise.
 pub(crate) const LISTED: usize = 1_000;
-/// What is listed or done at one time, at most.
+/// Maximum number of items in a list, or of messages in one action.
 pub(crate) const LISTED_MAX: usize = 10_000;
 
-/// A question or an order.
+/// Request of an operator: a question or an action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OperatorRequest {
-    /// Kept messages: dead letters, and those that wait.
+    /// List held messages: dead letters, and those that wait.
     Letters(HeldFilter),
-    /// One of them, whole.
+    /// Show one held message as a whole, by its key.
     Letter(String),
-    /// Run dead letters again.
+    /// Redrive dead letters.
     Redrive(Selection),
-    /// Forget kept messages.
+    /// Discard held messages.
     Discard(Selection),
-    /// Deduplication records.
+    /// List deduplication records.
     Records(RecordFilter),
-    /// One of them.
+    /// Show one record, by its key.
     Record(String),
-    /// What happened to one of them, oldest first.
+    /// Show the history of one record, oldest event first.
     History(String),
-    /// Forget records before their time.
+    /// Evict records: forget them before their retention ends.
     Evict(Selection),
-    /// What operators did.
+    /// List the audit trail.
     Audit(AuditFilter),
-    /// Sagas.
+    /// List sagas.
     Sagas(SagaFilter),
-    /// One of them: its messages, its steps, its log.
+    /// Show one saga, by its id: its messages, its steps, its log.
     Saga(String),
     /// Resume stuck sagas.
-    ResumeSaga(SagaVerb, Selection),
-    /// Entries of a processor's state: the processor, and which entries.
+    ResumeSaga(SagaAction, Selection),
+    /// List entries of a processor's state: the processor, and the filter.
     State(String, EntryFilter),
-    /// The value of one key of a processor's state: the processor, and the key.
+    /// Show one value of a processor's state: the processor, and the key.
     StateValue(String, String),
-    /// Event streams of a processor: the processor, and which streams.
+    /// List event streams of a processor: the processor, and the filter.
     Streams(String, EntryFilter),
-    /// Events of one stream: the processor, the name of the stream, and which events.
+    /// List events of one stream: the processor, the name of the stream, and the filter.
     StreamEvents(String, String, EntryFilter),
 }
 
@@ -69,231 +70,169 @@ impl EntryFilter {
     }
 }
 
-/// Way to resume a stuck saga.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SagaVerb {
-    /// Compensate the step at which it is stuck again.
-    Retry,
-    /// Go on with the step before it.
-    Skip,
-    /// All that was left is seen to.
-    Resolve,
-}
-
-impl SagaVerb {
-    /// The word for it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Retry => "retry",
-            Self::Skip => "skip",
-            Self::Resolve => "resolve",
-        }
-    }
-}
-
-/// Which kept messages.
+/// Filter of held messages.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HeldFilter {
-    /// Of this processor.
+    /// Only those of this processor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub processor: Option<String>,
-    /// Of this CloudEvents `type`.
+    /// Only those of this CloudEvents `type`.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
-    /// Of this CloudEvents `source`.
+    /// Only those of this CloudEvents `source`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// Whose error contains this text.
+    /// Only those with an error that contains this text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Kept at this time or later: RFC 3339, or how long ago, such as `2h`.
+    /// Only those held at this time or later: RFC 3339, or a time span before now, such as `2h`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<String>,
-    /// Kept before this time, likewise.
+    /// Only those held before this time, written as `since` is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<String>,
-    /// With this hold reason.
+    /// Only those with this kind of hold reason.
     #[serde(rename = "standing", skip_serializing_if = "Option::is_none")]
-    pub hold_reason: Option<StandingName>,
-    /// So many, at most.
+    pub hold_reason: Option<HoldKind>,
+    /// Maximum number of items.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "number")]
     pub limit: Option<usize>,
-    /// Those after this key; for lists only.
+    /// Only those after this key. For lists only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<String>,
 }
 
-/// What a kept message waits for, by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum StandingName {
-    /// An operator.
-    Dead,
-    /// The message before it.
-    Parked,
-    /// Its processor: it is run again.
-    Redriven,
-}
-
-/// Which records.
+/// Filter of records.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RecordFilter {
-    /// Of this processor.
+    /// Only those of this processor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub processor: Option<String>,
-    /// Those after this key.
+    /// Only those after this key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<String>,
-    /// So many, at most.
+    /// Maximum number of items.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "number")]
     pub limit: Option<usize>,
 }
 
-/// Which sagas.
+/// Filter of sagas.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SagaFilter {
-    /// That stand so.
+    /// Only those in this state.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub state: Option<SagaStateName>,
-    /// Those after this one.
+    pub state: Option<SagaState>,
+    /// Only those after this id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<String>,
-    /// So many, at most.
+    /// Maximum number of items.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "number")]
     pub limit: Option<usize>,
 }
 
-/// Where a saga stands, by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SagaStateName {
-    /// Its messages go forward.
-    Open,
-    /// There is no way back any more.
-    Pivoted,
-    /// It ended well.
-    Completed,
-    /// Its steps are being compensated.
-    Compensating,
-    /// A compensation failed for good: it waits for an operator.
-    Stuck,
-    /// Every step is compensated.
-    Compensated,
-    /// An operator ended it by hand.
-    Resolved,
-}
-
-/// Which lines of the audit trail.
+/// Filter of the audit trail.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AuditFilter {
-    /// Of this processor.
+    /// Only those of this processor.
     pub processor: String,
-    /// From this time on: RFC 3339, or how long ago, such as `2h`.
+    /// Only entries from this time on: RFC 3339, or a time span before now, such as `2h`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<String>,
-    /// So many, at most.
+    /// Maximum number of items.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "number")]
     pub limit: Option<usize>,
 }
 
-/// To what something is done, by whom, and why.
+/// Selection of the items of an action, with its operator and its reason.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Selection {
-    /// To what has these keys ...
+    /// Items by their keys. Either these are given or `filter` is.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<String>,
-    /// ... or to every kept message that this finds.
+    /// Every held message that this filter selects.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub filter: Option<HeldFilter>,
-    /// Only say what would be done.
+    /// Check the action and report it, without performing it.
     pub dry_run: bool,
-    /// Who does it.
+    /// Name of the operator.
     pub actor: String,
-    /// Why.
+    /// Reason for the action.
     pub reason: String,
 }
 
-/// Why something was not answered or not done. Nothing was changed.
+/// Error of a request. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// It was asked for in a way that cannot be right.
+    /// The request is wrong in itself.
     #[error("{0}")]
     Invalid(String),
-    /// It is not there.
+    /// The item of the request does not exist.
     #[error("{0}")]
     NotFound(String),
-    /// It may not be done as things are.
+    /// The action is not legal in the present state.
     #[error("{0}")]
     Refused(String),
     /// The store failed.
     #[error("{0}")]
     Unavailable(String),
-    /// This host cannot do it.
-    #[error("{0}")]
-    NotThereYet(String),
 }
 
 impl RequestError {
-    /// Its status and its `code` over HTTP.
+    /// Returns the status and the `code` over HTTP.
     pub(crate) fn status(&self) -> (StatusCode, &'static str) {
         match self {
             Self::Invalid(_) => (StatusCode::BAD_REQUEST, "invalid"),
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "absent"),
             Self::Refused(_) => (StatusCode::CONFLICT, "refused"),
             Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
-            Self::NotThereYet(_) => (StatusCode::NOT_IMPLEMENTED, "not-there-yet"),
         }
     }
 
-    /// The one that travelled as this `code`.
+    /// Returns the error that travelled as this `code`.
     pub(crate) fn of(code: &str, text: String) -> Option<Self> {
         Some(match code {
             "invalid" => Self::Invalid(text),
             "absent" => Self::NotFound(text),
             "refused" => Self::Refused(text),
             "unavailable" => Self::Unavailable(text),
-            "not-there-yet" => Self::NotThereYet(text),
             _ => return None,
         })
     }
 }
 
-/// A part of the feed of events.
+/// Page of the feed.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct FeedPage {
-    /// The events, oldest first.
+    /// Events of the page, oldest first.
     pub events: Vec<Value>,
-    /// Where the next part begins: what `after` is then.
+    /// Cursor at which the next page begins: the next `after`.
     pub next: String,
-    /// Events between `after` and the first of these were forgotten meanwhile.
+    /// Events between `after` and the first of these were forgotten before they were read.
     pub truncated: bool,
 }
 
-/// What answers an operator.
+/// Answers the requests of operators.
 pub trait Operations: Send + Sync + 'static {
-    /// Answers or does it. Runs to its end although the client may have gone.
+    /// Answers the request or performs its action. Runs to its end although the client may have gone.
     fn perform(&self, ask: OperatorRequest) -> BoxFuture<'static, Result<Value, RequestError>>;
 
-    /// Up to `limit` events of the feed after the cursor `after` (`None`: from the oldest there is); none if there are no more
-    /// yet.
-    fn events(&self, after: Option<String>, limit: usize) -> BoxFuture<'static, Result<FeedPage, RequestError>> {
-        let _ = (after, limit);
-        Box::pin(ready(Err(RequestError::NotThereYet("this host has no feed of events yet".into()))))
-    }
+    /// Returns up to `limit` events of the feed after the cursor `after` (`None`: from the oldest event); none if
+    /// no more have come yet.
+    fn events(&self, after: Option<String>, limit: usize) -> BoxFuture<'static, Result<FeedPage, RequestError>>;
 
-    /// Completes with `true` when the feed may have grown since it was called (perhaps too early, never too late), with `false`
-    /// when the host stops.
+    /// Completes with `true` when the feed may have grown since the call (perhaps too early, never too
+    /// late), and with `false` when the host stops.
     fn feed_changed(&self) -> BoxFuture<'static, bool> {
         Box::pin(pending())
     }
 }
 
-/// How many are asked for.
+/// Returns the requested number of items, or `default`; an error if it is 0 or too large.
 pub(crate) fn limit(asked: Option<usize>, default: usize) -> Result<usize, RequestError> {
     match asked.unwrap_or(default) {
         0 => Err(RequestError::Invalid("limit: 0 asks for nothing; give 1 or more".into())),
@@ -306,39 +245,39 @@ pub(crate) fn limit(asked: Option<usize>, default: usize) -> Result<usize, Reque
 }
 
 impl HeldFilter {
-    /// How many are listed, at most.
+    /// Returns the maximum number of items to list.
     pub fn listed(&self) -> Result<usize, RequestError> {
         limit(self.limit, LISTED)
     }
 
-    /// To how many something is done, at most.
+    /// Returns the maximum number of messages to act on.
     pub fn done(&self) -> Result<usize, RequestError> {
         limit(self.limit, LISTED_MAX)
     }
 }
 
 impl RecordFilter {
-    /// How many are listed, at most.
+    /// Returns the maximum number of items to list.
     pub fn listed(&self) -> Result<usize, RequestError> {
         limit(self.limit, LISTED)
     }
 }
 
 impl SagaFilter {
-    /// How many are listed, at most.
+    /// Returns the maximum number of items to list.
     pub fn listed(&self) -> Result<usize, RequestError> {
         limit(self.limit, LISTED)
     }
 }
 
 impl AuditFilter {
-    /// How many are listed, at most.
+    /// Returns the maximum number of items to list.
     pub fn listed(&self) -> Result<usize, RequestError> {
         limit(self.limit, LISTED)
     }
 }
 
-/// A number, or the digits of one: a query has text only.
+/// Reads a number, or the digits of one: a query has text only.
 pub(crate) fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
     let value = Value::deserialize(deserializer)?;
     let number = match &value {

@@ -1,17 +1,28 @@
 //! State and event streams of a processor as JSON: lists, one value, the events of a stream. Reads only.
 
-use hapax_core::{RESERVED, Scope, Store, StreamEvent, list_state, list_streams, read_stream};
+use hapax_core::{Operator, RESERVED, Scope, Store, StreamEvent, list_state, list_streams, read_stream};
 use hapax_transport::{EntryFilter, RequestError};
 use serde_json::{Value, json};
 
-use super::failed;
+use super::{Ops, failed};
+
+/// Fails if a list is empty because the host has no such processor. A processor that is gone from the host may still have state, which is
+/// shown; and where the store is stopped, nobody knows the names.
+fn check_processor(operator: &Operator, processor: &str, found: usize) -> Result<(), RequestError> {
+    let known: Vec<&str> = operator.processors().collect();
+    if found > 0 || known.is_empty() || operator.has_processor(processor) {
+        return Ok(());
+    }
+    Err(RequestError::NotFound(format!("this host has no processor {processor}; it has {}", known.join(", "))))
+}
 
 /// Lists the entries of a processor's state. `next` is the key to go on after, if there may be more.
-pub(super) async fn state(store: &dyn Store, processor: &str, filter: &EntryFilter) -> Result<Value, RequestError> {
+pub(super) async fn state(ops: &Ops, processor: &str, filter: &EntryFilter) -> Result<Value, RequestError> {
     let limit = filter.listed()?;
-    let view = store.view(&Scope::of(processor));
+    let view = ops.store.view(&Scope::of(processor));
     let prefix = filter.prefix.as_deref().unwrap_or_default();
     let entries = list_state(&*view, prefix, filter.after.as_deref(), limit).await.map_err(failed)?;
+    check_processor(&ops.operator, processor, entries.len())?;
     let next = if entries.len() == limit { entries.last().map(|(key, _)| key.clone()) } else { None };
     let entries: Vec<Value> = entries.iter().map(|(key, value)| json!({ "key": key, "value": text(value) })).collect();
     Ok(json!({ "entries": entries, "next": next }))
@@ -31,11 +42,12 @@ pub(super) async fn value(store: &dyn Store, processor: &str, key: &str) -> Resu
 }
 
 /// Lists the event streams of a processor with their versions.
-pub(super) async fn streams(store: &dyn Store, processor: &str, filter: &EntryFilter) -> Result<Value, RequestError> {
+pub(super) async fn streams(ops: &Ops, processor: &str, filter: &EntryFilter) -> Result<Value, RequestError> {
     let limit = filter.listed()?;
     no_prefix(filter)?;
-    let view = store.view(&Scope::of(processor));
+    let view = ops.store.view(&Scope::of(processor));
     let streams = list_streams(&*view, filter.after.as_deref(), limit).await.map_err(failed)?;
+    check_processor(&ops.operator, processor, streams.len())?;
     let next = if streams.len() == limit { streams.last().map(|(stream, _)| stream.clone()) } else { None };
     let streams: Vec<Value> =
         streams.iter().map(|(stream, version)| json!({ "stream": stream, "version": version })).collect();
@@ -59,7 +71,7 @@ pub(super) async fn events(
     };
     let view = store.view(&Scope::of(processor));
     let events = read_stream(&*view, stream, after, limit).await.map_err(failed)?;
-    if events.is_empty() && after == 0 {
+    if events.is_empty() && read_stream(&*view, stream, 0, 1).await.map_err(failed)?.is_empty() {
         let there = format!("`hapax streams --processor {processor}` lists its streams");
         return Err(RequestError::NotFound(format!("{processor} has no event stream {stream}; {there}")));
     }

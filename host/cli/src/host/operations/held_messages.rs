@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use hapax_core::{HeldKey, HeldMessage, HoldReason, Message, Store};
-use hapax_transport::{HeldFilter, RequestError, StandingName};
+use hapax_transport::{HeldFilter, RequestError};
 use serde_json::{Value, json};
 
 use super::{PAGE, failed, records};
@@ -34,7 +34,7 @@ impl<'a> Wanted<'a> {
         same(&self.filter.kind, &held_message.message.kind)
             && same(&self.filter.source, &held_message.message.source)
             && self.filter.error.as_ref().is_none_or(|error| held_message.error.contains(error))
-            && self.filter.hold_reason.is_none_or(|hold_reason| hold_reason == standing_of(held_message))
+            && self.filter.hold_reason.is_none_or(|kind| kind == held_message.hold_reason.kind())
             && (self.since_ms..self.until_ms).contains(&held_message.at_ms)
     }
 
@@ -62,14 +62,6 @@ impl<'a> Wanted<'a> {
 
 pub(super) fn parse_key(text: &str) -> Result<HeldKey, RequestError> {
     text.parse().map_err(|error: hapax_core::ParseHeldKeyError| RequestError::Invalid(error.to_string()))
-}
-
-fn standing_of(held_message: &HeldMessage) -> StandingName {
-    match held_message.hold_reason {
-        HoldReason::Dead => StandingName::Dead,
-        HoldReason::Redriven => StandingName::Redriven,
-        HoldReason::Parked { .. } => StandingName::Parked,
-    }
 }
 
 pub(super) async fn list(store: &dyn Store, filter: &HeldFilter, now_ms: u64) -> Result<Value, RequestError> {
@@ -124,7 +116,7 @@ fn blocks(key: &HeldKey, held_message: &HeldMessage, held_messages: &[HeldMessag
 fn summary(key: &HeldKey, held_message: &HeldMessage) -> Value {
     let mut summary = json!({
         "key": key.to_string(), "processor": key.record.scope.processor, "source": held_message.message.source,
-        "id": held_message.message.id, "type": held_message.message.kind, "standing": standing_of(held_message), "error": held_message.error,
+        "id": held_message.message.id, "type": held_message.message.kind, "standing": held_message.hold_reason.kind(), "error": held_message.error,
         "attempts": held_message.attempts, "component": held_message.component, "at_ms": held_message.at_ms,
     });
     if let Some(position) = &held_message.position {

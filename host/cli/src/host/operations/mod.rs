@@ -53,9 +53,9 @@ impl Ops {
             OperatorRequest::Audit(filter) => self.audit(&filter).await,
             OperatorRequest::Sagas(filter) => sagas::list(&*self.store, &filter).await,
             OperatorRequest::Saga(id) => sagas::show(&*self.store, &id).await,
-            OperatorRequest::State(processor, filter) => entries::state(&*self.store, &processor, &filter).await,
+            OperatorRequest::State(processor, filter) => entries::state(self, &processor, &filter).await,
             OperatorRequest::StateValue(processor, key) => entries::value(&*self.store, &processor, &key).await,
-            OperatorRequest::Streams(processor, filter) => entries::streams(&*self.store, &processor, &filter).await,
+            OperatorRequest::Streams(processor, filter) => entries::streams(self, &processor, &filter).await,
             OperatorRequest::StreamEvents(processor, stream, filter) => {
                 entries::events(&*self.store, &processor, &stream, &filter).await
             }

@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use hapax_core::{Member, SagaEvent, SagaId, SagaListing, SagaLog, SagaLogEntry, SagaState, Scope, Step, Store};
-use hapax_transport::{RequestError, SagaFilter, SagaStateName};
+use hapax_transport::{RequestError, SagaFilter};
 use serde_json::{Value, json};
 
 use super::{PAGE, failed};
@@ -17,7 +17,7 @@ fn log(store: &dyn Store) -> SagaLog {
 
 pub(super) async fn list(store: &dyn Store, filter: &SagaFilter) -> Result<Value, RequestError> {
     let (limit, log) = (filter.listed()?, log(store));
-    let wanted = filter.state.map(state_of);
+    let wanted = filter.state;
     // Unsettled sagas have an index of their own: it finds them among any number of others.
     let unsettled = matches!(wanted, Some(SagaState::Compensating | SagaState::Stuck));
     let mut after = filter.after.as_deref().map(parse_id).transpose()?;
@@ -52,18 +52,6 @@ pub(super) async fn show(store: &dyn Store, text: &str) -> Result<Value, Request
     }))
 }
 
-fn state_of(name: SagaStateName) -> SagaState {
-    match name {
-        SagaStateName::Open => SagaState::Open,
-        SagaStateName::Pivoted => SagaState::Pivoted,
-        SagaStateName::Completed => SagaState::Completed,
-        SagaStateName::Compensating => SagaState::Compensating,
-        SagaStateName::Stuck => SagaState::Stuck,
-        SagaStateName::Compensated => SagaState::Compensated,
-        SagaStateName::Resolved => SagaState::Resolved,
-    }
-}
-
 fn member(member: &Member) -> Value {
     json!({
         "record": member.record.to_string(), "processor": member.message_key.scope.processor, "source": member.message.source,
@@ -73,7 +61,7 @@ fn member(member: &Member) -> Value {
 
 fn step(step: &Step) -> Value {
     let mut shown = json!({
-        "name": step.name, "member": step.member, "standing": step.hold_reason.name(), "attempts": step.attempts,
+        "name": step.name, "member": step.member, "standing": step.state.name(), "attempts": step.attempts,
         "due_ms": step.due_ms, "error": step.error,
     });
     let (name, payload) = payload(&step.payload);

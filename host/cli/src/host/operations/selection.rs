@@ -1,8 +1,8 @@
 //! Actions on the keys or the filter that an operator selected: redrive, discard, evict, resume a
 //! saga. A dry run only checks them.
 
-use hapax_core::{Actor, Clock as _, OperatorAction, OperatorError, SagaAction, SystemClock, fault};
-use hapax_transport::{HeldFilter, RequestError, SagaVerb, Selection, StandingName};
+use hapax_core::{Actor, Clock as _, HoldKind, OperatorAction, OperatorError, SagaAction, SystemClock, fault};
+use hapax_transport::{HeldFilter, RequestError, Selection};
 use serde_json::{Value, json};
 
 use super::held_messages::{self, Wanted};
@@ -29,19 +29,14 @@ impl Ops {
         self.perform_chosen("evict", chosen, keys.into_iter().map(OperatorAction::Evict).collect(), false).await
     }
 
-    pub(super) async fn resume(&self, verb: SagaVerb, chosen: &Selection) -> Result<Value, RequestError> {
+    pub(super) async fn resume(&self, action: SagaAction, chosen: &Selection) -> Result<Value, RequestError> {
         if chosen.filter.is_some() {
             return Err(RequestError::Invalid("sagas are named by their ids, not by a filter".into()));
         }
         check(chosen)?;
-        let action = match verb {
-            SagaVerb::Retry => SagaAction::Retry,
-            SagaVerb::Skip => SagaAction::Skip,
-            SagaVerb::Resolve => SagaAction::Resolve,
-        };
         let ids = chosen.keys.iter().map(|id| sagas::parse_id(id)).collect::<Result<Vec<_>, _>>()?;
         let actions = ids.into_iter().map(|id| OperatorAction::Saga(action, id)).collect();
-        self.perform_chosen(verb.name(), chosen, actions, false).await
+        self.perform_chosen(action.name(), chosen, actions, false).await
     }
 
     async fn perform_on_held(
@@ -67,7 +62,7 @@ impl Ops {
         }
         // Waiting messages run by themselves: a filter selects them only if it names their hold
         // reason.
-        let filter = HeldFilter { hold_reason: filter.hold_reason.or(Some(StandingName::Dead)), ..filter.clone() };
+        let filter = HeldFilter { hold_reason: filter.hold_reason.or(Some(HoldKind::Dead)), ..filter.clone() };
         let mut found = Vec::new();
         let take = |key, held_message: hapax_core::HeldMessage| {
             found.push((held_message.at_ms, key));
