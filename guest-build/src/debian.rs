@@ -19,8 +19,9 @@ const PACKAGES: [&str; 2] = ["rustc-web", "rust-web-src"];
 /// The oldest compiler that guests build with: the workspace's `rust-version`, which the SDK has as
 /// well.
 const MINIMUM: &str = env!("CARGO_PKG_RUST_VERSION");
-/// The libraries that are built, and the flags for the compiler. Guests are linked with LTO, which reads bitcode and nothing
-/// else: with this flag no machine code is made. No features: a backtrace cannot be taken on the target.
+/// The libraries that are built, and the flags for the compiler. Guests are linked with LTO, which
+/// reads bitcode and nothing else: with this flag no machine code is made. No features: a backtrace
+/// cannot be taken on the target.
 const STANDARD_LIBRARY: [&str; 3] = ["-Zbuild-std=std,panic_abort", "-Zbuild-std-features=", "-Clinker-plugin-lto"];
 
 /// A compiler from Debian's packages, with everything that takes done; its path.

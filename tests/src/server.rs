@@ -1,4 +1,5 @@
-//! `hapax up`, the real binary, in a folder that outlives it; and the commands that operators ask it with.
+//! `hapax up`, the real binary, in a folder that outlives it; and the commands that operators ask
+//! it with.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;

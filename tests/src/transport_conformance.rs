@@ -1,11 +1,13 @@
-//! The suites that every source and every publisher must pass, over a way to make one. A third party's transport can run them, too.
+//! The suites that every source and every publisher must pass, over a way to make one. A third
+//! party's transport can run them, too.
 
 use std::collections::BTreeSet;
 
 use futures_util::FutureExt as _;
 use hapax_core::{Message, Publisher, Received, Source, TransportError};
 
-/// The input of the source suite: two messages, a piece of input that is no message, one more message.
+/// The input of the source suite: two messages, a piece of input that is no message, one more
+/// message.
 pub const IDS: [&str; 3] = ["m-1", "m-2", "m-3"];
 
 /// The way in which a delivery is settled.
@@ -16,11 +18,12 @@ enum Settle {
     DeadLetter,
 }
 
-/// Checks a source whose input holds the messages [`IDS`], with one piece of input between the second and the third that is no
-/// message.
+/// Checks a source whose input holds the messages [`IDS`], with one piece of input between the
+/// second and the third that is no message.
 ///
 /// - Messages come in the order of the input, once each, and the end is told.
-/// - Input that is no message is reported in its place, with its position and a reason, and stops nothing.
+/// - Input that is no message is reported in its place, with its position and a reason, and stops
+///   nothing.
 /// - A `recv` that is dropped loses nothing.
 /// - Every way to settle a delivery succeeds.
 pub async fn source<S: Source>(open: impl Fn() -> S) {
@@ -60,7 +63,8 @@ async fn received(source: &mut impl Source, settle: Settle, drops: bool) -> Vec<
 /// Checks a publisher; `ids` reads what the other side has, in the order in which it came.
 ///
 /// - After `Ok` every message of the batch is at the other side, in order.
-/// - A batch that comes again is accepted, under the same ids, also by a publisher that is made anew.
+/// - A batch that comes again is accepted, under the same ids, also by a publisher that is made
+///   anew.
 /// - An empty batch is accepted and sends nothing.
 pub async fn publisher<P: Publisher>(open: impl Fn() -> P, ids: impl Fn() -> Vec<String>) {
     let batch = |ids: &[&str]| ids.iter().map(|id| Message::new(*id, "/source", "kind")).collect::<Vec<_>>();
@@ -79,13 +83,15 @@ pub async fn publisher<P: Publisher>(open: impl Fn() -> P, ids: impl Fn() -> Vec
     assert!(first("a") < first("b") && first("b") < first("c") && first("c") < first("d"), "{all:?}");
 }
 
-/// Checks that a publisher whose other side is away says so, and not that it needs a person: the relay tries again then.
+/// Checks that a publisher whose other side is away says so, and not that it needs a person: the
+/// relay tries again then.
 pub async fn publisher_that_is_away(publisher: &mut impl Publisher) {
     let error = publisher.publish(&[Message::new("a", "/source", "kind")]).await.unwrap_err();
     assert!(matches!(error, TransportError::Unavailable(_)), "{error:?}");
 }
 
-/// Checks that a publisher whose other side refuses a message says that it needs a person: trying again would not help.
+/// Checks that a publisher whose other side refuses a message says that it needs a person: trying
+/// again would not help.
 pub async fn publisher_that_is_refused(publisher: &mut impl Publisher) {
     let error = publisher.publish(&[Message::new("a", "/source", "kind")]).await.unwrap_err();
     assert!(matches!(error, TransportError::Broken(_)), "{error:?}");

@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: builds what the scenarios need in release and runs them on the disk of the target folder. What is measured
-//! is the bench's own; see its --help.
+//! `cargo xtask bench`: builds what the scenarios need in release and runs them on the disk of the
+//! target folder. What is measured is the bench's own; see its --help.
 
 use std::path::Path;
 

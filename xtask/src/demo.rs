@@ -1,4 +1,5 @@
-//! `cargo xtask demo`: the main job on a sample file, shown; and a saga that fails at its last step. Leaves nothing behind.
+//! `cargo xtask demo`: the main job on a sample file, shown; and a saga that fails at its last
+//! step. Leaves nothing behind.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};

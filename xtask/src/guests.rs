@@ -1,4 +1,5 @@
-//! `cargo xtask guests` and `setup`: every guest of the workspace from source, and the compiler for it. None is committed.
+//! `cargo xtask guests` and `setup`: every guest of the workspace from source, and the compiler for
+//! it. None is committed.
 //!
 //! A program of `hapax-guest-build` does the work: linked into xtask, that crate and all that is
 //! below it would be compiled twice, as cargo builds the dependencies of xtask alone with fewer

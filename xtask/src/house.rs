@@ -1,5 +1,5 @@
-//! The rules of the house that a text search can check: which way imports go between folders, how
-//! long a function may be. Reads sources, changes nothing.
+//! The rules of the house that a text search can check: which way imports go between folders, how long a function may be, how
+//! a doc comment begins, how wide a comment is. Reads sources, changes nothing.
 
 use std::path::Path;
 
@@ -32,6 +32,10 @@ const FOLDERS: &[(&str, &[&str])] = &[
 ];
 
 const FUNCTION_LINES_MAX: usize = 70;
+const COMMENT_COLUMNS_MAX: usize = 100;
+
+/// Words with which a doc comment does not begin: a clause that stands for a noun has neither an actor nor a verb.
+const HEADLESS: &[&str] = &["What ", "Who ", "Whose ", "Whether ", "How ", "Which ", "Those ", "The same"];
 
 /// Checks the source files among `files`, and names what is broken.
 pub(crate) fn check(root: &Path, files: &[String], broken: &mut Vec<String>) -> Result<()> {
@@ -41,6 +45,7 @@ pub(crate) fn check(root: &Path, files: &[String], broken: &mut Vec<String>) -> 
         let text = std::fs::read_to_string(root.join(file)).with_context(|| file.clone())?;
         imports(file, &text, broken);
         functions(file, &text, broken);
+        comments(file, &text, broken);
     }
     Ok(())
 }
@@ -104,5 +109,24 @@ fn functions(file: &str, text: &str, broken: &mut Vec<String>) {
             broken
                 .push(format!("{file}:{}: a function of {length} lines; {FUNCTION_LINES_MAX} is the limit", start + 1));
         }
+    }
+}
+
+/// A doc comment begins with a verb or a noun, and no comment is wider than a screen.
+fn comments(file: &str, text: &str, broken: &mut Vec<String>) {
+    let mut before = "";
+    for (index, line) in text.lines().enumerate() {
+        let comment = line.trim_start();
+        let begins = ["/// ", "//! "].iter().find_map(|mark| comment.strip_prefix(mark));
+        let is_first = !before.trim_start().starts_with("///") && !before.trim_start().starts_with("//!");
+        if let Some(text) = begins.filter(|_| is_first)
+            && HEADLESS.iter().any(|word| text.starts_with(word))
+        {
+            broken.push(format!("{file}:{}: begin the comment with a verb or a noun: {text}", index + 1));
+        }
+        if comment.starts_with("//") && line.chars().count() > COMMENT_COLUMNS_MAX {
+            broken.push(format!("{file}:{}: a comment wider than {COMMENT_COLUMNS_MAX} columns", index + 1));
+        }
+        before = line;
     }
 }

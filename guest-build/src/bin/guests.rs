@@ -1,5 +1,6 @@
-//! Builds the guests of the workspace that it is started in: `guests toolchain`, or `guests build FOLDER [PACKAGE...]`.
-//! `cargo xtask` starts it; users build theirs with `hapax build`.
+//! Builds the guests of the workspace that it is started in: `guests toolchain`, or
+//! `guests build FOLDER [PACKAGE...]`. `cargo xtask` starts it; users build theirs with
+//! `hapax build`.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

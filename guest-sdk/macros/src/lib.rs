@@ -12,8 +12,9 @@ use syn::{Error, ItemFn, LitStr, Path, Result, Token};
 /// The message is a `Message`, or a `Json<T>` for its data. One function a crate. The function
 /// stays as it is: tests call it, or give it to `hapax_sdk::testing::Harness`.
 ///
-/// A processor that registers steps names the functions that undo them, each of them a `#[compensation("...")]`:
-/// `#[processor(compensations(refund, release))]`. Only steps of theirs can be registered.
+/// A processor that registers steps names the functions that undo them, each of them a
+/// `#[compensation("...")]`: `#[processor(compensations(refund, release))]`. Only steps of theirs
+/// can be registered.
 #[proc_macro_attribute]
 pub fn processor(arguments: TokenStream, item: TokenStream) -> TokenStream {
     let expanded = syn::parse(arguments).and_then(|arguments: Arguments| {
@@ -84,8 +85,8 @@ fn step_of(function: &Path) -> Path {
 /// Makes `fn(batch: Batch) -> Answers` what the component exports: many messages in one call, each
 /// answered by itself.
 ///
-/// One function a crate, and not beside a `#[processor]`. The function stays as it is: tests give it to
-/// `hapax_sdk::testing::Harness::batches`.
+/// One function a crate, and not beside a `#[processor]`. The function stays as it is: tests give
+/// it to `hapax_sdk::testing::Harness::batches`.
 #[proc_macro_attribute]
 pub fn batch_processor(arguments: TokenStream, item: TokenStream) -> TokenStream {
     let arguments = proc_macro2::TokenStream::from(arguments);

@@ -105,9 +105,10 @@ pub struct ReadSet {
 }
 
 impl ReadSet {
-    /// Returns true if every read still holds: the one check of optimistic concurrency control, for the overlay and for
-    /// the stores. `version` returns the current version of a key, or `None` if the caller knows of no change to the
-    /// key. `range` tells whether a range holds; see [`RangeRead::matches`] and [`RangeRead::unchanged_by`].
+    /// Returns true if every read still holds: the one check of optimistic concurrency control, for
+    /// the overlay and for the stores. `version` returns the current version of a key, or `None` if
+    /// the caller knows of no change to the key. `range` tells whether a range holds; see
+    /// [`RangeRead::matches`] and [`RangeRead::unchanged_by`].
     ///
     /// # Errors
     ///
@@ -128,7 +129,8 @@ impl ReadSet {
         Ok(true)
     }
 
-    /// Returns true if every key of `keys` still has the version it was read at. `version` as for [`ReadSet::holds`].
+    /// Returns true if every key of `keys` still has the version it was read at. `version` as for
+    /// [`ReadSet::holds`].
     ///
     /// # Errors
     ///
@@ -147,18 +149,21 @@ impl ReadSet {
 }
 
 impl RangeRead {
-    /// Returns true if a scan of the range would see the same again. `current` holds the range's keys and versions in
-    /// key order, at least `limit` present ones if there are as many; version 0 marks an absent key.
+    /// Returns true if a scan of the range would see the same again. `current` holds the range's
+    /// keys and versions in key order, at least `limit` present ones if there are as many; version
+    /// 0 marks an absent key.
     pub fn matches<'a>(&'a self, current: impl Iterator<Item = (&'a str, Version)>) -> bool {
         let present = current.filter(|(_, version)| *version != 0).take(self.limit);
         present.eq(self.seen.iter().map(|(key, version)| (key.as_str(), *version)))
     }
 
-    /// Returns true if none of `written` changes the result of the scan. `written` holds the range's keys that were
-    /// written since, in key order, with their latest versions; version 0 marks a deleted key.
+    /// Returns true if none of `written` changes the result of the scan. `written` holds the
+    /// range's keys that were written since, in key order, with their latest versions; version 0
+    /// marks a deleted key.
     pub fn unchanged_by<'a>(&self, written: impl Iterator<Item = (&'a str, Version)>) -> bool {
         let seen: BTreeMap<&str, Version> = self.seen.iter().map(|(key, version)| (key.as_str(), *version)).collect();
-        // A scan that reached its limit saw nothing after its last entry, so writes there do not change its result.
+        // A scan that reached its limit saw nothing after its last entry, so writes there do not
+        // change its result.
         let last = if self.seen.len() >= self.limit { self.seen.last().map(|(key, _)| key.as_str()) } else { None };
         written
             .take_while(|(key, _)| last.is_none_or(|last| *key <= last))

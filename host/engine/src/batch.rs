@@ -106,8 +106,8 @@ impl Drop for Leading<'_> {
 }
 
 impl WasmProcessor {
-    /// Runs a message together with those that are ready too. If this is dropped before it ends, nothing is left in
-    /// `context`, and the others are not disturbed.
+    /// Runs a message together with those that are ready too. If this is dropped before it ends,
+    /// nothing is left in `context`, and the others are not disturbed.
     pub(crate) async fn run_in_batch(
         &self,
         gathering: &Gathering,

@@ -114,10 +114,11 @@ fn deserialize(engine: &Engine, entry: &[u8]) -> Option<Component> {
     if mark != MARK || checksum != blake3::hash(code).as_bytes() {
         return None;
     }
-    // SAFETY: `deserialize` asks that the bytes come from `Component::serialize`, unmodified. Entries are written by
-    // `store` only, whole (temporary file, then rename), into a folder that belongs to this user and that no one else
-    // can write to (`own_directory` checks both at the start); the checksum above excludes damage since then. Who could
-    // still forge an entry with a fitting checksum already runs code as this user. wasmtime itself checks that version,
+    // SAFETY: `deserialize` asks that the bytes come from `Component::serialize`, unmodified.
+    // Entries are written by `store` only, whole (temporary file, then rename), into a folder that
+    // belongs to this user and that no one else can write to (`own_directory` checks both at the
+    // start); the checksum above excludes damage since then. Who could still forge an entry with a
+    // fitting checksum already runs code as this user. wasmtime itself checks that version,
     // settings and CPU features are the engine's.
     unsafe { Component::deserialize(engine, code) }.ok()
 }

@@ -1,4 +1,5 @@
-//! Sources and publishers: files of CloudEvents, HTTP. The only user of wire formats; decides nothing about messages.
+//! Sources and publishers: files of CloudEvents, HTTP. The only user of wire formats; decides
+//! nothing about messages.
 
 pub mod cloudevents;
 mod http;

@@ -1,5 +1,5 @@
-//! Operators' routes over a real socket: what reaches whoever answers, what comes back, and the feed's long poll. What is done is
-//! a fake's to say.
+//! Operators' routes over a real socket: what reaches whoever answers, what comes back, and the
+//! feed's long poll. What is done is a fake's to say.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,7 @@ use tokio::sync::watch;
 struct Fake {
     asked: Mutex<Vec<OperatorRequest>>,
     answer: Mutex<Result<Value, RequestError>>,
-    /// How many events there are; none any more once it is `None`.
+    /// Number of events; `None` once the host has ended.
     events: watch::Sender<Option<usize>>,
 }
 

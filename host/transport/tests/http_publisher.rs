@@ -1,4 +1,5 @@
-//! The outbox over HTTP, against a real server: what counts as sent, what is tried again, what needs somebody's help.
+//! The outbox over HTTP, against a real server: what counts as sent, what is tried again, what
+//! needs somebody's help.
 
 use std::sync::{Arc, Mutex};
 
@@ -9,7 +10,7 @@ use hapax_transport::HttpPublisher;
 use hapax_transport::cloudevents::binary;
 use http::{HeaderMap, StatusCode};
 
-/// What arrived, in order, and what is answered next; 204 when that list is at its end.
+/// Requests that arrived, in order, and the answers to come; 204 when that list is at its end.
 #[derive(Clone, Default)]
 struct Receiver {
     seen: Arc<Mutex<Vec<(HeaderMap, Bytes)>>>,

@@ -1,5 +1,5 @@
-//! The door, over a real socket: each request is answered with its status, code and headers. What becomes of a message
-//! is a fake's to say.
+//! The door, over a real socket: each request is answered with its status, code and headers. What
+//! becomes of a message is a fake's to say.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -241,7 +241,8 @@ async fn a_body_over_the_limit_is_told_so_and_never_cut() {
     let mut server = Server::start().await;
     assert_eq!(server.post(&BINARY, vec![b'x'; LIMIT]).await.body.len(), LIMIT);
     assert_eq!(server.taken().data.len(), LIMIT);
-    // Larger than what the sockets' buffers hold: the answer arrives although the client first writes all of it.
+    // Larger than what the sockets' buffers hold: the answer arrives although the client first
+    // writes all of it.
     for length in [LIMIT + 1, 10 << 20] {
         let reply = server.post(&BINARY, vec![b'x'; length]).await;
         let (code, detail) = reply.problem();

@@ -1,5 +1,5 @@
-//! A ledger with double entry: what one account gives another gets, so the sum of all stays zero. Lets accounts go below
-//! zero: it keeps books, it grants no credit.
+//! A ledger with double entry: what one account gives another gets, so the sum of all stays zero.
+//! Lets accounts go below zero: it keeps books, it grants no credit.
 
 use hapax_sdk::{Context, Failure, Json, Outcome};
 use serde::{Deserialize, Serialize};

@@ -1,5 +1,5 @@
-//! Accounts as event streams: what an account holds is the sum of what happened to it, and nothing else is kept. Lets no
-//! account go below zero.
+//! Accounts as event streams: what an account holds is the sum of what happened to it, and nothing
+//! else is kept. Lets no account go below zero.
 
 use hapax_sdk::{Context, Failure, Json, NewEvent, Outcome};
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,5 @@
-//! Takes orders: adds each to its customer's balance and announces it. Refuses what is not worth anything.
+//! Takes orders: adds each to its customer's balance and announces it. Refuses what is not worth
+//! anything.
 
 use hapax_sdk::{Context, Failure, Message, Outcome, Outgoing};
 use serde::{Deserialize, Serialize};

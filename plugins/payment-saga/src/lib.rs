@@ -1,5 +1,6 @@
-//! Sells an order in three steps outside the transaction: reserves the stock, charges the card, books the shipment. Each step has
-//! its way back; what fails for good is undone, the last step first.
+//! Sells an order in three steps outside the transaction: reserves the stock, charges the card,
+//! books the shipment. Each step has its way back; what fails for good is undone, the last step
+//! first.
 
 use hapax_sdk::{Context, Failure, HttpError, Json, Message, Outcome, Outgoing, Response};
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,8 @@ struct Order {
     amount_cents: u64,
 }
 
-/// Reserves, charges and ships; then `order.confirmed` goes out. A service that refuses fails the order for good.
+/// Reserves, charges and ships; then `order.confirmed` goes out. A service that refuses fails the
+/// order for good.
 #[hapax_sdk::processor(compensations(release, refund, cancel))]
 fn sell(message: Message, ctx: &mut Context) -> Result<Outcome, Failure> {
     let order: Order = message.json()?;
@@ -55,7 +57,8 @@ fn post(ctx: &mut Context, path: &str, order: &Order) -> Result<(), Failure> {
     }
 }
 
-/// The way back of a step. That there is nothing to undo is fine: the step was registered and never taken.
+/// The way back of a step. That there is nothing to undo is fine: the step was registered and never
+/// taken.
 fn undo(ctx: &mut Context, path: &str, order: &Order) -> Result<(), Failure> {
     match call(ctx, path, order)?.status {
         200..=299 | 404 => Ok(()),

@@ -1,5 +1,6 @@
-//! Readings of sensors, many in one call: what all of them need is read once, and each is kept or refused by itself. Keeps no
-//! sums: messages of one call that change the same key make each other run again.
+//! Readings of sensors, many in one call: what all of them need is read once, and each is kept or
+//! refused by itself. Keeps no sums: messages of one call that change the same key make each other
+//! run again.
 
 use hapax_sdk::{Answers, Batch, Context, Failure, Json, Outcome};
 use serde::{Deserialize, Serialize};

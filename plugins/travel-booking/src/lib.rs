@@ -1,5 +1,6 @@
-//! Books a trip, a message a part: flight, hotel, car, and a confirmation. The messages of a trip are one saga: if one part cannot be had,
-//! all that was booked for the trip is cancelled, the last booking first.
+//! Books a trip, a message a part: flight, hotel, car, and a confirmation. The messages of a trip
+//! are one saga: if one part cannot be had, all that was booked for the trip is cancelled, the last
+//! booking first.
 
 use hapax_sdk::{Context, Failure, Json, Message, Outcome, Outgoing};
 use serde::{Deserialize, Serialize};

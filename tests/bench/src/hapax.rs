@@ -38,7 +38,8 @@ impl Hapax {
         command
     }
 
-    /// `hapax up` with the store in `folder` and each processor's component; returns when it listens.
+    /// `hapax up` with the store in `folder` and each processor's component; returns when it
+    /// listens.
     pub(crate) fn up(&self, folder: &Path, processors: &[(String, PathBuf)]) -> Serving {
         let mut config = "store = \"store\"\nlisten = \"127.0.0.1:0\"\n".to_owned();
         for (name, component) in processors {

@@ -1,5 +1,6 @@
-//! `cargo xtask bench`: the pipeline beside bare loops and other ways that write the same bytes, in one run, in turn. Writes a
-//! report with ratios beside their targets. The load generator runs on the same cores as what it measures.
+//! `cargo xtask bench`: the pipeline beside bare loops and other ways that write the same bytes, in
+//! one run, in turn. Writes a report with ratios beside their targets. The load generator runs on
+//! the same cores as what it measures.
 #![expect(clippy::unwrap_used, reason = "a bench that cannot go on says so by panicking")]
 
 mod bare;

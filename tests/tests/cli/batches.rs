@@ -88,7 +88,8 @@ impl Drop for Server {
     }
 }
 
-/// Both kinds of components, and what each calls a message that counts, and one that fails until its third attempt.
+/// Both kinds of components, and what each calls a message that counts, and one that fails until
+/// its third attempt.
 const KINDS: [(&str, &str, &str); 2] = [("one", "counter", "retry-until-3"), ("many", "count", "retry")];
 
 fn event(id: &str, kind: &str, subject: &str) -> Value {
@@ -122,7 +123,8 @@ fn one_failed_item_never_repeats_or_blocks_the_others() {
         let outcomes: Vec<&str> = results.iter().map(|(outcome, _)| outcome.as_str()).collect();
         assert_eq!(outcomes, ["completed", "retry", "dead-lettered", "completed", "invalid", "invalid"], "{processor}");
         assert_eq!((&results[0].1, &results[3].1), (&json!(1), &json!(1)));
-        // The whole batch again, as a queue would if it knew no better: what has ended is answered and does not run.
+        // The whole batch again, as a queue would if it knew no better: what has ended is answered
+        // and does not run.
         let mut outcomes = Vec::new();
         while outcomes.get(1).is_none_or(|outcome| outcome == "retry") {
             let results = server.send(processor, &messages).1;

@@ -17,8 +17,8 @@ fn greet(message: Message, ctx: &mut Context) -> Result<Outcome, Failure> {
 }
 "#;
 
-/// A crate of its own, outside this workspace, as a user has one. It is the same folder at each run, in the target folder,
-/// so that what it needs is not compiled again.
+/// A crate of its own, outside this workspace, as a user has one. It is the same folder at each
+/// run, in the target folder, so that what it needs is not compiled again.
 fn greeter(source: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let folder = target().join("build-test");

@@ -1,4 +1,5 @@
-//! The command line, end to end: the main job twice on one store, and every kind of bad input with its error and exit code.
+//! The command line, end to end: the main job twice on one store, and every kind of bad input with
+//! its error and exit code.
 
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
@@ -166,7 +167,8 @@ fn a_store_of_another_version_or_emptied_is_refused() {
     refused(&hapax().args(["records", "list", "--store", "/nowhere"]).output().unwrap(), 5, &["holds no store"]);
 }
 
-/// The limit of a file's size stands in for a disk that is full: the same path through the host, on any machine.
+/// The limit of a file's size stands in for a disk that is full: the same path through the host, on
+/// any machine.
 #[test]
 fn a_full_disk_stops_the_host_and_loses_nothing() {
     let folder = Folder::new();

@@ -1,6 +1,6 @@
-//! Docs that run: every command in a `sh` block of README.md, docs/ and the plugins' READMEs, in the order in which they stand,
-//! with the output they promise; and the configuration in docs/operating/configuration.md, which has every setting
-//! there is.
+//! Docs that run: every command in a `sh` block of README.md, docs/ and the plugins' READMEs, in
+//! the order in which they stand, with the output they promise; and the configuration in
+//! docs/operating/configuration.md, which has every setting there is.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -10,9 +10,11 @@ use std::process::{Child, Command, Stdio};
 
 use hapax_tests::process::{guest, hapax};
 
-/// What is not run here: these are the README's two commands, which CI calls. One of them runs this test.
+/// What is not run here: these are the README's two commands, which CI calls. One of them runs this
+/// test.
 const RUN_BY_CI: [&str; 2] = ["cargo xtask demo", "cargo xtask test"];
-/// How the documents stop a host. Here it is the document's own host that is stopped, not every host of the machine.
+/// How the documents stop a host. Here it is the document's own host that is stopped, not every
+/// host of the machine.
 const STOP: &str = "kill -TERM \"$(pidof hapax)\"";
 /// Where the documents' host listens.
 const ADDRESS: &str = "127.0.0.1:8080";
@@ -51,7 +53,8 @@ fn blocks(document: &Path) -> Vec<Block> {
     blocks
 }
 
-/// The documents whose commands are run: the README, the architecture, all under docs/ and the plugins' READMEs.
+/// The documents whose commands are run: the README, the architecture, all under docs/ and the
+/// plugins' READMEs.
 fn documents() -> Vec<PathBuf> {
     let mut documents = vec![root().join("README.md"), root().join("ARCHITECTURE.md")];
     for folder in ["docs", "plugins"] {
@@ -61,8 +64,8 @@ fn documents() -> Vec<PathBuf> {
     documents
 }
 
-/// Adds the markdown files under `folder`, in the order of their names. The benchmark's report is left out: the benchmark
-/// writes it, with the command that wrote it, and has a test of its own.
+/// Adds the markdown files under `folder`, in the order of their names. The benchmark's report is
+/// left out: the benchmark writes it, with the command that wrote it, and has a test of its own.
 fn markdown(folder: &Path, found: &mut Vec<PathBuf>) {
     let mut entries: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     entries.sort();
@@ -75,8 +78,8 @@ fn markdown(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// A copy of the sources in the target folder, where commands may leave what they like. It is the same folder at each run,
-/// so that guests are not compiled again.
+/// A copy of the sources in the target folder, where commands may leave what they like. It is the
+/// same folder at each run, so that guests are not compiled again.
 fn checkout(name: &str) -> PathBuf {
     let copy = target().join("docs-test").join(name);
     let mut sources = BTreeSet::new();
@@ -218,7 +221,8 @@ impl Reader {
         assert_eq!(host.wait().unwrap().code(), Some(0), "{rest}");
     }
 
-    /// Each line that a document shows was printed; `...` stands for others, and how long something took is not compared.
+    /// Each line that a document shows was printed; `...` stands for others, and how long something
+    /// took is not compared.
     fn compare(&self, shown: &str) {
         let timeless = |line: &str| match line.rsplit_once("; ") {
             Some((before, after)) if after.ends_with(" ms") => before.to_owned(),

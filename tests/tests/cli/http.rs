@@ -75,8 +75,9 @@ impl Server {
         Answer { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
     }
 
-    /// Posts this message of `odd` twice at once, where it is held until something else is done: answers how the one of
-    /// the two that did not run was refused, and where to learn how the other one ends.
+    /// Posts this message of `odd` twice at once, where it is held until something else is done:
+    /// answers how the one of the two that did not run was refused, and where to learn how the
+    /// other one ends.
     fn hold<'s>(&'s self, scope: &'s Scope<'s, '_>, message: &'s str) -> (Answer, Receiver<Answer>) {
         let (answers, answered) = channel();
         for answers in [answers.clone(), answers] {

@@ -1,5 +1,5 @@
-//! What the documents say a test shows is shown by a test that exists; and every fault that is put into the code on purpose is found
-//! by one. Reads sources, runs nothing.
+//! What the documents say a test shows is shown by a test that exists; and every fault that is put
+//! into the code on purpose is found by one. Reads sources, runs nothing.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -70,14 +70,16 @@ fn tests(sources: &[Source]) -> BTreeSet<&str> {
     names
 }
 
-/// Names of faults that are put into the code on purpose, and of places where the host can be made to die.
+/// Names of faults that are put into the code on purpose, and of places where the host can be made
+/// to die.
 fn faults(sources: &[Source], function: &str) -> BTreeSet<String> {
     let of_host = sources.iter().filter(|source| !source.of_tests);
     let call = format!("{function}(\"");
     of_host.flat_map(|source| between(&source.text, &call, '"').map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 
-/// What stands in backticks in the third column of a table's rows, and after; in the second, where there are two.
+/// What stands in backticks in the third column of a table's rows, and after; in the second, where
+/// there are two.
 fn named(document: &str) -> Vec<String> {
     let rows = document.lines().filter_map(|line| line.strip_prefix('|')?.strip_suffix('|'));
     let cells = rows.flat_map(|row| row.split('|').skip(if row.matches('|').count() > 1 { 2 } else { 1 }));
@@ -133,7 +135,8 @@ fn every_mutation_of_a_test_is_in_the_code() {
 /// A promise's id with the test, and the file, that proves it.
 type Proof = (String, String, String);
 
-/// The proofs that the tables list: rows `| G7 | ... | [`test`](../../file) ... |`. A row may name a whole file.
+/// The proofs that the tables list: rows `| G7 | ... | [`test`](../../file) ... |`. A row may name
+/// a whole file.
 fn listed_proofs() -> BTreeSet<Proof> {
     let mut proofs = BTreeSet::new();
     for document in DOCUMENTS {
@@ -149,7 +152,8 @@ fn listed_proofs() -> BTreeSet<Proof> {
     proofs
 }
 
-/// The name of the test that follows: a test that runs, not another function and not one that is ignored.
+/// The name of the test that follows: a test that runs, not another function and not one that is
+/// ignored.
 fn test_below<'a>(source: &Source, lines: &[&'a str]) -> &'a str {
     let function = lines.iter().position(|line| line.contains("fn ")).unwrap();
     let attributes = &lines[..function];
@@ -160,7 +164,8 @@ fn test_below<'a>(source: &Source, lines: &[&'a str]) -> &'a str {
     lines[function].split_once("fn ").unwrap().1.split('(').next().unwrap()
 }
 
-/// Returns whether a file is compiled: one of a test binary must be declared by its main.rs. Files elsewhere are taken to be.
+/// Returns whether a file is compiled: one of a test binary must be declared by its main.rs. Files
+/// elsewhere are taken to be.
 fn is_compiled(source: &Source) -> bool {
     let Some((binary, file)) = source.path.strip_prefix("tests/tests/").and_then(|path| path.split_once('/')) else {
         return true;
@@ -169,7 +174,8 @@ fn is_compiled(source: &Source) -> bool {
     file == "main.rs" || main.contains(&format!("\nmod {};", file.trim_end_matches(".rs")))
 }
 
-/// The proofs that tests carry: `/// Proves G7, G12.` above a test, or `//! Proves G7.` at the head of a file.
+/// The proofs that tests carry: `/// Proves G7, G12.` above a test, or `//! Proves G7.` at the head
+/// of a file.
 fn carried_proofs() -> BTreeSet<Proof> {
     let mut proofs = BTreeSet::new();
     for source in sources() {
@@ -214,6 +220,7 @@ fn ids_of_promises_have_no_gap_and_each_row_names_a_test() {
         }
     }
     ids.sort_unstable();
-    // The last id of the list: a row that goes takes its number with it, and this one is changed by hand.
+    // The last id of the list: a row that goes takes its number with it, and this one is changed by
+    // hand.
     assert_eq!(ids, (1..=132).collect::<Vec<_>>(), "an id is missing, doubled or new");
 }

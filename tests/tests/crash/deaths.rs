@@ -1,5 +1,6 @@
-//! Messages that kill the host: the real binary dies every time it runs one of them, is started again, and ends by itself
-//! after the limit of attempts, with the guilty dead-lettered and everybody else completed once.
+//! Messages that kill the host: the real binary dies every time it runs one of them, is started
+//! again, and ends by itself after the limit of attempts, with the guilty dead-lettered and
+//! everybody else completed once.
 //!
 //! Proves G28.
 
@@ -58,7 +59,8 @@ fn they_end_dead_lettered(guilty: &[usize], concurrency: &str) {
     let guilty_count = guilty.len() as u32;
     let most = ATTEMPTS_MAX * guilty_count;
     let died = deaths(&mut job, guilty, most);
-    // Several may be running at the first death, which counts for each of them. From then on they run one at a time.
+    // Several may be running at the first death, which counts for each of them. From then on they
+    // run one at a time.
     let least = most - (guilty_count - 1);
     assert!((least..=most).contains(&died), "{died} deaths: each is tried as often as it may be, and no more");
     let (ids, state) = expected(ORDERS, guilty);

@@ -1,5 +1,6 @@
-//! The real binary is killed while it consumes: at random, and at every named fault point. Afterwards nothing is lost and
-//! nothing doubled; and with a fault put into the commit on purpose, the same check turns red.
+//! The real binary is killed while it consumes: at random, and at every named fault point.
+//! Afterwards nothing is lost and nothing doubled; and with a fault put into the commit on purpose,
+//! the same check turns red.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -119,8 +120,8 @@ fn killed_at_random_every_order_is_sent_once() {
     killed_at_random("order-intake", orders, true);
 }
 
-/// The same check over a host with a fault put in on purpose: it must find something. One message at a time, so that each
-/// passage of the point is the same message's every time.
+/// The same check over a host with a fault put in on purpose: it must find something. One message
+/// at a time, so that each passage of the point is the same message's every time.
 fn mutation_is_found(mutation: &str, point: &str, passages: std::ops::RangeInclusive<u32>) {
     let found = passages.clone().any(|passage| {
         let input = orders(12);
@@ -145,8 +146,8 @@ fn mutation_commit_split_in_two_is_found() {
 /// Proves G91.
 #[test]
 fn mutation_ack_before_sync_is_found() {
-    // Between the acknowledgement and the death the mutation waits 20 ms for the report to be printed, which a loaded
-    // machine may need more than once.
+    // Between the acknowledgement and the death the mutation waits 20 ms for the report to be
+    // printed, which a loaded machine may need more than once.
     mutation_is_found("ack-before-sync", "group-written", 1..=5);
 }
 

@@ -1,4 +1,5 @@
-//! The host dies at every moment, by signal, by power loss, by a message that kills it; and what is there afterwards.
+//! The host dies at every moment, by signal, by power loss, by a message that kills it; and what is
+//! there afterwards.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod deaths;

@@ -1,4 +1,5 @@
-//! Power is lost, syncs fail, disks fill: what was reported durable is there afterwards, and what is there is whole.
+//! Power is lost, syncs fail, disks fill: what was reported durable is there afterwards, and what
+//! is there is whole.
 
 use std::io::ErrorKind;
 use std::ops::Range;
@@ -12,8 +13,9 @@ use hapax_tests::mutation::turns_red;
 use hapax_tests::processors::{Counter, ledger};
 use hapax_tests::random::Random;
 
-/// Each commit is a memtable and a transaction of its own, so that transactions come between appends; and the journal has
-/// room for three or four frames only, so that it goes round every few messages.
+/// Each commit is a memtable and a transaction of its own, so that transactions come between
+/// appends; and the journal has room for three or four frames only, so that it goes round every few
+/// messages.
 fn tiny() -> StoreOptions {
     StoreOptions {
         memtable_bytes: 1,
@@ -24,7 +26,8 @@ fn tiny() -> StoreOptions {
     }
 }
 
-/// Moves money, one message after the other; answers the numbers whose ending was reported, and the store.
+/// Moves money, one message after the other; answers the numbers whose ending was reported, and the
+/// store.
 async fn transfers(
     disk: &LossyDisk,
     options: StoreOptions,
@@ -45,13 +48,14 @@ async fn transfers(
     (acknowledged, Some(store))
 }
 
-/// Every acknowledged transfer is there; record, state and outbox of each are there together or not at all. Answers how
-/// many there are.
+/// Every acknowledged transfer is there; record, state and outbox of each are there together or not
+/// at all. Answers how many there are.
 async fn check(disk: &LossyDisk, options: StoreOptions, acknowledged: &[usize], context: &str) -> usize {
     let store = match disk.open_with(options) {
         Ok(store) => store,
         Err(error) if acknowledged.is_empty() => {
-            // Power lost while the store was being made: refusing is allowed, serving it as something is not.
+            // Power lost while the store was being made: refusing is allowed, serving it as
+            // something is not.
             assert!(matches!(error, OpenError::Damaged { .. } | OpenError::Io { .. }), "{context}: {error}");
             return 0;
         }
@@ -100,8 +104,8 @@ async fn power_loss_at_every_operation_keeps_what_was_acknowledged() {
 /// Messages of the test below: enough for the journal to go round twice.
 const FEW: usize = 7;
 
-/// Two losses, one after the other, on a store whose journal goes round every few messages while its tables are written;
-/// after the first every message is delivered again, and more follow.
+/// Two losses, one after the other, on a store whose journal goes round every few messages while
+/// its tables are written; after the first every message is delivered again, and more follow.
 #[tokio::test]
 async fn power_lost_twice_while_the_journal_goes_round_keeps_what_was_acknowledged() {
     let total = {
@@ -135,8 +139,9 @@ async fn power_lost_twice_while_the_journal_goes_round_keeps_what_was_acknowledg
     }
 }
 
-/// The process dies between an append and its sync; the next one reads the frame from the page cache and answers duplicates
-/// by it. It must have made it durable first: if the power goes then, the answer still holds, and the store still opens.
+/// The process dies between an append and its sync; the next one reads the frame from the page
+/// cache and answers duplicates by it. It must have made it durable first: if the power goes then,
+/// the answer still holds, and the store still opens.
 #[tokio::test]
 async fn what_a_restart_finds_unsynced_is_durable_before_anybody_hears_of_it() {
     let disk = LossyDisk::new();
@@ -177,7 +182,8 @@ async fn a_failed_sync_closes_the_store() {
     let counter = Counter::new();
     let bench = Bench::new("p", store.clone(), counter.clone(), quick()).await;
     bench.handle(message("m-1", "{}")).await;
-    // Once: the syncs after it would go well, and say nothing about what the failed one was to make durable.
+    // Once: the syncs after it would go well, and say nothing about what the failed one was to make
+    // durable.
     disk.refuse_once(Part::Journal, Operation::Sync, 0, ErrorKind::Other);
     let error = bench.consumer.handle(message("m-2", "{}"), Handling::default()).await.unwrap_err();
     assert!(matches!(error, StoreError::Io(_)), "{error}");
@@ -228,7 +234,8 @@ async fn a_disk_that_fills_in_the_middle_of_an_append_loses_nothing() {
     }
 }
 
-/// The tables cannot be written: nothing is lost, since the journal has it, but the store says why it closed.
+/// The tables cannot be written: nothing is lost, since the journal has it, but the store says why
+/// it closed.
 #[tokio::test]
 async fn an_applier_that_fails_closes_the_store_in_words() {
     let cases = [

@@ -1,5 +1,5 @@
-//! Damaged stores: each kind of damage is told in words and with its exit code, changes nothing, and has a way out that keeps
-//! what can be kept. Most of it over the real binary.
+//! Damaged stores: each kind of damage is told in words and with its exit code, changes nothing,
+//! and has a way out that keeps what can be kept. Most of it over the real binary.
 
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -18,7 +18,8 @@ use serde_json::Value;
 /// Where frames begin, by `docs/internals/storage-format.md`.
 const START: usize = 4096;
 
-/// Begin and length of every frame of a journal that has not gone round; without the zeros between frames.
+/// Begin and length of every frame of a journal that has not gone round; without the zeros between
+/// frames.
 fn frames(journal: &[u8]) -> Vec<(usize, usize)> {
     let mut frames = Vec::new();
     let mut at = START;
@@ -45,7 +46,8 @@ async fn journalled(count: usize) -> LossyDisk {
     disk
 }
 
-/// How many of the messages are there, from the first on; then one more is handled, and found again after a restart.
+/// How many of the messages are there, from the first on; then one more is handled, and found again
+/// after a restart.
 async fn present(disk: &LossyDisk, context: &str) -> usize {
     let store = Arc::new(disk.open().unwrap_or_else(|error| panic!("{context}: {error}")));
     let counter = Counter::new();
@@ -68,14 +70,16 @@ async fn a_torn_tail_opens_with_everything_before_it() {
     let journal = disk.bytes(Part::Journal);
     let (begins, length) = *frames(&journal).last().unwrap();
     for cut in 0..=length {
-        // Every torn end once as the end of the file, once with zeros behind it, and once with garbage.
+        // Every torn end once as the end of the file, once with zeros behind it, and once with
+        // garbage.
         let mut random = Random::of(cut as u64);
         let short = journal[..begins + cut].to_vec();
         let mut zeros = short.clone();
         zeros.resize(journal.len(), 0);
         let mut garbage = short.clone();
         garbage.extend((0..2_000).map(|_| random.below(256) as u8));
-        // A header cut short is another case than a payload cut short: all kinds of the first, one after the other of the rest.
+        // A header cut short is another case than a payload cut short: all kinds of the first, one
+        // after the other of the rest.
         let kinds = [("cut", short), ("zeros", zeros), ("garbage", garbage)];
         let rest = cut > 48 && cut < length;
         for (_, (kind, bytes)) in (0..).zip(kinds).filter(|(number, _)| !rest || cut % 3 == *number) {
@@ -115,8 +119,8 @@ async fn a_turned_bit_in_the_middle_is_refused_with_its_place() {
     }
 }
 
-/// What the tables have is not brought into them again: a record that was swept would come back, for one.
-/// Proves G95.
+/// What the tables have is not brought into them again: a record that was swept would come back,
+/// for one. Proves G95.
 #[tokio::test]
 async fn what_the_tables_have_is_not_applied_again() {
     let folder = tempfile::tempdir().unwrap();
@@ -168,7 +172,8 @@ async fn damage_in_any_page_of_the_database_is_told_by_the_doctor() {
             rotten[page + at] ^= 0xff;
             std::fs::write(&file, &rotten).unwrap();
             told_pages += usize::from(told(&path));
-            // Opening does not look at everything; what it does see it tells. It may mend the file: the rotten one again.
+            // Opening does not look at everything; what it does see it tells. It may mend the file:
+            // the rotten one again.
             std::fs::write(&file, &rotten).unwrap();
             if let Err(error) = RedbStore::open(&path) {
                 assert!(is_of_damage(&error), "{error:?}");
@@ -195,7 +200,8 @@ fn is_of_damage(error: &OpenError) -> bool {
     matches!(error, OpenError::Damaged { .. } | OpenError::Version { .. } | OpenError::Io { .. })
 }
 
-/// A store of the real binary: tables as they were before the first order, and a journal with every order.
+/// A store of the real binary: tables as they were before the first order, and a journal with every
+/// order.
 struct Shop {
     folder: tempfile::TempDir,
     orders: usize,
@@ -260,7 +266,8 @@ impl Shop {
         assert_eq!(std::fs::read(self.path("store/journal")).ok(), before, "nothing was to be changed");
     }
 
-    /// Cuts the journal; then the store is whole with the first `kept` orders, works, and outlives another death.
+    /// Cuts the journal; then the store is whole with the first `kept` orders, works, and outlives
+    /// another death.
     fn is_mended(&self, kept: usize) {
         let damaged = std::fs::read(self.path("store/journal")).ok();
         let (code, text) = self.doctor(&["--cut-journal"]);
@@ -334,7 +341,8 @@ fn bit_rot_in_the_journal_is_refused_and_cut() {
     shop.is_mended(4);
 }
 
-/// The limit of a file's size stands in for a full disk: at the first append the journal has to grow, and cannot.
+/// The limit of a file's size stands in for a full disk: at the first append the journal has to
+/// grow, and cannot.
 #[test]
 fn a_journal_that_cannot_grow_stops_the_host_and_goes_on_when_there_is_room() {
     let shop = Shop::new(ORDERS);

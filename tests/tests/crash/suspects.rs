@@ -1,4 +1,5 @@
-//! Messages that the process has died over run one at a time; all others run at once. The notes are the test's own.
+//! Messages that the process has died over run one at a time; all others run at once. The notes are
+//! the test's own.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +19,8 @@ struct Noted {
     notes: Arc<Notes>,
 }
 
-/// Says of every message that the process has died over it so often, and counts how many run at once.
+/// Says of every message that the process has died over it so often, and counts how many run at
+/// once.
 #[derive(Default)]
 struct Notes {
     deaths: u32,
@@ -74,7 +76,8 @@ impl IdempotencyStorage for Noted {
     }
 }
 
-/// Sixteen messages at once, each of which the process has died over `deaths` times: how many ran at the same time, at most.
+/// Sixteen messages at once, each of which the process has died over `deaths` times: how many ran
+/// at the same time, at most.
 async fn most_at_once(deaths: u32) -> usize {
     let notes = Arc::new(Notes { deaths, ..Notes::default() });
     let storage = Arc::new(Noted { store: MemoryStore::default(), notes: notes.clone() });
@@ -96,7 +99,8 @@ async fn most_at_once(deaths: u32) -> usize {
     notes.most.load(Ordering::SeqCst)
 }
 
-/// Of several suspects only the guilty one may be there at the next death, so that the innocent are not counted with it.
+/// Of several suspects only the guilty one may be there at the next death, so that the innocent are
+/// not counted with it.
 #[tokio::test]
 async fn suspects_run_one_at_a_time() {
     assert!(most_at_once(0).await > 1, "messages that nobody suspects run at once, or this test shows nothing");

@@ -1,5 +1,6 @@
-//! One random history of deliveries, restarts, sweeps and jumps of the clock, on every way to configure a store: endings and
-//! what is left are the same. A cache and a filter may spare a read, and never change an answer.
+//! One random history of deliveries, restarts, sweeps and jumps of the clock, on every way to
+//! configure a store: endings and what is left are the same. A cache and a filter may spare a read,
+//! and never change an answer.
 //!
 //! Proves G29.
 
@@ -40,7 +41,8 @@ fn history(random: &mut Random, length: usize) -> Vec<Event> {
     (0..length).map(|_| event(random)).collect()
 }
 
-/// Does what the id says: most succeed, count and send; some fail for good, some only the first two times, some always.
+/// Does what the id says: most succeed, count and send; some fail for good, some only the first two
+/// times, some always.
 fn moody() -> Arc<dyn MessageProcessor> {
     fn process<'a>(run: &'a Invocation, context: &'a mut Context) -> BoxFuture<'a, Result<Output, Failure>> {
         Box::pin(async move {
@@ -67,7 +69,8 @@ fn moody() -> Arc<dyn MessageProcessor> {
 #[derive(Debug, PartialEq)]
 struct Left {
     outcomes: Vec<Outcome>,
-    /// Without what has expired, and without epochs: a store may keep a record longer, which a younger one then follows.
+    /// Without what has expired, and without epochs: a store may keep a record longer, which a
+    /// younger one then follows.
     records: Vec<(RecordKey, Record)>,
     held_messages: Vec<HeldMessage>,
     state: Vec<(String, String)>,

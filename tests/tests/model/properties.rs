@@ -1,5 +1,5 @@
-//! Properties that hold whatever arrives, each with a fault in the code that turns its test red. Those that other tests show already
-//! stand in `docs/concepts/outcomes.md`.
+//! Properties that hold whatever arrives, each with a fault in the code that turns its test red.
+//! Those that other tests show already stand in `docs/concepts/outcomes.md`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -135,7 +135,8 @@ fn nobody_claims_what_another_holds_before_its_lease_is_over() {
     assert!(!claim("two", 99));
 }
 
-/// Appends what it is told to `log`, and makes it the `last`. Fails for good while it is broken, if told so.
+/// Appends what it is told to `log`, and makes it the `last`. Fails for good while it is broken, if
+/// told so.
 fn appender(broken: Arc<AtomicBool>) -> Arc<dyn MessageProcessor> {
     Arc::new(NativeProcessor::new(move |run: &Invocation, context: &mut Context| {
         append(run.clone(), context, broken.load(SeqCst) && run.message.kind == "fragile")
@@ -202,7 +203,8 @@ async fn text(store: &dyn Store, key: &str) -> String {
     String::from_utf8(value.unwrap_or_default().to_vec()).unwrap()
 }
 
-/// Delivers it all, many at once; answers the last of each entity and, in the order in which they ran, the versions.
+/// Delivers it all, many at once; answers the last of each entity and, in the order in which they
+/// ran, the versions.
 async fn delivered(strategy: Strategy, order: &[(u8, u64)], at_once: usize) -> [(String, String); 2] {
     let store = Arc::new(MemoryStore::default());
     let bench = Bench::new("p", store.clone(), appender(Arc::default()), options(strategy)).await;

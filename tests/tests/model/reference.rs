@@ -1,6 +1,7 @@
-//! The pipeline against its reference: random deliveries, duplicates, reorderings, failures, deaths of the host, jumps of the clock,
-//! two owners, operators. After each step the store holds what the reference holds. `HAPAX_CASES` for the long form; what ever
-//! failed stands in `tests/proptest-regressions`, and is tried first.
+//! The pipeline against its reference: random deliveries, duplicates, reorderings, failures, deaths
+//! of the host, jumps of the clock, two owners, operators. After each step the store holds what the
+//! reference holds. `HAPAX_CASES` for the long form; what ever failed stands in
+//! `tests/proptest-regressions`, and is tried first.
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -28,8 +29,8 @@ struct World {
     model: Model,
     /// On redb, over a disk that loses what is not synced; else in memory.
     on_redb: bool,
-    /// Consumers keep terminal records in memory. A second owner does not tell the first what it wrote: where an entity has one record,
-    /// there is one owner then.
+    /// Consumers keep terminal records in memory. A second owner does not tell the first what it
+    /// wrote: where an entity has one record, there is one owner then.
     cached: bool,
 }
 
@@ -61,8 +62,8 @@ fn input() -> impl Strategy<Value = Input> + Clone {
     (0..KEYS, prop::bool::weighted(0.2)).prop_map(|(key, other_body)| Input { key, other_body })
 }
 
-/// Where there are gaps, in order: what one is parked for may else come right behind it, and then it runs with or without having
-/// been kept.
+/// Where there are gaps, in order: what one is parked for may else come right behind it, and then
+/// it runs with or without having been kept.
 fn burst(by: By) -> impl Strategy<Value = Transition> {
     let in_order = move |mut inputs: Vec<Input>| {
         if by.is_strict() {
@@ -254,7 +255,8 @@ impl Host {
         run_deferred(life.owners[owner].clone(), life.store.clone(), Arc::new(Nobody), stopping).await.unwrap();
     }
 
-    /// Does something to the n-th kept message; the second owner, which operators do not know of, starts anew.
+    /// Does something to the n-th kept message; the second owner, which operators do not know of,
+    /// starts anew.
     fn operate(&mut self, deed: impl AsyncFnOnce(&Life, &Operator)) {
         let life = self.life();
         let first = [life.owners[0].clone()];
@@ -330,7 +332,8 @@ impl Host {
         records.into_iter().filter(|(_, record)| !record.has_expired(now_ms)).collect()
     }
 
-    /// The store holds what the reference holds, and nothing that was written before is other than it may be.
+    /// The store holds what the reference holds, and nothing that was written before is other than
+    /// it may be.
     fn check(&mut self, model: &Model) {
         let live = self.live();
         let found: BTreeMap<_, _> = live.iter().map(|(key, record)| (key.clone(), told(record))).collect();
@@ -427,7 +430,8 @@ impl<S: Case> StateMachineTest for Pipeline<S> {
         host
     }
 
-    /// After faults stop everything drains, in longer than the clock was ever set back by and a message is parked: what waits comes to its end, and nothing vanishes on the way.
+    /// After faults stop everything drains, in longer than the clock was ever set back by and a
+    /// message is parked: what waits comes to its end, and nothing vanishes on the way.
     fn teardown(mut host: Host, mut world: World) {
         let last = [Transition::Jump(1_200_000)].into_iter().chain((0..world.owners()).map(Transition::Keep));
         let last: Vec<_> = last.collect();
@@ -444,7 +448,8 @@ impl<S: Case> StateMachineTest for Pipeline<S> {
     }
 }
 
-/// Few cases by default, `HAPAX_CASES=5000` for the long form. With a mutation in the code nothing is kept, and nothing is made small.
+/// Few cases by default, `HAPAX_CASES=5000` for the long form. With a mutation in the code nothing
+/// is kept, and nothing is made small.
 fn config() -> ProptestConfig {
     let file = FileFailurePersistence::Direct(concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/model.txt"));
     let mutated = std::env::var("HAPAX_MUTATION").is_ok();
@@ -478,13 +483,15 @@ fn what_was_found_once_is_not_found_again() {
         // What it waited for came, the host died before it ran.
         let late = vec![deliver(5), deliver(3), Restart, Jump(600_000), Keep(0)];
         lives_through::<StrictDeadLetter>(on_redb, cached, late);
-        // One whose time is over stands behind one that is to be retried: that one is not run before its time.
+        // One whose time is over stands behind one that is to be retried: that one is not run
+        // before its time.
         let behind = vec![deliver(7), deliver(9), Jump(600_000), Keep(0), Keep(0), Jump(1_000), Keep(0)];
         lives_through::<StrictAccept>(on_redb, cached, behind);
         // Refused, redriven when its time has come: it has another name then.
         let ahead = vec![deliver(10), Jump(7_200_000), Redrive(0), Keep(0), Restart, Keep(0)];
         lives_through::<Timestamp>(on_redb, cached, ahead);
-        // Two bodies of one message wait for the same one: the first in order runs, and the other one is the mismatch.
+        // Two bodies of one message wait for the same one: the first in order runs, and the other
+        // one is the mismatch.
         let other = Transition::Deliver(0, Input { key: 9, other_body: true });
         let bodies = vec![deliver(5), other, deliver(9), deliver(11), Jump(600_000), Keep(0)];
         lives_through::<StrictAccept>(on_redb, cached, bodies);

@@ -1,6 +1,7 @@
-//! Sagas against a reference: random plans of steps, calls, pivots and failures, over one message or several in one saga, compensations
-//! that fail for a while, and hosts that die at any write. What the service has booked, what the store holds and what is sent is what plain
-//! sequential code comes to. `HAPAX_CASES` for the long form.
+//! Sagas against a reference: random plans of steps, calls, pivots and failures, over one message
+//! or several in one saga, compensations that fail for a while, and hosts that die at any write.
+//! What the service has booked, what the store holds and what is sent is what plain sequential code
+//! comes to. `HAPAX_CASES` for the long form.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,5 @@
-//! State and event streams are read from a store and from a running host alike, and a source of `hapax.toml` feeds its processor.
+//! State and event streams are read from a store and from a running host alike, and a source of
+//! `hapax.toml` feeds its processor.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -6,8 +7,8 @@ use std::time::{Duration, Instant};
 use hapax_tests::process::{guest, hapax};
 use hapax_tests::server::{Printed, Server, on_store};
 
-/// Configures the processor `counter` with a source. Its messages run in the order of the source: the sample has no ordering keys,
-/// and a withdrawal that overtakes its deposit is rejected.
+/// Configures the processor `counter` with a source. Its messages run in the order of the source:
+/// the sample has no ordering keys, and a withdrawal that overtakes its deposit is rejected.
 fn configure(folder: &Path, source: &str) {
     let component = guest("event-counter");
     let head = format!("store = \"store\"\nlisten = \"127.0.0.1:0\"\n{source}");

@@ -1,5 +1,6 @@
-//! Operators beside a consumer at work, with native processors, on both stores: whatever is redriven, discarded and delivered at
-//! the same time, each message completes at most once and none is forgotten.
+//! Operators beside a consumer at work, with native processors, on both stores: whatever is
+//! redriven, discarded and delivered at the same time, each message completes at most once and none
+//! is forgotten.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,8 +20,8 @@ use hapax_tests::mutation::turns_red;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-/// Rejects everything until it is repaired. Then a message of type `held` waits for the gate, and one of type `slow` fails at its
-/// first two attempts.
+/// Rejects everything until it is repaired. Then a message of type `held` waits for the gate, and
+/// one of type `slow` fails at its first two attempts.
 #[derive(Default)]
 struct Broken {
     repaired: AtomicBool,

@@ -1,4 +1,5 @@
-//! Dead letters that are redriven while the keeper is at work: each runs, however close the two come to each other.
+//! Dead letters that are redriven while the keeper is at work: each runs, however close the two
+//! come to each other.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -67,7 +68,8 @@ async fn many_that_are_redriven_one_after_the_other_all_run() {
     }
 }
 
-/// What the keeper sees in the store before the operator's deed is over must not be answered by what the cache remembers.
+/// What the keeper sees in the store before the operator's deed is over must not be answered by
+/// what the cache remembers.
 #[tokio::test]
 async fn a_letter_that_is_seen_while_it_is_redriven_runs() {
     let store: Arc<RedbStore> = Arc::new(LossyDisk::new().open().unwrap());
@@ -82,7 +84,8 @@ async fn a_letter_that_is_seen_while_it_is_redriven_runs() {
     let operator = Operator::new(store.clone(), bench.committer.clone(), clock, [bench.consumer.clone()]);
     let by = Actor { actor: "somebody".into(), reason: "it is mended".into() };
     let held_messages = store.held_messages(Some("p"), None, 100).await.unwrap();
-    // One that is written, and of which the operator has not heard yet. Where the committer was faster, the next will do.
+    // One that is written, and of which the operator has not heard yet. Where the committer was
+    // faster, the next will do.
     let mut redriven = 0;
     let (key, redrive) = held_messages
         .iter()

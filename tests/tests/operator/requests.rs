@@ -1,5 +1,5 @@
-//! Operators' commands over the real binary: on a store and to a running host, what they do, what they refuse, and what is left
-//! when the host dies over it.
+//! Operators' commands over the real binary: on a store and to a running host, what they do, what
+//! they refuse, and what is left when the host dies over it.
 
 use std::path::Path;
 
@@ -477,7 +477,8 @@ fn http_for_operators_answers_bad_requests_in_words() {
     assert_eq!(listed, (200, r#"{"letters":[],"next":null}"#.to_owned()));
 }
 
-/// Where the host can die over a redrive, and at which passage: until its commit is durable, and while the message runs.
+/// Where the host can die over a redrive, and at which passage: until its commit is durable, and
+/// while the message runs.
 const DEATHS: [(&str, u32); 11] = [
     ("operator-planned", 1),
     ("group-gathered", 1),
@@ -520,7 +521,8 @@ fn none_is_lost(folder: &Path, at: &str) {
     }
 }
 
-/// Has everything that is dead run again, until nothing is kept; then each has completed once, in order.
+/// Has everything that is dead run again, until nothing is kept; then each has completed once, in
+/// order.
 fn all_complete(folder: &Path, at: &str) {
     let server = Server::start(folder, None);
     assert_eq!(server.asked(&["dlq", "redrive", "--all"]).code, Some(0));

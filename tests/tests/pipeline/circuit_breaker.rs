@@ -1,5 +1,5 @@
-//! The circuit breaker in the pipeline and before the outbox, under a clock that only the test turns: what is open calls
-//! nothing, pulls nothing, and costs no message an attempt.
+//! The circuit breaker in the pipeline and before the outbox, under a clock that only the test
+//! turns: what is open calls nothing, pulls nothing, and costs no message an attempt.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -158,8 +158,9 @@ async fn open_it_pulls_and_runs_nothing_and_no_attempt_is_lost() {
     let running =
         tokio::spawn(async move { hapax_core::run_source(&consumer, &mut source, observer, TAKEN_MAX, stopped).await });
 
-    // Everybody sleeps who was taken: nothing can happen until the clock is turned. Until the fourth had failed, others were
-    // pulled in the place of the three before it; from then on nobody.
+    // Everybody sleeps who was taken: nothing can happen until the clock is turned. Until the
+    // fourth had failed, others were pulled in the place of the three before it; from then on
+    // nobody.
     const PULLED_MAX: usize = TAKEN_MAX + 3;
     let all_wait = |ended: usize| seen.outcomes() == ended && ward.clock.asleep() >= seen.pulled() - ended;
     eventually("it is open, and all wait", || all_wait(4) || seen.pulled() > PULLED_MAX).await;
@@ -389,7 +390,8 @@ async fn what_is_redriven_waits_for_it_and_is_no_dead_letter_again() {
     assert_eq!(held_messages[0].hold_reason, HoldReason::Redriven);
 }
 
-/// On many threads, under the machine's clock: nobody sleeps for ever, whatever opens and closes meanwhile.
+/// On many threads, under the machine's clock: nobody sleeps for ever, whatever opens and closes
+/// meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn once_it_goes_well_again_everything_drains() {
     const MESSAGES: usize = 1_000;

@@ -1,4 +1,5 @@
-//! The pipeline with native processors, on both stores: effects once, in order, and every ending as it should be.
+//! The pipeline with native processors, on both stores: effects once, in order, and every ending as
+//! it should be.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! Event streams through the whole pipeline: an append is there once its message has committed, under the same id at every run,
-//! and no two messages append at one version.
+//! Event streams through the whole pipeline: an append is there once its message has committed,
+//! under the same id at every run, and no two messages append at one version.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -21,13 +21,14 @@ fn failed(error: ContextError) -> Failure {
     Failure::retry(error.to_string())
 }
 
-/// Appends the message's id to stream `all` at the version that it has read, and answers the new one. Messages of type
-/// `reject` fail after that.
+/// Appends the message's id to stream `all` at the version that it has read, and answers the new
+/// one. Messages of type `reject` fail after that.
 fn appender() -> Arc<dyn MessageProcessor> {
     appender_after(0)
 }
 
-/// The same; the first `meeting` runs wait for one another after they have read: none of them has seen another's append.
+/// The same; the first `meeting` runs wait for one another after they have read: none of them has
+/// seen another's append.
 fn appender_after(meeting: usize) -> Arc<dyn MessageProcessor> {
     let (runs, meet) = (Arc::new(AtomicUsize::new(0)), Arc::new(Barrier::new(meeting.max(1))));
     Arc::new(NativeProcessor::new(move |run, context| {

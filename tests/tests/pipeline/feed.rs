@@ -1,5 +1,5 @@
-//! The feed over the whole pipeline: one event a commit, whatever crashes; places that never change; duplicates told without
-//! a touch of the record.
+//! The feed over the whole pipeline: one event a commit, whatever crashes; places that never
+//! change; duplicates told without a touch of the record.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -138,7 +138,8 @@ async fn stale_messages_are_told() {
     assert!(digests.iter().all(|digest| *digest == digests[0]), "all of one entity");
 }
 
-/// As small as it gets: transactions come between appends, the journal goes round, and buckets are many.
+/// As small as it gets: transactions come between appends, the journal goes round, and buckets are
+/// many.
 fn tiny() -> StoreOptions {
     StoreOptions {
         memtable_bytes: 1,
@@ -184,8 +185,8 @@ async fn live(disk: &LossyDisk, options: &StoreOptions, from: usize, followed: &
 
 const MESSAGES: usize = 5;
 
-/// What is told is what is there: one completion a message, those whose records are there and those that were swept; and what
-/// a follower has seen stands where it stood.
+/// What is told is what is there: one completion a message, those whose records are there and those
+/// that were swept; and what a follower has seen stands where it stood.
 async fn check(disk: &LossyDisk, options: &StoreOptions, followed: &Followed, context: &str) -> u64 {
     let Ok(store) = disk.open_with(options.clone()) else {
         assert!(followed.acknowledged.is_empty(), "{context}: the store does not open");
@@ -310,7 +311,8 @@ fn sweeps_at_the_same_time_are_told_once_a_bucket() {
     }
 }
 
-/// The process dies when it is journalled that buckets go, and nothing is dropped yet. The next one sweeps at once.
+/// The process dies when it is journalled that buckets go, and nothing is dropped yet. The next one
+/// sweeps at once.
 #[test]
 fn a_sweep_after_a_death_is_told_once_a_bucket() {
     let disk = LossyDisk::new();

@@ -1,5 +1,5 @@
-//! What becomes of a message after its retention, in simulated time: its record counts as absent from that moment on, in the
-//! store, in the cache, swept or not.
+//! What becomes of a message after its retention, in simulated time: its record counts as absent
+//! from that moment on, in the store, in the cache, swept or not.
 //!
 //! Proves G29.
 

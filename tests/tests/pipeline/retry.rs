@@ -1,5 +1,5 @@
-//! Retries under a clock that only the test turns: a message that waits holds no worker and stalls nobody but those behind it, and
-//! it waits as long as its processor asked, not for ever.
+//! Retries under a clock that only the test turns: a message that waits holds no worker and stalls
+//! nobody but those behind it, and it waits as long as its processor asked, not for ever.
 
 use std::sync::Arc;
 
@@ -19,8 +19,9 @@ use tokio::task::JoinHandle;
 /// What a message of type `later` asks for with its first attempt.
 const LATER_MS: u64 = 1_000;
 
-/// Fails messages of type `later` once, those of type `for-ever` always and with the longest delay there is, and those of type
-/// `fails` always. Of those that completed, it notes the order in which each key's ran.
+/// Fails messages of type `later` once, those of type `for-ever` always and with the longest delay
+/// there is, and those of type `fails` always. Of those that completed, it notes the order in which
+/// each key's ran.
 fn unhurried() -> Arc<dyn MessageProcessor> {
     fn run<'a>(run: &'a Invocation, context: &'a mut Context) -> BoxFuture<'a, Result<Output, Failure>> {
         let later = |after_ms| Err(Failure::Retry { reason: "later".into(), after_ms: Some(after_ms) });
@@ -123,7 +124,8 @@ fn mutation_a_retry_that_holds_its_place_is_found() {
 async fn one_hot_or_blocked_key_never_stalls_another() {
     const BEHIND: usize = 400;
     let desk = Desk::new(Options { runs_max: 2, ..Options::default() }).await;
-    // The first of the key waits for its retry, and very many behind it for their turn; the others come in between.
+    // The first of the key waits for its retry, and very many behind it for their turn; the others
+    // come in between.
     let mut messages = vec![of("later", "b-000", Some("blocked"))];
     let mut others = Vec::new();
     for number in 1..=BEHIND {
@@ -151,8 +153,8 @@ fn mutation_a_turn_that_is_waited_for_in_a_place_is_found() {
     turns_red(module_path!(), "one_hot_or_blocked_key_never_stalls_another", "turn-waited-for-in-a-place");
 }
 
-/// Where every place is taken, the source is left alone: what it handed out would only queue, and had to be kept in memory.
-/// Proves G109.
+/// Where every place is taken, the source is left alone: what it handed out would only queue, and
+/// had to be kept in memory. Proves G109.
 #[tokio::test]
 async fn a_source_is_not_drained_while_every_place_is_taken() {
     const MESSAGES: usize = 2_000;
@@ -189,8 +191,9 @@ fn mutation_a_source_that_is_drained_ahead_is_found() {
     turns_red(module_path!(), "a_source_is_not_drained_while_every_place_is_taken", "source-drained-ahead");
 }
 
-/// The limit of `one_hot_or_blocked_key_never_stalls_another`: what was taken is in memory, and so it is bounded. The source waits then, no longer than
-/// the first message of the key does; nothing is lost.
+/// The limit of `one_hot_or_blocked_key_never_stalls_another`: what was taken is in memory, and so
+/// it is bounded. The source waits then, no longer than the first message of the key does; nothing
+/// is lost.
 #[tokio::test]
 async fn once_as_many_wait_as_may_be_taken_the_source_waits_too() {
     const TAKEN_MAX: usize = 10;

@@ -27,8 +27,9 @@ async fn redb_conforms() {
     conformance::all(|| Arc::new(LossyDisk::new().open().unwrap())).await;
 }
 
-/// Everything as small as it gets: each commit is a memtable and a transaction of its own, the journal goes round again and
-/// again, and records stand in several buckets. So a read finds its answer at every depth of the store.
+/// Everything as small as it gets: each commit is a memtable and a transaction of its own, the
+/// journal goes round again and again, and records stand in several buckets. So a read finds its
+/// answer at every depth of the store.
 #[tokio::test]
 async fn redb_conforms_at_every_depth() {
     for (filters, unapplied_bytes_max) in [(true, 1), (false, 1), (true, 4 << 10), (false, 4 << 10)] {
@@ -58,7 +59,8 @@ async fn a_full_feed_says_what_it_has_dropped_on_redb() {
     }
 }
 
-/// Many at once on a store where each commit is a transaction of its own, while others page through it, sweep it and flush it.
+/// Many at once on a store where each commit is a transaction of its own, while others page through
+/// it, sweep it and flush it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn many_at_once_lose_nothing_while_the_tables_are_written_swept_and_read() {
     let options =

@@ -1,4 +1,5 @@
-//! Strategies through the whole pipeline: what is a duplicate, stale, early or refused, and what becomes of it.
+//! Strategies through the whole pipeline: what is a duplicate, stale, early or refused, and what
+//! becomes of it.
 
 use std::sync::Arc;
 
@@ -78,7 +79,8 @@ impl Observer for Nobody {
     fn ended(&self, _: Report<'_>) {}
 }
 
-/// Writes the payload under `e`, or deletes it where the type is `deleted`; fails as the type says. Sends one message.
+/// Writes the payload under `e`, or deletes it where the type is `deleted`; fails as the type says.
+/// Sends one message.
 fn upsert() -> Arc<dyn MessageProcessor> {
     fn write<'a>(run: &'a Invocation, context: &'a mut Context) -> BoxFuture<'a, Result<Output, Failure>> {
         Box::pin(async move {
@@ -243,7 +245,8 @@ async fn a_gap_that_stays_open_is_given_up_by_policy() {
         house.handle(at(5)).await;
         house.clock.advance(30_000);
         house.handle(at(3)).await;
-        // The first one's time is over, the second's is not: but what is earlier must not be made stale by what is later.
+        // The first one's time is over, the second's is not: but what is earlier must not be made
+        // stale by what is later.
         house.clock.advance(30_000);
         house.keep().await;
         house.clock.advance(30_000);

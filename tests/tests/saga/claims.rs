@@ -1,5 +1,6 @@
-//! Claims: where effects can leave the transaction, one owner at a time has a message, for as long as it says that it is alive; and who
-//! has lost it writes nothing any more. Two owners over one store, on a clock that the test turns.
+//! Claims: where effects can leave the transaction, one owner at a time has a message, for as long
+//! as it says that it is alive; and who has lost it writes nothing any more. Two owners over one
+//! store, on a clock that the test turns.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -134,7 +135,8 @@ async fn who_was_taken_over_can_write_nothing() {
     assert_eq!(history.state.name(), "completed");
 }
 
-/// Another owner takes over at the very end of the claim, and completes. The clock is set for it alone: the first one sleeps.
+/// Another owner takes over at the very end of the claim, and completes. The clock is set for it
+/// alone: the first one sleeps.
 async fn two_takes_over(world: &Owners, two: &IdempotentConsumer, message: &Message, lease_end_ms: u64) {
     world.clock.leap(lease_end_ms);
     let outcome = begin(two, message).await.unwrap().unwrap();

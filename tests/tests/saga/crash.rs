@@ -1,5 +1,5 @@
-//! The real binary over a saga: killed at every fault point, forward and back, and over a service that fails, hangs, breaks off and
-//! answers twice. What is believed are the service's own books.
+//! The real binary over a saga: killed at every fault point, forward and back, and over a service
+//! that fails, hangs, breaks off and answers twice. What is believed are the service's own books.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Child, Command, Stdio};
@@ -28,8 +28,8 @@ fn orders() -> String {
     format!("{sold}{failed}{sold}{failed}")
 }
 
-/// `hapax run` of payment-saga over the orders, with this service; one message after the other, so that each passage of a fault point is
-/// always the same one's.
+/// `hapax run` of payment-saga over the orders, with this service; one message after the other, so
+/// that each passage of a fault point is always the same one's.
 fn job(service: &str) -> Job {
     let mut job = Job::new("payment-saga", &orders());
     let set = format!("service={service}");
@@ -37,8 +37,9 @@ fn job(service: &str) -> Job {
     job
 }
 
-/// What is wrong with what the runs left behind, by the books of the service and by the store. Empty if every step was taken once,
-/// none undone of the order that was sold, and all of the other, in reverse.
+/// What is wrong with what the runs left behind, by the books of the service and by the store.
+/// Empty if every step was taken once, none undone of the order that was sold, and all of the
+/// other, in reverse.
 fn faults(job: &Job, payments: &Payments) -> Vec<String> {
     let mut faults = Vec::new();
     let mut equal = |what: &str, is: &dyn std::fmt::Debug, should: &dyn std::fmt::Debug| {

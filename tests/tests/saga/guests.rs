@@ -1,4 +1,5 @@
-//! Sagas of real guests over the real binary: a trip of several messages, and a guest that does what its message says.
+//! Sagas of real guests over the real binary: a trip of several messages, and a guest that does
+//! what its message says.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;

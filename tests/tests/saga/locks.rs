@@ -1,4 +1,5 @@
-//! Locks: one holder at a time, fences that only grow, also over restarts, and a fence that is checked where it counts: at the commit.
+//! Locks: one holder at a time, fences that only grow, also over restarts, and a fence that is
+//! checked where it counts: at the commit.
 
 use std::sync::Arc;
 
@@ -151,8 +152,8 @@ async fn output(processor: &IdempotentConsumer, message: Message) -> String {
     }
 }
 
-/// Its lock runs out while it runs, and somebody else has it meanwhile: nothing that it made of what it saw is committed.
-/// Proves G89, G124.
+/// Its lock runs out while it runs, and somebody else has it meanwhile: nothing that it made of
+/// what it saw is committed. Proves G89, G124.
 #[tokio::test]
 async fn who_has_lost_its_lock_does_not_commit_on_it() {
     let world = Owners::new().await;

@@ -1,5 +1,5 @@
-//! What an operator does about a saga that is halted, on the command line and over HTTP; and which component undoes what an earlier one
-//! did. Over the real binary and a service with books.
+//! What an operator does about a saga that is halted, on the command line and over HTTP; and which
+//! component undoes what an earlier one did. Over the real binary and a service with books.
 
 use std::path::{Path, PathBuf};
 
@@ -243,7 +243,8 @@ fn the_component_that_took_a_step_undoes_it_after_another_took_its_place() {
     assert!(left.len() == 1 && left != first, "{left:?}");
 }
 
-/// The next version takes no steps any more: it has nothing to undo with, and no claim to what the earlier one did.
+/// The next version takes no steps any more: it has nothing to undo with, and no claim to what the
+/// earlier one did.
 #[test]
 fn a_component_without_a_way_back_leaves_undoing_to_the_one_before_it() {
     let shop = Shop::new();

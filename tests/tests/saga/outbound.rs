@@ -1,5 +1,6 @@
-//! Calls to the outside, over real sockets: who may call what, wherever its name leads, and what a hostile or broken service can do
-//! to a call. No test waits for a clock of its own: what must not hang ends by the call's own bounds.
+//! Calls to the outside, over real sockets: who may call what, wherever its name leads, and what a
+//! hostile or broken service can do to a call. No test waits for a clock of its own: what must not
+//! hang ends by the call's own bounds.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -18,7 +19,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
-/// Names and their addresses, as somebody's DNS would have them; each lookup takes the next answer, the last one stays.
+/// Names and their addresses, as somebody's DNS would have them; each lookup takes the next answer,
+/// the last one stays.
 #[derive(Default)]
 struct Names {
     addresses: BTreeMap<&'static str, Vec<Vec<IpAddr>>>,

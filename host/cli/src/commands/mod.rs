@@ -19,8 +19,8 @@ pub(crate) mod up;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
-/// Parses the name of one of `all`, which a wrong value is told. Core's enums have their names themselves, for HTTP as
-/// well.
+/// Parses the name of one of `all`, which a wrong value is told. Core's enums have their names
+/// themselves, for HTTP as well.
 fn one_of<T: Copy + Send + Sync + 'static, const N: usize>(
     all: [T; N],
     name: fn(T) -> &'static str,

@@ -18,8 +18,8 @@ use crate::host::ingress::{HttpIngress, Routes};
 use crate::host::{self, Host, joined};
 use crate::output::line;
 
-/// Messages of one source that are taken and have no outcome yet, at most. Those that wait behind another message are among
-/// them, so there are more than runs.
+/// Messages of one source that are taken and have no outcome yet, at most. Those that wait behind
+/// another message are among them, so there are more than runs.
 const TAKEN_MAX: usize = 1_024;
 
 /// Runs at the same time, at most; the engine's instance pool has room for as many.
@@ -99,7 +99,8 @@ fn announce(listener: &TcpListener, config: &Config, json: bool) -> anyhow::Resu
     Ok(())
 }
 
-/// Background tasks of the host. Each runs until `ended` turns true; a source, until its input ends or a signal comes.
+/// Background tasks of the host. Each runs until `ended` turns true; a source, until its input ends
+/// or a signal comes.
 struct Workers {
     sources: JoinSet<Result<(), SourceError>>,
     ended: watch::Sender<bool>,
@@ -149,8 +150,9 @@ impl Workers {
         }
     }
 
-    /// Stops the tasks. Sources have been told to stop by the signal, and bring what they have taken to its outcome. Deferred messages and compensations end before the relay is waited for:
-    /// their last commits may add to the outbox, which the relay sends until it is empty. The
+    /// Stops the tasks. Sources have been told to stop by the signal, and bring what they have
+    /// taken to its outcome. Deferred messages and compensations end before the relay is waited
+    /// for: their last commits may add to the outbox, which the relay sends until it is empty. The
     /// sweeper changes nothing that others wait for.
     async fn finish(mut self) -> anyhow::Result<()> {
         while let Some(ended) = self.sources.join_next().await {

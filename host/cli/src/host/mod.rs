@@ -28,7 +28,8 @@ use crate::exit::Failed;
 use crate::host::component_archive::ComponentArchive;
 use crate::host::operations::Ops;
 
-/// Opens a store that is there already. This and [`Host::open`] are the only places that name a kind of store.
+/// Opens a store that is there already. This and [`Host::open`] are the only places that name a
+/// kind of store.
 pub(crate) fn open_existing(folder: &Path) -> Result<Arc<dyn Store>, OpenError> {
     Ok(Arc::new(RedbStore::open_existing(folder)?))
 }

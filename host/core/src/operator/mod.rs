@@ -200,7 +200,7 @@ impl Operator {
 
     /// Does many actions, in the order given, and returns one result for each. Actions on different
     /// records are done at the same time. Redriven messages begin to run when all actions are done.
-    /// Those of one ordering key run in the order in which they were held.
+    /// Messages of one ordering key run in the order in which they were held.
     pub async fn perform_all(&self, deeds: &[OperatorAction], by: &Actor) -> Vec<Result<(), OperatorError>> {
         // In the order given: if the host dies, the first of many actions are done.
         let mut of_record: Vec<Vec<usize>> = Vec::new();

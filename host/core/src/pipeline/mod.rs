@@ -1,5 +1,5 @@
-//! The pipeline: a message's way from its delivery to its outcome. It calls the steps in their order
-//! and decides on the next one by the result of each. The steps know nothing of each other.
+//! The pipeline: a message's way from its delivery to its outcome. It calls the steps in their
+//! order and decides on the next one by the result of each. The steps know nothing of each other.
 //!
 //! ```text
 //! accept > admit > permit > claim > invoke > sequence > commit > settle

@@ -43,7 +43,8 @@ pub struct Commit {
     pub at_ms: u64,
 }
 
-/// A commit's part in the state that all processors of a tenant share ([`Scope::shared`](crate::Scope::shared)).
+/// A commit's part in the state that all processors of a tenant share
+/// ([`Scope::shared`](crate::Scope::shared)).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SharedChange {
     /// Versions that must still hold, by key; 0 where the key must be absent.

@@ -1,5 +1,5 @@
-//! `wasi:http/outgoing-handler`: each request becomes a call of the message, made or answered by the pipeline. Sends nothing
-//! itself; who may call what is not decided here.
+//! `wasi:http/outgoing-handler`: each request becomes a call of the message, made or answered by
+//! the pipeline. Sends nothing itself; who may call what is not decided here.
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
-//! CloudEvents 1.0 over HTTP in binary mode: attributes as `ce-` headers, the body as `data`. Refuses what would be
-//! read in two ways: headers that come twice, names that are no attributes, bytes that are no UTF-8.
+//! CloudEvents 1.0 over HTTP in binary mode: attributes as `ce-` headers, the body as `data`.
+//! Refuses what would be read in two ways: headers that come twice, names that are no attributes,
+//! bytes that are no UTF-8.
 
 use bytes::Bytes;
 use hapax_core::Message;
@@ -14,8 +15,9 @@ const KEY_BYTES_MAX: usize = 1_024;
 /// `source` and `type` of a plain body under an `Idempotency-Key`.
 const PLAIN: (&str, &str) = ("/http", "message");
 
-/// Reads a message from headers and body. Without `ce-id`, a body under an `Idempotency-Key` is a message as well: the
-/// key is its id, `source` is `/http` and `type` is `message`, unless headers give them.
+/// Reads a message from headers and body. Without `ce-id`, a body under an `Idempotency-Key` is a
+/// message as well: the key is its id, `source` is `/http` and `type` is `message`, unless headers
+/// give them.
 pub fn parse_binary(headers: &HeaderMap, body: Bytes) -> Result<Message, InvalidMessage> {
     cloudevents::check_version(attribute(headers, "specversion")?.as_deref())?;
     let key = idempotency_key(headers)?;
@@ -74,7 +76,8 @@ pub(crate) fn key_beside(headers: &HeaderMap, id: &str) -> Result<Option<String>
     Ok(idempotency_key(headers)?.filter(|key| !names(key, id)))
 }
 
-/// Whether `key` is `id` the way [`to_headers`] writes it. It then has the record that it has by any other way in.
+/// Returns `true` if `key` is `id` as [`to_headers`] writes it. The message then has the record
+/// that it has by any other way in.
 fn names(key: &str, id: &str) -> bool {
     encoded(id, false) == key
 }
@@ -132,7 +135,8 @@ fn utf8(name: &str, bytes: Vec<u8>) -> Result<String, InvalidMessage> {
     String::from_utf8(bytes).map_err(|_| field(name, "is not UTF-8; percent-encode its UTF-8 bytes"))
 }
 
-/// Without the double quotes and backslashes that senders of older versions of the binding put around a value.
+/// Without the double quotes and backslashes that senders of older versions of the binding put
+/// around a value.
 fn unquoted(value: &[u8]) -> Vec<u8> {
     let [b'"', inner @ .., b'"'] = value else { return value.to_vec() };
     let mut out = Vec::with_capacity(inner.len());
@@ -159,7 +163,8 @@ fn percent_decoded(mut rest: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A header's value: what is not printable ASCII is percent-encoded, and so are `"`, `%` and the space, unless `plain`.
+/// A header's value: what is not printable ASCII is percent-encoded, and so are `"`, `%` and the
+/// space, unless `plain`.
 fn encoded(value: &str, plain: bool) -> HeaderValue {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     let mut out = Vec::with_capacity(value.len());

@@ -1,4 +1,5 @@
-//! CloudEvents 1.0 in JSON: one message to a line and back. Refuses what it cannot keep whole, naming the field.
+//! CloudEvents 1.0 in JSON: one message to a line and back. Refuses what it cannot keep whole,
+//! naming the field.
 
 pub mod binary;
 
@@ -29,7 +30,7 @@ pub enum InvalidMessage {
     Field {
         /// The attribute's name.
         field: String,
-        /// What is wrong, and what to do.
+        /// Reason, and what to do about it.
         reason: String,
     },
     /// It is larger than allowed.
@@ -49,7 +50,8 @@ pub(crate) fn field(field: &str, reason: impl Into<String>) -> InvalidMessage {
     InvalidMessage::Field { field: field.to_owned(), reason: reason.into() }
 }
 
-/// The members of an object, each as written, and a name that came twice: which of the two was meant is not known.
+/// The members of an object, each as written, and a name that came twice: which of the two was
+/// meant is not known.
 struct Members<'a> {
     by_name: ByName<'a>,
     twice: Option<String>,
@@ -178,7 +180,7 @@ fn extension(name: &str, value: &RawValue) -> Result<Option<String>, InvalidMess
     }
 }
 
-/// How every line of [`to_json`] begins.
+/// Beginning of every line of [`to_json`].
 pub(crate) const LINE_BEGIN: &[u8] = br#"{"specversion":"1.0""#;
 
 /// One CloudEvent as one line of JSON, without its end of line.
@@ -206,14 +208,15 @@ pub fn to_json(message: &Message) -> Vec<u8> {
     out
 }
 
-/// JSON on one line, as it is written but for white space where it had line ends; `None` if it is not JSON.
+/// JSON on one line, as it is written but for white space where it had line ends; `None` if it is
+/// not JSON.
 fn one_line(text: &str) -> Option<Cow<'_, str>> {
     serde_json::from_str::<&RawValue>(text).ok()?;
     Some(if text.contains(['\n', '\r']) { compact(text).into() } else { text.into() })
 }
 
-/// JSON without the white space between its tokens. Numbers and strings keep every character: a number that was read and
-/// written again might become another.
+/// JSON without the white space between its tokens. Numbers and strings keep every character: a
+/// number that was read and written again might become another.
 fn compact(json: &str) -> String {
     let (mut in_string, mut escaped) = (false, false);
     let stays = |&character: &char| {

@@ -1,5 +1,5 @@
-//! Many CloudEvents in one request: each answered for itself, in the shape of SQS' partial batch responses. A batch is
-//! refused as a whole only if it cannot be read as one.
+//! Many CloudEvents in one request: each answered for itself, in the shape of SQS' partial batch
+//! responses. A batch is refused as a whole only if it cannot be read as one.
 
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
@@ -118,7 +118,8 @@ fn element(place: usize, text: &str, limit: usize) -> Element {
     Element { identifier: id.filter(|id| !id.is_empty()).unwrap_or_else(|| format!("#{place}")), read }
 }
 
-/// 200 with what became of each element; those that are to be sent again are named once more, as SQS has it.
+/// 200 with what became of each element; those that are to be sent again are named once more, as
+/// SQS has it.
 fn report(elements: Vec<Element>, answers: Vec<Answer>) -> Response {
     let mut answers = answers.into_iter();
     let (mut failures, mut results) = (Vec::new(), Vec::new());
@@ -140,9 +141,9 @@ fn report(elements: Vec<Element>, answers: Vec<Answer>) -> Response {
     response
 }
 
-/// What is said of one message.
+/// Answer for one message.
 struct Ended {
-    /// Whether it must not be sent again.
+    /// Set if the message must not be sent again.
     settled: bool,
     outcome: &'static str,
     more: Map<String, Value>,
@@ -177,7 +178,8 @@ fn ended(answer: Answer) -> Ended {
     }
 }
 
-/// Who takes batches answers every message; if not, nothing is known of the rest.
+/// Returns the answer for a message that the host gave none for. An ingress answers every message
+/// of a batch: this is a fault, and nothing is known of the message.
 fn nothing() -> Ended {
     Ended { settled: false, outcome: "unavailable", more: error_of("the host gave no answer; sending again is safe") }
 }

@@ -1,5 +1,5 @@
-//! HTTP as a source: CloudEvents in structured and binary mode, each answered with its message's ending. The client
-//! is who delivers again; nothing is acknowledged but by a status.
+//! HTTP as a source: CloudEvents in structured and binary mode, each answered with its message's
+//! ending. The client is who delivers again; nothing is acknowledged but by a status.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,23 +27,25 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of a body over its limit that are read and thrown away, at most.
 const DISCARDED_BYTES_MAX: usize = 64 << 20;
 
-/// What takes the messages.
+/// Takes the messages that come over HTTP.
 pub trait Ingress: Send + Sync + 'static {
-    /// Brings a message to its ending. Runs on although the client may have gone.
+    /// Brings a message to its outcome. Runs on although the client may have gone.
     fn deliver(&self, processor: &str, message: Message) -> BoxFuture<'static, Answer>;
 
-    /// Headers, in lower case, that are to come with a processor's messages: its strategy looks at them.
+    /// Headers, in lower case, that are to come with a processor's messages: its strategy looks at
+    /// them.
     fn headers(&self, _processor: &str) -> &[String] {
         &[]
     }
 
-    /// Brings each message of a batch to its ending; one answer a message, in their order. Accepts them in that order.
+    /// Brings each message of a batch to its outcome, and returns one answer a message, in their
+    /// order. Accepts them in that order.
     fn deliver_batch(&self, processor: &str, messages: Vec<Message>) -> BoxFuture<'static, Vec<Answer>> {
         let deliveries: Vec<_> = messages.into_iter().map(|message| self.deliver(processor, message)).collect();
         Box::pin(join_all(deliveries))
     }
 
-    /// Whether messages are taken; if not, why. Asked by `GET /readyz`.
+    /// Returns an error text if no messages are taken. `GET /readyz` asks for it.
     fn ready(&self) -> Result<(), String> {
         Ok(())
     }
@@ -72,8 +74,8 @@ pub(crate) struct HttpIngress {
     pub(crate) limits: HttpLimits,
 }
 
-/// The routes: `POST /v1/processors/{name}/messages` and `.../batch`, `GET /healthz` (the process lives) and `GET /readyz` (it takes
-/// messages).
+/// The routes: `POST /v1/processors/{name}/messages` and `.../batch`, `GET /healthz` (the process
+/// lives) and `GET /readyz` (it takes messages).
 pub fn router(ingress: Arc<dyn Ingress>, limits: HttpLimits) -> Router {
     Router::new()
         .route("/v1/processors/{name}/messages", post(receive))
@@ -171,8 +173,9 @@ impl Refused {
     }
 }
 
-/// The whole body, if it keeps to the limit. One that does not is read on and thrown away: a connection that is closed
-/// under a client that still writes loses the answer. A client that asks first (`Expect`) is told at once.
+/// The whole body, if it keeps to the limit. One that does not is read on and thrown away: a
+/// connection that is closed under a client that still writes loses the answer. A client that asks
+/// first (`Expect`) is told at once.
 pub(crate) async fn read_body(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Refused> {
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     match announced {

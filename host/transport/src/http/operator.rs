@@ -1,5 +1,6 @@
-//! HTTP for operators: dead letters, records, audit trail, feed of events. Reads requests and writes answers; what is done is
-//! not its own. Asks nobody who they are: it is for a trusted network.
+//! HTTP for operators: dead letters, records, audit trail, feed of events. Reads requests and
+//! writes answers; what is done is not its own. Asks nobody who they are: it is for a trusted
+//! network.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +37,8 @@ type Key = Result<Path<String>, PathRejection>;
 /// Processor, and the key or stream of it.
 type KeyOf = Result<Path<(String, String)>, PathRejection>;
 
-/// The routes: `/v1/dlq`, `/v1/records`, `/v1/sagas`, `/v1/audit`, `/v1/feed`, `/v1/state`, `/v1/streams`.
+/// The routes: `/v1/dlq`, `/v1/records`, `/v1/sagas`, `/v1/audit`, `/v1/feed`, `/v1/state`,
+/// `/v1/streams`.
 pub fn operator_router(operations: Arc<dyn Operations>) -> Router {
     let order = |ask: fn(Selection) -> OperatorRequest| {
         post(async move |state: Answering, headers: HeaderMap, body: Body| match chosen(&headers, body).await {
@@ -155,7 +157,7 @@ fn refused(refusal: &RequestError) -> Response {
     problem(status, code, &refusal.to_string())
 }
 
-/// What a query says; each name once.
+/// Reads the fields of a query; an error if a name is there twice.
 fn parse<T: DeserializeOwned>(RawQuery(query): &RawQuery) -> Result<T, RequestError> {
     let mut fields = Map::new();
     for (name, value) in form_urlencoded::parse(query.as_deref().unwrap_or_default().as_bytes()) {
@@ -166,7 +168,8 @@ fn parse<T: DeserializeOwned>(RawQuery(query): &RawQuery) -> Result<T, RequestEr
     serde_json::from_value(Value::Object(fields)).map_err(|error| RequestError::Invalid(error.to_string()))
 }
 
-/// The body of an order. It must say that it is JSON, which a page in a browser cannot without being asked first.
+/// The body of an order. It must say that it is JSON, which a page in a browser cannot without
+/// being asked first.
 async fn chosen(headers: &HeaderMap, body: Body) -> Result<Selection, Response> {
     let media_type = binary::media_type(headers).ok().flatten().unwrap_or_default();
     if !hapax_core::is_json_type(&media_type) {

@@ -1,5 +1,5 @@
-//! What HTTP answers: a result with 200, everything else as a problem by RFC 9457. One rule over the codes: 4xx but 409
-//! means "not again like this", 409 and 503 mean "again later, it is safe".
+//! Answers over HTTP: a result with 200, everything else as a problem by RFC 9457. One rule over
+//! the codes: 4xx but 409 means "not again like this", 409 and 503 mean "again later, it is safe".
 
 use axum::body::Body;
 use axum::response::Response;
@@ -11,7 +11,7 @@ use crate::cloudevents::InvalidMessage;
 
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
-/// How a message ended, for its client.
+/// Outcome of a message, for its client.
 #[derive(Debug, Clone)]
 pub enum Answer {
     /// It ran: 200 with its result.
@@ -26,9 +26,9 @@ pub enum Answer {
     },
     /// It failed for good, now or before: 422.
     Failed {
-        /// What went wrong.
+        /// Error of the message.
         error: String,
-        /// Whether it failed before, and nothing ran now.
+        /// Set if the message failed before, and nothing ran now.
         replayed: bool,
     },
     /// Its key was used with another body: 422.
@@ -46,7 +46,7 @@ pub enum Answer {
     InFlight,
     /// It failed and may be sent again later: 503 with `Retry-After`.
     RetryLater {
-        /// What went wrong.
+        /// Error of the message.
         error: String,
         /// Not before this many milliseconds.
         after_ms: u64,
@@ -58,7 +58,7 @@ pub enum Answer {
     },
     /// There is no such processor: 404.
     UnknownProcessor {
-        /// Those that there are.
+        /// Names of the processors that exist.
         known: Vec<String>,
     },
     /// The host cannot take messages: 503.

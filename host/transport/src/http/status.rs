@@ -1,4 +1,5 @@
-//! How a host is doing, over HTTP: `GET /v1/status` answers JSON, and a client asks for it. What it says is the host's.
+//! Status over HTTP: `GET /v1/status` answers JSON, and a client asks for it. The host decides what
+//! it says.
 
 use std::sync::Arc;
 
@@ -15,9 +16,9 @@ use serde_json::Value;
 use crate::http::response::problem;
 use crate::publisher::http::{HttpAnswer, ask, client, plain_http};
 
-/// What is asked how the host is doing.
+/// Source of the status of a host.
 pub trait StatusSource: Send + Sync + 'static {
-    /// All of it, or why it cannot be said.
+    /// Returns the status, or an error text if it cannot be had.
     fn status(&self) -> BoxFuture<'_, Result<Value, String>>;
 }
 
@@ -44,7 +45,7 @@ fn other_method() -> Response {
     problem(StatusCode::METHOD_NOT_ALLOWED, "method", "GET /v1/status")
 }
 
-/// What is at `url`, over plain HTTP.
+/// Gets `url` over plain HTTP.
 pub async fn get(url: &str) -> Result<HttpAnswer, TransportError> {
     let uri = plain_http(url)?;
     let mut request = Request::new(Empty::<Bytes>::new());

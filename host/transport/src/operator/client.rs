@@ -1,4 +1,5 @@
-//! Asks a running host over HTTP what an operator wants to know or have done. Plain HTTP only; follows no redirects.
+//! Asks a running host over HTTP what an operator wants to know or have done. Plain HTTP only;
+//! follows no redirects.
 
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use crate::publisher::http::{causes, plain_http};
 const TIMEOUT: Duration = Duration::from_secs(300);
 /// Bytes of an answer, at most.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
-/// What stands for itself in a path.
+/// Characters that are not escaped in a path.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Asks one host.

@@ -1,4 +1,4 @@
-//! What an operator can ask of a host: the request, and a client that sends it.
+//! Requests of operators to a host, and a client that sends them.
 
 pub(crate) mod client;
 pub(crate) mod request;

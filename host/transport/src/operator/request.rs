@@ -1,4 +1,5 @@
-//! Requests of operators to a host, their filters and errors. Both ends of HTTP share them. Nothing is performed here.
+//! Requests of operators to a host, their filters and errors. Both ends of HTTP share them. Nothing
+//! is performed here.
 
 use futures_util::future::{BoxFuture, pending};
 use hapax_core::{HoldKind, SagaAction, SagaState};
@@ -218,15 +219,16 @@ pub struct FeedPage {
 
 /// Answers the requests of operators.
 pub trait Operations: Send + Sync + 'static {
-    /// Answers the request or performs its action. Runs to its end although the client may have gone.
+    /// Answers the request or performs its action. Runs to its end although the client may have
+    /// gone.
     fn perform(&self, ask: OperatorRequest) -> BoxFuture<'static, Result<Value, RequestError>>;
 
-    /// Returns up to `limit` events of the feed after the cursor `after` (`None`: from the oldest event); none if
-    /// no more have come yet.
+    /// Returns up to `limit` events of the feed after the cursor `after` (`None`: from the oldest
+    /// event); none if no more have come yet.
     fn events(&self, after: Option<String>, limit: usize) -> BoxFuture<'static, Result<FeedPage, RequestError>>;
 
-    /// Completes with `true` when the feed may have grown since the call (perhaps too early, never too
-    /// late), and with `false` when the host stops.
+    /// Completes with `true` when the feed may have grown since the call (perhaps too early, never
+    /// too late), and with `false` when the host stops.
     fn feed_changed(&self) -> BoxFuture<'static, bool> {
         Box::pin(pending())
     }

@@ -1,12 +1,12 @@
-//! Which addresses are on the public internet. Everything else, a service of this host or of its network, needs a grant that
-//! says so. Pure functions.
+//! Tells addresses of the public internet from all others. Everything else, a service of this host
+//! or of its network, needs a grant that says so. Pure functions.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Why an address is not one of the public internet; `None`: it is.
 ///
-/// After the IANA special-purpose address registries, both of which this follows in being strict: what they do not call
-/// globally reachable is not.
+/// After the IANA special-purpose address registries, both of which this follows in being strict:
+/// what they do not call globally reachable is not.
 pub(crate) fn not_public(address: IpAddr) -> Option<&'static str> {
     match address {
         IpAddr::V4(address) => not_public_v4(address),

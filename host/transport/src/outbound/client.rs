@@ -1,6 +1,7 @@
-//! The call: grants and addresses are checked, one connection is made to exactly the address that was checked, one request
-//! goes out on it, one answer is read within time and size. A connection is never used twice, so no answer is ever taken for
-//! another call's, and nothing is sent again unasked.
+//! The call: grants and addresses are checked, one connection is made to exactly the address that
+//! was checked, one request goes out on it, one answer is read within time and size. A connection
+//! is never used twice, so no answer is ever taken for another call's, and nothing is sent again
+//! unasked.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -39,7 +40,7 @@ const NOT_THE_CALLS: [&str; 10] = [
     "upgrade",
 ];
 
-/// What a processor's calls may take, each of them unless it says otherwise.
+/// Limits of a processor's calls. A limit is that of one call, unless it says otherwise.
 #[derive(Debug, Clone)]
 pub struct OutsideLimits {
     /// A whole call: waiting for its turn, connecting, sending, and the answer to its last byte.
@@ -74,7 +75,8 @@ impl Resolve for SystemResolver {
     }
 }
 
-/// Makes the calls of one processor over HTTP/1.1. Follows no redirect, uses no proxy, decodes no content coding.
+/// Makes the calls of one processor over HTTP/1.1. Follows no redirect, uses no proxy, decodes no
+/// content coding.
 pub struct HttpOutside {
     grants: Vec<Grant>,
     secrets: Secrets,
@@ -85,8 +87,8 @@ pub struct HttpOutside {
 }
 
 impl HttpOutside {
-    /// A client for what `grants` allows. `more_roots` are certificates in PEM of authorities that are trusted beside the machine's own;
-    /// the error is a sentence for whoever set them.
+    /// A client for what `grants` allows. `more_roots` are certificates in PEM of authorities that
+    /// are trusted beside the machine's own; the error is a sentence for whoever set them.
     pub fn new(
         grants: Vec<Grant>,
         secrets: Secrets,
@@ -98,7 +100,7 @@ impl HttpOutside {
         Ok(Self { grants, secrets, limits, resolver: Arc::new(SystemResolver), tls, places })
     }
 
-    /// The same with another way to find addresses.
+    /// Replaces the resolver, which finds the addresses of a name.
     #[must_use]
     pub fn resolving_by(self, resolver: Arc<dyn Resolve>) -> Self {
         Self { resolver, ..self }

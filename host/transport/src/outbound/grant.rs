@@ -1,4 +1,5 @@
-//! A grant: to which origin a processor may call, and whether that may lie in a private network. Pure; looks up no name.
+//! A grant: to which origin a processor may call, and whether that may lie in a private network.
+//! Pure; looks up no name.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -7,7 +8,7 @@ use url::{Host, Url};
 
 use super::address::not_public;
 
-/// What a processor may call: scheme, host and port.
+/// Origin that a processor may call: scheme, host and port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
     scheme: String,
@@ -45,8 +46,9 @@ pub(crate) struct Target {
 impl Grant {
     /// Reads a grant, `https://api.example.com`, `http://10.0.0.5:8080`, `https://*.example.com`.
     ///
-    /// `private` also grants what its name resolves to in a private network or on this host. A grant that names an address is
-    /// one for that address, wherever it is; `localhost` is one for this host.
+    /// `private` also grants what its name resolves to in a private network or on this host. A
+    /// grant that names an address is one for that address, wherever it is; `localhost` is one for
+    /// this host.
     pub fn new(text: &str, private: bool) -> Result<Self, NotAGrant> {
         let no = |why: &str| NotAGrant { text: text.to_owned(), why: why.to_owned() };
         let wildcard = text.contains("://*.");
@@ -65,7 +67,7 @@ impl Grant {
         Ok(Self { scheme, host, port, private })
     }
 
-    /// Whether it is about that origin.
+    /// Returns `true` if the grant covers the origin of `target`.
     pub(crate) fn allows(&self, target: &Target) -> bool {
         let host = match (&self.host, &target.host) {
             (GrantedHost::Address(IpAddr::V4(granted)), Host::Ipv4(asked)) => granted == asked,
@@ -79,7 +81,8 @@ impl Grant {
         host && self.scheme == target.scheme && self.port == target.port
     }
 
-    /// Why it does not let a call go to that address, which its host has resolved to; `None`: it does.
+    /// Why it does not let a call go to that address, which its host has resolved to; `None`: it
+    /// does.
     pub(crate) fn refuses(&self, address: IpAddr) -> Option<&'static str> {
         let why = not_public(address)?;
         let granted = match &self.host {
@@ -104,7 +107,8 @@ impl fmt::Display for Grant {
 }
 
 impl Target {
-    /// Where a URL leads, in the one spelling of its host; an error that says what is wrong with it.
+    /// Where a URL leads, in the one spelling of its host; an error that says what is wrong with
+    /// it.
     pub(crate) fn of(url: &Url) -> Result<Self, String> {
         if !matches!(url.scheme(), "http" | "https") {
             return Err(format!("its scheme is `{}`, and not http or https", url.scheme()));

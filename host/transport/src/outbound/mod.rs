@@ -1,5 +1,5 @@
-//! Calls to the outside, for one processor: what it was granted, where the granted names lead, and the call itself. Keeps no
-//! answer and repeats nothing: both are the pipeline's.
+//! Calls to the outside, for one processor: what it was granted, where the granted names lead, and
+//! the call itself. Keeps no answer and repeats nothing: both are the pipeline's.
 
 mod address;
 mod client;

@@ -1,5 +1,5 @@
-//! Secrets that the host puts into headers of calls, so that a processor never has them. Each goes to the hosts it is for, and to
-//! no other; no text that leaves this file holds a value.
+//! Secrets that the host puts into headers of calls, so that a processor never has them. Each goes
+//! to the hosts it is for, and to no other; no text that leaves this file holds a value.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -39,7 +39,8 @@ impl fmt::Debug for Secret {
 pub struct Secrets(pub BTreeMap<String, Secret>);
 
 impl Secrets {
-    /// A header's value with its secrets in their places; an error that names the one that may not go there.
+    /// A header's value with its secrets in their places; an error that names the one that may not
+    /// go there.
     pub(crate) fn put_into(&self, value: &Bytes, target: &Target) -> Result<Bytes, String> {
         let Ok(mut rest) = std::str::from_utf8(value) else { return Ok(value.clone()) };
         if !rest.contains(OPEN) {

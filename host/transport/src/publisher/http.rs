@@ -1,5 +1,5 @@
-//! HTTP as a client: posts a message as a CloudEvent in binary mode, and hands back what was answered. Plain HTTP only;
-//! follows no redirects.
+//! HTTP as a client: posts a message as a CloudEvent in binary mode, and hands back what was
+//! answered. Plain HTTP only; follows no redirects.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -23,12 +23,12 @@ const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// Bytes of an answer that an error shows.
 const SHOWN_BYTES_MAX: usize = 200;
 
-/// What a server answered.
+/// Answer of a server.
 #[derive(Debug, Clone)]
 pub struct HttpAnswer {
     /// The status code.
     pub status: u16,
-    /// Whether the header `Idempotent-Replayed` says that nothing ran.
+    /// Set if the header `Idempotent-Replayed` says that nothing ran.
     pub replayed: bool,
     /// The body; empty where it broke off or is larger than 16 MiB.
     pub body: Bytes,
@@ -48,8 +48,8 @@ impl HttpPublisher {
         Ok(Self { client: client(), uri: plain_http(url)?, accepted: HashSet::new() })
     }
 
-    /// Posts one message. Every attribute travels as a `ce-` header; the id, or the message's own key, also as
-    /// `Idempotency-Key`.
+    /// Posts one message. Every attribute travels as a `ce-` header; the id, or the message's own
+    /// key, also as `Idempotency-Key`.
     pub async fn post(&self, message: &Message) -> Result<HttpAnswer, TransportError> {
         let mut request = Request::new(Full::new(message.data.clone()));
         *request.method_mut() = http::Method::POST;

@@ -1,9 +1,10 @@
-//! The outbox to a file: CloudEvents, one a line, appended and synced a batch at a time. Knows nothing of what was sent
-//! before this process but what the file's end says.
+//! The outbox to a file: CloudEvents, one a line, appended and synced a batch at a time. Knows
+//! nothing of what was sent before this process but what the file's end says.
 //!
-//! A batch that was written and not yet marked as sent when the host died is handed over again, first of all. The relay
-//! has one batch of bounded size under way, so the ids at the end of the file are enough to drop it. Standard output,
-//! pipes and devices cannot be read back: there, a batch may come twice after a crash.
+//! A batch that was written and not yet marked as sent when the host died is handed over again,
+//! first of all. The relay has one batch of bounded size under way, so the ids at the end of the
+//! file are enough to drop it. Standard output, pipes and devices cannot be read back: there, a
+//! batch may come twice after a crash.
 
 use std::collections::HashSet;
 use std::fs::{File, TryLockError};
@@ -36,8 +37,8 @@ enum To {
 }
 
 impl JsonlPublisher {
-    /// Opens `path` for appending, and creates it where it is absent; `-` is standard output. A last line that a crash
-    /// cut short is removed: its message was never marked as sent.
+    /// Opens `path` for appending, and creates it where it is absent; `-` is standard output. A
+    /// last line that a crash cut short is removed: its message was never marked as sent.
     pub fn open(path: &Path) -> Result<Self, TransportError> {
         let opened = if path.as_os_str() == "-" { Ok((To::Stdout, HashSet::new())) } else { open(path) };
         let (to, written) = opened.map_err(|error| broken(path, &error))?;
@@ -45,7 +46,8 @@ impl JsonlPublisher {
     }
 
     fn append(&mut self, batch: &[Message]) -> io::Result<()> {
-        // What is handed over again comes first and in order: a batch without any of it is the end of it.
+        // What is handed over again comes first and in order: a batch without any of it is the end
+        // of it.
         if !batch.iter().any(|message| self.written.contains(&message.id)) {
             self.written = HashSet::new();
         }
@@ -69,7 +71,8 @@ impl Publisher for JsonlPublisher {
     }
 }
 
-/// Runs what blocks here, and has the runtime's other tasks moved away where it has threads for them.
+/// Runs what blocks here, and has the runtime's other tasks moved away where it has threads for
+/// them.
 fn blocking<T>(work: impl FnOnce() -> T) -> T {
     match Handle::try_current().map(|handle| handle.runtime_flavor()) {
         Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
@@ -109,7 +112,8 @@ fn open(path: &Path) -> io::Result<(To, HashSet<String>)> {
         return Ok((To::Stream(File::options().write(true).open(path)?), HashSet::new()));
     }
     let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
-    // Two writers would each write over what the other has written. A filesystem without locks cannot tell.
+    // Two writers would each write over what the other has written. A filesystem without locks
+    // cannot tell.
     if let Err(TryLockError::WouldBlock) = file.try_lock() {
         return Err(io::Error::new(io::ErrorKind::ResourceBusy, "another process writes to it"));
     }
@@ -148,8 +152,9 @@ fn read_end(file: &mut File) -> io::Result<HashSet<String>> {
     Ok(lines.filter_map(|line| cloudevents::parse(line).ok()).map(|message| message.id).collect())
 }
 
-/// Whether this may be the beginning of a line that a crash cut short: nobody's other file shall lose its last line.
-/// Zeros are what some filesystems leave of an append that a power loss cut short.
+/// Returns `true` if this may be the beginning of a line that a crash cut short. The check keeps a
+/// file that is not an outbox from losing its last line. Zeros are what some filesystems leave of
+/// an append that a power loss cut short.
 fn is_torn(line: &[u8]) -> bool {
     let begin = cloudevents::LINE_BEGIN;
     let common = line.len().min(begin.len());

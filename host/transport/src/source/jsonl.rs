@@ -1,5 +1,6 @@
-//! A file, or standard input, of CloudEvents, one a line. Reads and parses on a thread of its own, ahead of the pipeline
-//! by a bounded number of bytes. A file cannot deliver again: settling a delivery changes nothing.
+//! A file, or standard input, of CloudEvents, one a line. Reads and parses on a thread of its own,
+//! ahead of the pipeline by a bounded number of bytes. A file cannot deliver again: settling a
+//! delivery changes nothing.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -39,7 +40,8 @@ enum Line {
 }
 
 impl JsonlSource {
-    /// Opens `path`; `-` is standard input. Lines over `max_bytes` are reported and skipped, and never held in memory.
+    /// Opens `path`; `-` is standard input. Lines over `max_bytes` are reported and skipped, and
+    /// never held in memory.
     pub fn open(path: &Path, max_bytes: usize) -> io::Result<Self> {
         let (input, total): (Box<dyn Read + Send>, _) = if path.as_os_str() == "-" {
             (Box::new(io::stdin()), None)
@@ -174,7 +176,8 @@ impl Reader {
         })
     }
 
-    /// The next line with its end, and its length; of a line that is too long, only its beginning is kept.
+    /// The next line with its end, and its length; of a line that is too long, only its beginning
+    /// is kept.
     fn next_line(&mut self, line: &mut Vec<u8>) -> io::Result<usize> {
         line.clear();
         let mut length = 0;
@@ -238,7 +241,8 @@ mod tests {
         let (input, mut output) = io::pipe().expect("a pipe");
         let mut source = JsonlSource::from_reader(Box::new(input), None, 1_000).expect("it opens");
         for id in ["a", "b"] {
-            // Dropping the future loses nothing, and the beginning of the next line changes nothing.
+            // Dropping the future loses nothing, and the beginning of the next line changes
+            // nothing.
             assert!(tokio::time::timeout(Duration::from_millis(5), source.recv()).await.is_err(), "nothing is there");
             output
                 .write_all(format!("{{\"id\":\"{id}\",\"source\":\"/s\",\"type\":\"t\"}}\n ").as_bytes())

@@ -1,4 +1,5 @@
-//! State and event streams of a processor as JSON: lists, one value, the events of a stream. Reads only.
+//! State and event streams of a processor as JSON: lists, one value, the events of a stream. Reads
+//! only.
 
 use hapax_core::{Operator, RESERVED, Scope, Store, StreamEvent, list_state, list_streams, read_stream};
 use hapax_transport::{EntryFilter, RequestError};
@@ -6,8 +7,9 @@ use serde_json::{Value, json};
 
 use super::{Ops, failed};
 
-/// Fails if a list is empty because the host has no such processor. A processor that is gone from the host may still have state, which is
-/// shown; and where the store is stopped, nobody knows the names.
+/// Fails if a list is empty because the host has no such processor. A processor that is gone from
+/// the host may still have state, which is shown; and where the store is stopped, nobody knows the
+/// names.
 fn check_processor(operator: &Operator, processor: &str, found: usize) -> Result<(), RequestError> {
     let known: Vec<&str> = operator.processors().collect();
     if found > 0 || known.is_empty() || operator.has_processor(processor) {
@@ -16,7 +18,8 @@ fn check_processor(operator: &Operator, processor: &str, found: usize) -> Result
     Err(RequestError::NotFound(format!("this host has no processor {processor}; it has {}", known.join(", "))))
 }
 
-/// Lists the entries of a processor's state. `next` is the key to go on after, if there may be more.
+/// Lists the entries of a processor's state. `next` is the key to go on after, if there may be
+/// more.
 pub(super) async fn state(ops: &Ops, processor: &str, filter: &EntryFilter) -> Result<Value, RequestError> {
     let limit = filter.listed()?;
     let view = ops.store.view(&Scope::of(processor));
