@@ -120,7 +120,8 @@ async fn a_turned_bit_in_the_middle_is_refused_with_its_place() {
 }
 
 /// What the tables have is not brought into them again: a record that was swept would come back,
-/// for one. Proves G95.
+/// for one.
+/// Proves G95.
 #[tokio::test]
 async fn what_the_tables_have_is_not_applied_again() {
     let folder = tempfile::tempdir().unwrap();

@@ -154,7 +154,8 @@ fn mutation_a_turn_that_is_waited_for_in_a_place_is_found() {
 }
 
 /// Where every place is taken, the source is left alone: what it handed out would only queue, and
-/// had to be kept in memory. Proves G109.
+/// had to be kept in memory.
+/// Proves G109.
 #[tokio::test]
 async fn a_source_is_not_drained_while_every_place_is_taken() {
     const MESSAGES: usize = 2_000;

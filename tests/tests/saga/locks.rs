@@ -153,7 +153,8 @@ async fn output(processor: &IdempotentConsumer, message: Message) -> String {
 }
 
 /// Its lock runs out while it runs, and somebody else has it meanwhile: nothing that it made of
-/// what it saw is committed. Proves G89, G124.
+/// what it saw is committed.
+/// Proves G89, G124.
 #[tokio::test]
 async fn who_has_lost_its_lock_does_not_commit_on_it() {
     let world = Owners::new().await;

@@ -60,7 +60,8 @@ async fn nothing_is_undone_for_what_completes_and_nothing_is_left_of_it() {
 }
 
 /// The way back of a step commits with the note that it is undone: state and messages once each,
-/// whatever dies. Proves G14.
+/// whatever dies.
+/// Proves G14.
 #[tokio::test]
 async fn a_crash_at_every_write_gives_the_same_saga_and_the_same_books() {
     for writes_the_last in [false, true] {
@@ -313,7 +314,8 @@ async fn a_step_is_undone_by_the_component_that_registered_it_or_not_at_all() {
 }
 
 /// A version that has failed and waits for its retry is overtaken by the next: it never runs again,
-/// and what it did is undone. Proves G71, G121.
+/// and what it did is undone.
+/// Proves G71, G121.
 #[tokio::test]
 async fn what_a_message_did_that_was_overtaken_is_undone() {
     let mut world = World::new();
