@@ -1591,6 +1591,64 @@ pub mod hapax {
                     }
                 }
             }
+            impl Message {
+                #[allow(unused_unsafe, clippy::all)]
+                /// In a compensation, the key of the outbound call that took the step:
+                /// the first call after the registration. The service knows the call by
+                /// it, also if it never answered. Absent in a run of the message.
+                #[allow(async_fn_in_trait)]
+                pub fn step_key(&self) -> Option<_rt::String> {
+                    unsafe {
+                        #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                        #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                        struct RetArea(
+                            [::core::mem::MaybeUninit<
+                                u8,
+                            >; 3 * ::core::mem::size_of::<*const u8>()],
+                        );
+                        let mut ret_area = RetArea(
+                            [::core::mem::MaybeUninit::uninit(); 3
+                                * ::core::mem::size_of::<*const u8>()],
+                        );
+                        let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
+                        #[cfg(target_arch = "wasm32")]
+                        #[link(wasm_import_module = "hapax:processor/types@0.1.0")]
+                        unsafe extern "C" {
+                            #[link_name = "[method]message.step-key"]
+                            fn wit_import1(_: i32, _: *mut u8);
+                        }
+                        #[cfg(not(target_arch = "wasm32"))]
+                        unsafe extern "C" fn wit_import1(_: i32, _: *mut u8) {
+                            unreachable!()
+                        }
+                        wit_import1((self).handle() as i32, ptr0);
+                        let l2 = i32::from(*ptr0.add(0).cast::<u8>());
+                        let result6 = match l2 {
+                            0 => None,
+                            1 => {
+                                let e = {
+                                    let l3 = *ptr0
+                                        .add(::core::mem::size_of::<*const u8>())
+                                        .cast::<*mut u8>();
+                                    let l4 = *ptr0
+                                        .add(2 * ::core::mem::size_of::<*const u8>())
+                                        .cast::<usize>();
+                                    let len5 = l4;
+                                    let bytes5 = _rt::Vec::from_raw_parts(
+                                        l3.cast(),
+                                        len5,
+                                        len5,
+                                    );
+                                    _rt::string_lift(bytes5)
+                                };
+                                Some(e)
+                            }
+                            _ => _rt::invalid_enum_discriminant(),
+                        };
+                        result6
+                    }
+                }
+            }
         }
     }
 }
@@ -2049,9 +2107,9 @@ macro_rules! __export_processor_impl {
         (link_section =
         "component-type:wit-bindgen:0.60.0:hapax:processor@0.1.0:processor:imports and exports")]
         #[doc(hidden)] #[allow(clippy::octal_escapes)] pub static
-        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 1823] = *
+        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 1863] = *
         b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\x9f\x0d\x01A\x02\x01\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xc7\x0d\x01A\x02\x01\
 A\x15\x01B\x0f\x01p}\x01k\0\x01@\x01\x03keys\0\x01\x04\0\x03get\x01\x02\x01@\x02\
 \x03keys\x05value\0\x01\0\x04\0\x03set\x01\x03\x01@\x01\x03keys\x01\0\x04\0\x06d\
 elete\x01\x04\x01@\x03\x03keys\x08expected\x01\x05value\x01\0\x7f\x04\0\x0fcompa\
@@ -2077,7 +2135,7 @@ r\x02\x04names\x05fencew\x04\0\x05token\x03\0\0\x01r\x01\x0eretry-after-msw\x04\
 \x04\x01m\x05\x05trace\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01\
 @\x02\x05level\x01\x04texts\x01\0\x04\0\x05write\x01\x02\x03\0\x19hapax:processo\
 r/log@0.1.0\x05\x05\x01B\x03\x01ks\x01@\x01\x03keys\0\0\x04\0\x03get\x01\x01\x03\
-\0\x1chapax:processor/config@0.1.0\x05\x06\x01B\x18\x04\0\x07message\x03\x01\x01\
+\0\x1chapax:processor/config@0.1.0\x05\x06\x01B\x1a\x04\0\x07message\x03\x01\x01\
 ks\x01p}\x01r\x02\x0ccontent-type\x01\x04data\x02\x04\0\x07outcome\x03\0\x03\x01\
 kw\x01r\x02\x06reasons\x08after-ms\x05\x04\0\x0bretry-later\x03\0\x06\x01q\x03\x05\
 retry\x01\x07\0\x06reject\x01s\0\x07invalid\x01s\0\x04\0\x07failure\x03\0\x08\x01\
@@ -2085,15 +2143,15 @@ h\0\x01o\x02ss\x01p\x0b\x01@\x01\x04self\x0a\0\x0c\x04\0\x1a[method]message.attr
 ibutes\x01\x0d\x01@\x01\x04self\x0a\0\x02\x04\0\x14[method]message.data\x01\x0e\x01\
 @\x01\x04self\x0a\0s\x04\0\x1f[method]message.idempotency-key\x01\x0f\x01@\x01\x04\
 self\x0a\0y\x04\0\x17[method]message.attempt\x01\x10\x01@\x01\x04self\x0a\0w\x04\
-\0\x16[method]message.now-ms\x01\x11\x04\0\x14[method]message.seed\x01\x11\x03\0\
-\x1bhapax:processor/types@0.1.0\x05\x07\x02\x03\0\x07\x07message\x02\x03\0\x07\x07\
-outcome\x02\x03\0\x07\x07failure\x01B\x0a\x02\x03\x02\x01\x08\x04\0\x07message\x03\
-\0\0\x02\x03\x02\x01\x09\x04\0\x07outcome\x03\0\x02\x02\x03\x02\x01\x0a\x04\0\x07\
-failure\x03\0\x04\x01h\x01\x01j\x01\x03\x01\x05\x01@\x01\x07message\x06\0\x07\x04\
-\0\x06handle\x01\x08\x04\0\x1dhapax:processor/handler@0.1.0\x05\x0b\x04\0\x1fhap\
-ax:processor/processor@0.1.0\x04\0\x0b\x0f\x01\0\x09processor\x03\0\0\0G\x09prod\
-ucers\x01\x0cprocessed-by\x02\x0dwit-component\x070.254.2\x10wit-bindgen-rust\x06\
-0.60.0";
+\0\x16[method]message.now-ms\x01\x11\x04\0\x14[method]message.seed\x01\x11\x01@\x01\
+\x04self\x0a\0\x01\x04\0\x18[method]message.step-key\x01\x12\x03\0\x1bhapax:proc\
+essor/types@0.1.0\x05\x07\x02\x03\0\x07\x07message\x02\x03\0\x07\x07outcome\x02\x03\
+\0\x07\x07failure\x01B\x0a\x02\x03\x02\x01\x08\x04\0\x07message\x03\0\0\x02\x03\x02\
+\x01\x09\x04\0\x07outcome\x03\0\x02\x02\x03\x02\x01\x0a\x04\0\x07failure\x03\0\x04\
+\x01h\x01\x01j\x01\x03\x01\x05\x01@\x01\x07message\x06\0\x07\x04\0\x06handle\x01\
+\x08\x04\0\x1dhapax:processor/handler@0.1.0\x05\x0b\x04\0\x1fhapax:processor/pro\
+cessor@0.1.0\x04\0\x0b\x0f\x01\0\x09processor\x03\0\0\0G\x09producers\x01\x0cpro\
+cessed-by\x02\x0dwit-component\x070.254.2\x10wit-bindgen-rust\x060.60.0";
         };
     };
 }
@@ -2106,8 +2164,8 @@ pub use __export_processor_impl as export_processor;
 )]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1726] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\x9e\x0c\x01A\x02\x01\
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1766] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xc6\x0c\x01A\x02\x01\
 A\x10\x01B\x0f\x01p}\x01k\0\x01@\x01\x03keys\0\x01\x04\0\x03get\x01\x02\x01@\x02\
 \x03keys\x05value\0\x01\0\x04\0\x03set\x01\x03\x01@\x01\x03keys\x01\0\x04\0\x06d\
 elete\x01\x04\x01@\x03\x03keys\x08expected\x01\x05value\x01\0\x7f\x04\0\x0fcompa\
@@ -2133,7 +2191,7 @@ r\x02\x04names\x05fencew\x04\0\x05token\x03\0\0\x01r\x01\x0eretry-after-msw\x04\
 \x04\x01m\x05\x05trace\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01\
 @\x02\x05level\x01\x04texts\x01\0\x04\0\x05write\x01\x02\x03\0\x19hapax:processo\
 r/log@0.1.0\x05\x05\x01B\x03\x01ks\x01@\x01\x03keys\0\0\x04\0\x03get\x01\x01\x03\
-\0\x1chapax:processor/config@0.1.0\x05\x06\x01B\x18\x04\0\x07message\x03\x01\x01\
+\0\x1chapax:processor/config@0.1.0\x05\x06\x01B\x1a\x04\0\x07message\x03\x01\x01\
 ks\x01p}\x01r\x02\x0ccontent-type\x01\x04data\x02\x04\0\x07outcome\x03\0\x03\x01\
 kw\x01r\x02\x06reasons\x08after-ms\x05\x04\0\x0bretry-later\x03\0\x06\x01q\x03\x05\
 retry\x01\x07\0\x06reject\x01s\0\x07invalid\x01s\0\x04\0\x07failure\x03\0\x08\x01\
@@ -2141,11 +2199,12 @@ h\0\x01o\x02ss\x01p\x0b\x01@\x01\x04self\x0a\0\x0c\x04\0\x1a[method]message.attr
 ibutes\x01\x0d\x01@\x01\x04self\x0a\0\x02\x04\0\x14[method]message.data\x01\x0e\x01\
 @\x01\x04self\x0a\0s\x04\0\x1f[method]message.idempotency-key\x01\x0f\x01@\x01\x04\
 self\x0a\0y\x04\0\x17[method]message.attempt\x01\x10\x01@\x01\x04self\x0a\0w\x04\
-\0\x16[method]message.now-ms\x01\x11\x04\0\x14[method]message.seed\x01\x11\x03\0\
-\x1bhapax:processor/types@0.1.0\x05\x07\x04\0?hapax:processor/processor-with-all\
--of-its-exports-removed@0.1.0\x04\0\x0b/\x01\0)processor-with-all-of-its-exports\
--removed\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.2\
-54.2\x10wit-bindgen-rust\x060.60.0";
+\0\x16[method]message.now-ms\x01\x11\x04\0\x14[method]message.seed\x01\x11\x01@\x01\
+\x04self\x0a\0\x01\x04\0\x18[method]message.step-key\x01\x12\x03\0\x1bhapax:proc\
+essor/types@0.1.0\x05\x07\x04\0?hapax:processor/processor-with-all-of-its-export\
+s-removed@0.1.0\x04\0\x0b/\x01\0)processor-with-all-of-its-exports-removed\x03\0\
+\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.254.2\x10wit-bi\
+ndgen-rust\x060.60.0";
 #[inline(never)]
 #[doc(hidden)]
 pub fn __link_custom_section_describing_imports() {

@@ -444,10 +444,10 @@ macro_rules! __export_compensator_impl {
         (link_section =
         "component-type:wit-bindgen:0.60.0:hapax:processor@0.1.0:compensator:imports and exports")]
         #[doc(hidden)] #[allow(clippy::octal_escapes)] pub static
-        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 777] = *
+        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 817] = *
         b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\x87\x05\x01A\x02\x01\
-A\x06\x01B\x18\x04\0\x07message\x03\x01\x01ks\x01p}\x01r\x02\x0ccontent-type\x01\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xaf\x05\x01A\x02\x01\
+A\x06\x01B\x1a\x04\0\x07message\x03\x01\x01ks\x01p}\x01r\x02\x0ccontent-type\x01\
 \x04data\x02\x04\0\x07outcome\x03\0\x03\x01kw\x01r\x02\x06reasons\x08after-ms\x05\
 \x04\0\x0bretry-later\x03\0\x06\x01q\x03\x05retry\x01\x07\0\x06reject\x01s\0\x07\
 invalid\x01s\0\x04\0\x07failure\x03\0\x08\x01h\0\x01o\x02ss\x01p\x0b\x01@\x01\x04\
@@ -455,14 +455,15 @@ self\x0a\0\x0c\x04\0\x1a[method]message.attributes\x01\x0d\x01@\x01\x04self\x0a\
 \x02\x04\0\x14[method]message.data\x01\x0e\x01@\x01\x04self\x0a\0s\x04\0\x1f[met\
 hod]message.idempotency-key\x01\x0f\x01@\x01\x04self\x0a\0y\x04\0\x17[method]mes\
 sage.attempt\x01\x10\x01@\x01\x04self\x0a\0w\x04\0\x16[method]message.now-ms\x01\
-\x11\x04\0\x14[method]message.seed\x01\x11\x03\0\x1bhapax:processor/types@0.1.0\x05\
-\0\x02\x03\0\0\x07message\x02\x03\0\0\x07failure\x01B\x0d\x02\x03\x02\x01\x01\x04\
-\0\x07message\x03\0\0\x02\x03\x02\x01\x02\x04\0\x07failure\x03\0\x02\x01ps\x01@\0\
-\0\x04\x04\0\x09registers\x01\x05\x04\0\x05steps\x01\x05\x01p}\x01h\x01\x01j\0\x01\
-\x03\x01@\x03\x04steps\x07payload\x06\x07message\x07\0\x08\x04\0\x0acompensate\x01\
-\x09\x04\0\"hapax:processor/compensation@0.1.0\x05\x03\x04\0!hapax:processor/com\
-pensator@0.1.0\x04\0\x0b\x11\x01\0\x0bcompensator\x03\0\0\0G\x09producers\x01\x0c\
-processed-by\x02\x0dwit-component\x070.254.2\x10wit-bindgen-rust\x060.60.0";
+\x11\x04\0\x14[method]message.seed\x01\x11\x01@\x01\x04self\x0a\0\x01\x04\0\x18[\
+method]message.step-key\x01\x12\x03\0\x1bhapax:processor/types@0.1.0\x05\0\x02\x03\
+\0\0\x07message\x02\x03\0\0\x07failure\x01B\x0d\x02\x03\x02\x01\x01\x04\0\x07mes\
+sage\x03\0\0\x02\x03\x02\x01\x02\x04\0\x07failure\x03\0\x02\x01ps\x01@\0\0\x04\x04\
+\0\x09registers\x01\x05\x04\0\x05steps\x01\x05\x01p}\x01h\x01\x01j\0\x01\x03\x01\
+@\x03\x04steps\x07payload\x06\x07message\x07\0\x08\x04\0\x0acompensate\x01\x09\x04\
+\0\"hapax:processor/compensation@0.1.0\x05\x03\x04\0!hapax:processor/compensator\
+@0.1.0\x04\0\x0b\x11\x01\0\x0bcompensator\x03\0\0\0G\x09producers\x01\x0cprocess\
+ed-by\x02\x0dwit-component\x070.254.2\x10wit-bindgen-rust\x060.60.0";
         };
     };
 }
@@ -475,9 +476,9 @@ pub use __export_compensator_impl as export_compensator;
 )]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 652] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xea\x03\x01A\x02\x01\
-A\x02\x01B\x18\x04\0\x07message\x03\x01\x01ks\x01p}\x01r\x02\x0ccontent-type\x01\
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 692] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\x92\x04\x01A\x02\x01\
+A\x02\x01B\x1a\x04\0\x07message\x03\x01\x01ks\x01p}\x01r\x02\x0ccontent-type\x01\
 \x04data\x02\x04\0\x07outcome\x03\0\x03\x01kw\x01r\x02\x06reasons\x08after-ms\x05\
 \x04\0\x0bretry-later\x03\0\x06\x01q\x03\x05retry\x01\x07\0\x06reject\x01s\0\x07\
 invalid\x01s\0\x04\0\x07failure\x03\0\x08\x01h\0\x01o\x02ss\x01p\x0b\x01@\x01\x04\
@@ -485,10 +486,11 @@ self\x0a\0\x0c\x04\0\x1a[method]message.attributes\x01\x0d\x01@\x01\x04self\x0a\
 \x02\x04\0\x14[method]message.data\x01\x0e\x01@\x01\x04self\x0a\0s\x04\0\x1f[met\
 hod]message.idempotency-key\x01\x0f\x01@\x01\x04self\x0a\0y\x04\0\x17[method]mes\
 sage.attempt\x01\x10\x01@\x01\x04self\x0a\0w\x04\0\x16[method]message.now-ms\x01\
-\x11\x04\0\x14[method]message.seed\x01\x11\x03\0\x1bhapax:processor/types@0.1.0\x05\
-\0\x04\0Ahapax:processor/compensator-with-all-of-its-exports-removed@0.1.0\x04\0\
-\x0b1\x01\0+compensator-with-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\
-\x0cprocessed-by\x02\x0dwit-component\x070.254.2\x10wit-bindgen-rust\x060.60.0";
+\x11\x04\0\x14[method]message.seed\x01\x11\x01@\x01\x04self\x0a\0\x01\x04\0\x18[\
+method]message.step-key\x01\x12\x03\0\x1bhapax:processor/types@0.1.0\x05\0\x04\0\
+Ahapax:processor/compensator-with-all-of-its-exports-removed@0.1.0\x04\0\x0b1\x01\
+\0+compensator-with-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\x0cpr\
+ocessed-by\x02\x0dwit-component\x070.254.2\x10wit-bindgen-rust\x060.60.0";
 #[inline(never)]
 #[doc(hidden)]
 pub fn __link_custom_section_describing_imports() {

@@ -15,11 +15,12 @@ pub struct Context {
     backend: Backend,
     now_ms: u64,
     rng: Rng,
+    step_key: Option<String>,
 }
 
 impl Context {
     pub(crate) fn new(backend: Backend, message: &Message) -> Self {
-        Self { backend, now_ms: message.now_ms, rng: Rng::new(message.seed) }
+        Self { backend, now_ms: message.now_ms, rng: Rng::new(message.seed), step_key: message.step_key.clone() }
     }
 
     #[cfg(not(target_arch = "wasm32"))]
@@ -39,7 +40,7 @@ impl Context {
 
     /// Steps outside the transaction, and their compensation.
     pub fn saga(&self) -> Saga<'_> {
-        Saga { backend: &self.backend }
+        Saga { backend: &self.backend, step_key: self.step_key.as_deref() }
     }
 
     /// Outbound calls, where the processor is granted any.

@@ -15,6 +15,7 @@ pub struct Message {
     pub(crate) attempt: u32,
     pub(crate) now_ms: u64,
     pub(crate) seed: u64,
+    pub(crate) step_key: Option<String>,
 }
 
 impl Message {

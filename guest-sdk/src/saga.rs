@@ -11,9 +11,18 @@ use crate::host::{Backend, Host as _};
 /// reason.
 pub struct Saga<'a> {
     pub(crate) backend: &'a Backend,
+    pub(crate) step_key: Option<&'a str>,
 }
 
-impl Saga<'_> {
+impl<'a> Saga<'a> {
+    /// Returns, in a compensation, the idempotency key of the outbound call that took the step: the
+    /// first call after the step was registered. The service knows the call by it, also if its
+    /// answer never came. `None` in a run of the message, and for steps that were registered by a
+    /// host that did not note it.
+    pub fn step_key(&self) -> Option<&'a str> {
+        self.step_key
+    }
+
     /// Registers a step before its effect; its compensation is given `payload`. Durable when it
     /// returns. A re-run of the message that registers the same step with the same payload
     /// registers nothing.

@@ -229,6 +229,7 @@ pub fn message(kind: &str) -> MessageBuilder {
         attempt: 1,
         now_ms: 0,
         seed: 0,
+        step_key: None,
     })
     .attribute("source", "/test")
     .attribute("type", kind)

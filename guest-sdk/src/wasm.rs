@@ -168,7 +168,7 @@ pub fn compensate(
     let Some((_, undo)) = undoes.iter().find(|(name, _)| *name == step) else {
         return Err(types::Failure::Reject(format!("there is no compensation for the step `{step}`")));
     };
-    let message = Message { data: payload, ..read(message) };
+    let message = Message { data: payload, step_key: message.step_key(), ..read(message) };
     let mut context = Context::new(Imports { item: None }, &message);
     undo(message, &mut context).map_err(failure)
 }
@@ -197,6 +197,7 @@ fn read(message: &types::Message) -> Message {
         attempt: message.attempt(),
         now_ms: message.now_ms(),
         seed: message.seed(),
+        step_key: None,
     }
 }
 

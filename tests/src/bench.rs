@@ -57,7 +57,8 @@ impl Bench {
         Self::joined(name, store, committer, processor, options, Arc::new(SystemClock))
     }
 
-    fn joined(
+    /// Joins a consumer named `name` to a committer that is there already; its time is `clock`'s.
+    pub fn joined(
         name: &str,
         store: Arc<impl Store>,
         committer: Arc<Committer>,

@@ -23,6 +23,10 @@ pub const HORIZON_MS: u64 = 3_600_000;
 pub const TIMEOUT_MS: u64 = 600_000;
 /// Largest lead of a timestamp over the clock, in milliseconds.
 pub const SKEW_MS: u64 = 60_000;
+/// Longest delay before a retry, in milliseconds.
+const LONGEST_MS: u64 = 86_400_000;
+/// Lead of a clock that is taken for an ordinary one, in milliseconds.
+const CLOCK_SKEW_MS: u64 = 60_000;
 /// Least time before a held message is tried again, in milliseconds.
 const COME_AGAIN_MS: u64 = 1_000;
 /// The version of an entity's first message.
@@ -81,6 +85,8 @@ pub struct Record {
     pub attempts: u32,
     /// It counts until then, in milliseconds since the Unix epoch.
     expires_ms: Option<u64>,
+    /// Time of its last change, in milliseconds since the Unix epoch.
+    changed_ms: u64,
     /// True if the message has ever failed for good: only then can a discard restore that failure.
     given_up: bool,
 }
@@ -130,6 +136,8 @@ pub struct Model {
     pub now_ms: u64,
     /// Records, also expired ones.
     records: BTreeMap<RecordKey, Record>,
+    /// Last versions of the entities, where versions have no gaps: they outlive the records.
+    last_versions: BTreeMap<RecordKey, u64>,
     /// Latest expiry of the records that a sweep has removed since.
     swept_ms: u64,
     /// Held messages.
@@ -172,6 +180,7 @@ impl Model {
             by,
             now_ms: START_MS,
             records: BTreeMap::new(),
+            last_versions: BTreeMap::new(),
             swept_ms: 0,
             held_messages: BTreeMap::new(),
             state: BTreeMap::new(),
@@ -264,9 +273,12 @@ impl Model {
         let record = self.records.get(&name.record).filter(|record| !record.has_expired(self.now_ms));
         let strict = self.by.is_strict() && !past_gap;
         let Some(record) = record else {
+            let last = self.last_versions.get(&name.record).copied();
+            let next = last.map_or(FIRST, |last| last + 1);
             return match input.version() {
-                version if strict && version < FIRST => Answer::Stale,
-                version if strict && version > FIRST => Answer::Gap(FIRST),
+                version if last.is_some_and(|last| version <= last) => Answer::Stale,
+                version if strict && version < next => Answer::Stale,
+                version if strict && version > next => Answer::Gap(next),
                 _ => Answer::Run,
             };
         };
@@ -287,7 +299,9 @@ impl Model {
         }
         match record.state {
             State::Completed(_) | State::DeadLettered => Answer::Duplicate,
-            State::RetryDue(at_ms) if at_ms > self.now_ms => Answer::NotYet,
+            State::RetryDue(at_ms) if at_ms > self.now_ms && record.changed_ms <= self.now_ms + CLOCK_SKEW_MS => {
+                Answer::NotYet
+            }
             State::RetryDue(_) => Answer::Run,
         }
     }
@@ -317,7 +331,10 @@ impl Model {
         };
         let expires_ms = (outcome != "retry").then_some(self.now_ms + self.life_ms());
         let given_up = state == State::DeadLettered || was_given_up;
-        self.records.insert(name.record.clone(), Record { input, state, attempts, expires_ms, given_up });
+        self.records.insert(
+            name.record.clone(),
+            Record { input, state, attempts, expires_ms, changed_ms: self.now_ms, given_up },
+        );
         match outcome {
             "dead-lettered" => {
                 self.put_letter(owner, held_key(name), input, HoldReason::Dead, attempts);
@@ -326,6 +343,7 @@ impl Model {
             _ => {}
         }
         if outcome != "retry" && self.by.is_strict() {
+            self.last_versions.insert(name.record.clone(), input.version());
             self.wake_behind(owner, input, name);
         }
         outcome
@@ -403,6 +421,11 @@ impl Model {
     /// over. A deferred message holds up those behind it.
     fn take_due(&mut self, owner: usize) -> Vec<(HeldKey, bool)> {
         let (now_ms, by) = (self.now_ms, self.by);
+        // A clock that was ahead holds nobody up.
+        for entry in self.kept[owner].values_mut() {
+            entry.ready_ms = entry.ready_ms.map(|ready_ms| ready_ms.min(now_ms + LONGEST_MS));
+            entry.until_ms = entry.until_ms.map(|until_ms| until_ms.min(now_ms + TIMEOUT_MS));
+        }
         let records: BTreeSet<_> = self.kept[owner].keys().map(|key| key.record.clone()).collect();
         let next_of = |record: &RecordKey| {
             let of_record = || self.kept[owner].iter().filter(|(key, _)| key.record == *record);
@@ -482,7 +505,8 @@ impl Model {
         if let Some(record) = self.records.get_mut(&key.record).filter(|record| !record.has_expired(now_ms)) {
             let same = record.input.identity(by).fingerprint.digest == key.fingerprint;
             if same && record.state == State::DeadLettered {
-                *record = Record { state: State::RetryDue(now_ms), attempts: 0, expires_ms: None, ..record.clone() };
+                let (state, attempts) = (State::RetryDue(now_ms), 0);
+                *record = Record { state, attempts, expires_ms: None, changed_ms: now_ms, ..record.clone() };
             } else if same || !by.has_positions() {
                 return;
             }
@@ -520,6 +544,7 @@ impl Model {
         if let Some((key, _)) = found.filter(|(_, record)| !matches!(record.state, State::RetryDue(_))) {
             let key = key.clone();
             self.records.remove(&key);
+            self.last_versions.remove(&key);
         }
     }
 }

@@ -117,7 +117,8 @@ impl Compensation for Planned {
     ) -> BoxFuture<'a, Result<(), Failure>> {
         Box::pin(async move {
             let text = String::from_utf8_lossy(&step.payload).into_owned();
-            asked(context, &format!("/undo/{}", step.name), &text, true).await?;
+            let key = step.invocation.step_key.as_deref();
+            asked(context, &format!("/undo/{}", step.name), &text, true, key).await?;
             context.set(&format!("undone/{}", step.name), text)?;
             context.send(Outgoing { kind: format!("undone.{}", step.name), ..Outgoing::default() })?;
             Ok(())
@@ -128,8 +129,10 @@ impl Compensation for Planned {
 async fn perform(op: &Op, run: &Invocation, context: &mut Context, prefix: &str) -> Result<Option<String>, Failure> {
     match op {
         Op::Step(name) => context.step(name, run.message.id.clone()).await?,
-        Op::Call(path) => return asked(context, &format!("{prefix}{path}"), &run.message.id, true).await.map(Some),
-        Op::Ask(path, body) => return asked(context, path, body, false).await.map(Some),
+        Op::Call(path) => {
+            return asked(context, &format!("{prefix}{path}"), &run.message.id, true, None).await.map(Some);
+        }
+        Op::Ask(path, body) => return asked(context, path, body, false, None).await.map(Some),
         Op::Pivot => context.pivot().await?,
         Op::Join(saga) => context.join_saga(saga).await?,
         Op::Complete => context.complete_saga().await?,
@@ -153,12 +156,18 @@ async fn perform(op: &Op, run: &Invocation, context: &mut Context, prefix: &str)
     Ok(None)
 }
 
-async fn asked(context: &mut Context, path: &str, body: &str, refuses: bool) -> Result<String, Failure> {
+async fn asked(
+    context: &mut Context,
+    path: &str,
+    body: &str,
+    refuses: bool,
+    step_key: Option<&str>,
+) -> Result<String, Failure> {
     let call = context.caller().expect("a message's context").next();
     let request = OutboundRequest {
         method: "POST".into(),
         url: format!("http://outside{path}"),
-        headers: Vec::new(),
+        headers: step_key.map(|key| ("step-key".into(), key.to_owned().into())).into_iter().collect(),
         body: Bytes::copy_from_slice(body.as_bytes()),
         timeout_ms: None,
     };
@@ -180,6 +189,8 @@ pub struct Arrived {
     pub key: String,
     /// `traceparent`.
     pub trace: String,
+    /// `step-key`: of a compensation, the key of the call that took the step.
+    pub step_key: String,
     /// Returns true if the request took effect: once per key.
     pub applied: bool,
 }
@@ -265,7 +276,7 @@ impl Outbound for Books {
         let known = arrived.iter().any(|before| before.applied && before.key == key);
         let applied = !known && !matches!(reply, Some(Reply::Status(_)));
         let body = String::from_utf8_lossy(&request.body).into_owned();
-        arrived.push(Arrived { path, body, key, trace: header("traceparent"), applied });
+        arrived.push(Arrived { path, body, key, trace: header("traceparent"), step_key: header("step-key"), applied });
         let status = match reply {
             Some(Reply::Silence) => return Box::pin(std::future::pending()),
             Some(Reply::Held) => {

@@ -160,8 +160,13 @@ impl Host {
     /// A third processor, `r`, whose effects stay inside: it takes no steps and makes no outbound
     /// calls.
     pub fn inner(&self, processor: Arc<dyn MessageProcessor>) -> IdempotentConsumer {
+        self.inner_as("r", processor)
+    }
+
+    /// A processor of this name whose effects stay inside.
+    pub fn inner_as(&self, name: &str, processor: Arc<dyn MessageProcessor>) -> IdempotentConsumer {
         IdempotentConsumer::new(Parts {
-            scope: Scope::of("r"),
+            scope: Scope::of(name),
             processor,
             storage: self.storage.clone(),
             committer: self.committer.clone(),
@@ -170,6 +175,11 @@ impl Host {
             metrics: Arc::new(Counters::default()),
             options: self.world.options.clone(),
         })
+    }
+
+    /// The committer of the store.
+    pub fn committer(&self) -> &Arc<Committer> {
+        &self.committer
     }
 
     /// Delivers to `p`.

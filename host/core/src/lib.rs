@@ -73,11 +73,13 @@ pub use store::commit::{
 pub use store::crash_tracker::{CrashTracker, NoCrashTracker};
 pub use store::feed::{Cursor, Feed, FeedEntry, FeedEvent, FeedEventKind, FeedPage, ParseCursorError};
 pub use store::held_message::{HeldMessage, HoldKind, HoldReason};
+pub use store::unfinished::{Unfinished, UnfinishedEntry, unfinished_messages};
 pub use store::{IdempotencyStorage, Inspect, Outbox, Store, StoreFacts};
 pub use support::clock::{Clock, SystemClock};
 pub use support::error::StoreError;
 pub use support::fault;
 pub use transport::{Delivery, Publisher, Received, Source, TransportError};
+pub use workers::abandoned::{AbandonedParts, run_abandoned};
 pub use workers::compensator::{CompensatorParts, run_compensator, settle_compensations};
 pub use workers::deferred::run_deferred;
 pub use workers::outbox_relay::{BATCH_MESSAGES_MAX, OutboxRelay, RelayError};

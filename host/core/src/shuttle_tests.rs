@@ -223,7 +223,7 @@ async fn add_one(overlay: &Arc<Overlay>, view: &Arc<dyn StateView>, committer: &
         let (reads, effects): (_, Effects) = context.finish();
         let commit = Commit { reads, effects, ..Commit::of(&key(number)) };
         let room = committer.room(&commit).await;
-        let pending = match overlay.turn(&commit.reads) {
+        let pending = match overlay.turn(&commit.reads, false, None) {
             Ok(mut turn) => committer.submit_in_turn(Box::new(commit), room, overlay, &mut turn),
             Err(_) => continue,
         };
@@ -258,7 +258,7 @@ fn room_is_given_back() {
         .map(|number| {
             let commit = Box::new(Commit::of(&key(number)));
             let room = block_on(committer.room(&commit));
-            let mut turn = overlay.turn(&ReadSet::default()).unwrap();
+            let mut turn = overlay.turn(&ReadSet::default(), false, None).unwrap();
             committer.submit_in_turn(commit, room, &overlay, &mut turn)
         })
         .collect();

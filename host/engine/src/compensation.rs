@@ -47,7 +47,8 @@ impl WasmProcessor {
     async fn ask(&self) -> Result<(Vec<String>, Vec<String>), Failure> {
         let mut nothing = crate::host::empty_context();
         let message = Message::new("", "", "");
-        let invocation = Invocation { message: message.into(), idempotency_key: "".into(), attempt: 1, seed: 0 };
+        let (message, idempotency_key) = (message.into(), "".into());
+        let invocation = Invocation { message, idempotency_key, attempt: 1, seed: 0, step_key: None };
         let mut run = Run::new(self.instance(one(&invocation)), &mut nothing);
         let instance = run.instance();
         let answer = instance.declared(self).await;

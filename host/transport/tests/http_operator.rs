@@ -108,7 +108,12 @@ async fn what_is_asked_arrives_as_it_was() {
         OperatorRequest::Letter(".".into()),
         OperatorRequest::Redrive(chosen.clone()),
         OperatorRequest::Discard(by_filter),
-        OperatorRequest::Records(RecordFilter { processor: text("p"), after: text("k"), limit: Some(1) }),
+        OperatorRequest::Records(RecordFilter {
+            processor: text("p"),
+            after: text("k"),
+            overdue: true,
+            limit: Some(1),
+        }),
         OperatorRequest::Record(key.clone()),
         OperatorRequest::History(key),
         OperatorRequest::Evict(chosen),

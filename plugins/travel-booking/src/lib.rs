@@ -35,7 +35,7 @@ fn travel(message: Message, ctx: &mut Context) -> Result<Outcome, Failure> {
 
 fn book(ctx: &mut Context, booking: Booking) -> Result<Outcome, Failure> {
     ctx.saga().step("book", &booking)?;
-    let status = post(ctx, "/bookings", &booking)?;
+    let status = call(ctx, "/bookings", &booking, &[])?;
     match status {
         200..=299 => Outcome::json(&booking.kind),
         400..=499 => Err(Failure::reject(format!("no {} for {}", booking.kind, booking.trip))),
@@ -45,7 +45,9 @@ fn book(ctx: &mut Context, booking: Booking) -> Result<Outcome, Failure> {
 
 #[hapax_sdk::compensation("book")]
 fn cancel(booking: Json<Booking>, ctx: &mut Context) -> Result<(), Failure> {
-    match post(ctx, "/bookings/cancel", &booking)? {
+    // The agency knows the booking by the key of the call that made it.
+    let key = ctx.saga().step_key().unwrap_or_default().to_owned();
+    match call(ctx, "/bookings/cancel", &booking, &[("booking-key", &key)])? {
         200..=299 | 404 => {
             let Booking { trip, kind } = &*booking;
             ctx.send(Outgoing::new("trip.cancelled").subject(trip).json(kind)?);
@@ -55,9 +57,13 @@ fn cancel(booking: Json<Booking>, ctx: &mut Context) -> Result<(), Failure> {
     }
 }
 
-fn post(ctx: &mut Context, path: &str, booking: &Booking) -> Result<u16, Failure> {
+fn call(ctx: &mut Context, path: &str, booking: &Booking, headers: &[(&str, &str)]) -> Result<u16, Failure> {
     let service = ctx.config("service").ok_or_else(|| Failure::reject("the setting `service`, a URL, is missing"))?;
-    Ok(ctx.http().post(format!("{service}{path}")).json(booking)?.send()?.status)
+    let mut call = ctx.http().post(format!("{service}{path}")).json(booking)?;
+    for (name, value) in headers {
+        call = call.header(name, *value);
+    }
+    Ok(call.send()?.status)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod circuit_breaker;
 mod deliveries;
 mod event_streams;
 mod feed;
+mod order;
 mod retention;
 mod retry;
 mod stores;

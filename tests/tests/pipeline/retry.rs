@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use hapax_core::{
-    Context, Failure, Handling, IdempotencyStorage as _, Invocation, Message, MessageProcessor, NativeProcessor,
-    Options, Outcome, Output, RecordKey, Scope,
+    Actor, Context, Failure, Handling, IdempotencyStorage as _, Inspect as _, Invocation, Message, MessageProcessor,
+    NativeProcessor, Operator, Options, Outcome, Output, RecordKey, Scope, run_deferred,
 };
 use hapax_store::MemoryStore;
 use hapax_tests::bench::{Bench, message};
@@ -253,4 +253,65 @@ async fn attempts_have_a_limit_and_the_delays_between_them_grow() {
     }
     let outcome = desk.bench.consumer.handle(of("fails", "m", None), put_off).await.unwrap();
     assert_eq!(outcome, Outcome::DeadLettered { error: "failed 8 times, the last time: not now".into() });
+}
+
+/// Many redriven messages wait, for their retries or, with `key`, for the turn of their ordering
+/// keys: one that could run does.
+async fn one_that_may_run_does(key: Option<fn(usize) -> String>) {
+    let desk = Desk::new(Options { attempts_max: 2, backoff_base_ms: 0, ..Options::default() }).await;
+    let put_off = Handling { retry_here: false, ..Handling::default() };
+    let key = |number| key.map(|key| key(number));
+    // `last` sorts behind all that wait.
+    let messages: Vec<_> =
+        (0..100).map(|number| of("fails", format!("a-{number:03}"), key(number).as_deref())).collect();
+    for message in messages.iter().chain([&of("fails", "z-last", None)]) {
+        desk.bench.consumer.handle(message.clone(), put_off).await.unwrap();
+        let outcome = desk.bench.consumer.handle(message.clone(), put_off).await.unwrap();
+        assert!(matches!(outcome, Outcome::DeadLettered { .. }), "{outcome:?}");
+    }
+    let patient = Options { attempts_max: 2, backoff_base_ms: 1 << 40, backoff_max_ms: 1 << 40, ..Options::default() };
+    let heals: Arc<dyn MessageProcessor> = Arc::new(NativeProcessor::new(|run, _| {
+        let last = &*run.message.id == "z-last";
+        Box::pin(async move { if last { Ok(Output::default()) } else { Err(Failure::retry("not now")) } })
+    }));
+    let (committer, clock) = (desk.bench.committer.clone(), Arc::new(desk.clock.clone()));
+    let consumer = Bench::joined("p", desk.store.clone(), committer.clone(), heals, patient, clock.clone()).consumer;
+    // Each of the keys has a message that waits for a retry, and keeps the turn.
+    for (number, key) in (0..100).filter_map(|number| Some((number, key(number)?))) {
+        let (consumer, first) = (consumer.clone(), of("fails", format!("b-{number:03}"), Some(&key)));
+        tokio::spawn(async move { consumer.handle(first, Handling::default()).await });
+    }
+    let_others_run().await;
+    let operator = Operator::new(desk.store.clone(), committer, clock, [consumer.clone()]);
+    let by = Actor { actor: "test".into(), reason: String::new() };
+    for (key, _) in desk.store.held_messages(Some("p"), None, 200).await.unwrap() {
+        operator.redrive(&key, &by).await.unwrap();
+    }
+    let keeping =
+        tokio::spawn(run_deferred(consumer, desk.store.clone(), Arc::new(desk.seen.clone()), desk.stop.subscribe()));
+    let key = RecordKey::by_message_id(&Scope::of("p"), &message("z-last", ""));
+    for _ in 0..5_000 {
+        if desk.store.record(&key).await.unwrap().unwrap().state.is_terminal() {
+            break;
+        }
+        desk.clock.advance(100);
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    assert_eq!(desk.store.record(&key).await.unwrap().unwrap().state.name(), "completed");
+    keeping.abort();
+}
+
+#[tokio::test]
+async fn redriven_messages_that_wait_leave_room_for_one_that_may_run() {
+    one_that_may_run_does(None).await;
+}
+
+#[tokio::test]
+async fn redriven_messages_that_wait_for_their_turns_leave_room_for_one_that_may_run() {
+    one_that_may_run_does(Some(|number| format!("k-{number}"))).await;
+}
+
+hapax_tests::mutations! {
+    mutation_a_held_message_that_waits_for_its_turn_is_found: redriven_messages_that_wait_for_their_turns_leave_room_for_one_that_may_run is red with "held-message-waits-for-its-turn";
+    mutation_a_held_message_that_waits_in_its_place_is_found: redriven_messages_that_wait_leave_room_for_one_that_may_run is red with "held-message-waits-in-its-place";
 }

@@ -365,3 +365,50 @@ async fn the_same_content_runs_once_whatever_its_id() {
         house.store.records(None, None, 9).await.unwrap().into_iter().map(|(_, record)| record.state).collect();
     assert!(states.len() == 2 && states.iter().all(|state| matches!(state, RecordState::Completed { .. })));
 }
+
+/// An entity is quiet for longer than its record is retained: its next version runs, an earlier one
+/// is stale, and one too far ahead waits for the one that is missing.
+#[tokio::test]
+async fn a_strict_version_finds_its_predecessor_after_a_quiet_time() {
+    let house = House::with(strict(GapPolicy::DeadLetter)).await;
+    assert!(is_completed(&house.handle(at(1)).await) && is_completed(&house.handle(at(2)).await));
+    for swept in [false, true] {
+        house.clock.advance(100 * 3_600_000);
+        if swept {
+            house.store.records(None, None, 10).await.unwrap();
+            house.store.sweep(hapax_core::Clock::now_ms(&house.clock)).await.unwrap();
+        }
+        let next = if swept { 4 } else { 3 };
+        assert_eq!(house.handle(at(next - 1)).await, Outcome::Stale, "swept: {swept}");
+        let early = house.handle(at(next + 1)).await;
+        assert!(matches!(early, Outcome::Parked { awaits, .. } if awaits == next), "swept: {swept}: {early:?}");
+        house.store.held_messages(Some("p"), None, 9).await.unwrap();
+        let outcome = house.handle(at(next)).await;
+        assert!(is_completed(&outcome), "swept: {swept}: {outcome:?}");
+        let discarded = Operator::new(
+            house.store.clone(),
+            house.bench.committer.clone(),
+            Arc::new(house.clock.clone()),
+            [house.bench.consumer.clone()],
+        );
+        for (key, _) in house.store.held_messages(Some("p"), None, 9).await.unwrap() {
+            discarded.discard(&key, &Actor { actor: "test".into(), reason: String::new() }).await.unwrap();
+        }
+    }
+}
+
+/// Evicted, the entity begins anew.
+#[tokio::test]
+async fn an_evicted_strict_entity_begins_with_its_first_version() {
+    let house = House::with(strict(GapPolicy::DeadLetter)).await;
+    assert!(is_completed(&house.handle(at(1)).await));
+    let (clock, committer) = (Arc::new(house.clock.clone()), house.bench.committer.clone());
+    let operator = Operator::new(house.store.clone(), committer, clock, [house.bench.consumer.clone()]);
+    let key = RecordKey::new(Scope::of("p"), "/test".into(), "e".into());
+    operator.evict(&key, &Actor { actor: "test".into(), reason: String::new() }).await.unwrap();
+    assert!(is_completed(&house.handle(at(1)).await));
+}
+
+hapax_tests::mutations! {
+    mutation_a_version_that_goes_with_its_record_is_found: a_strict_version_finds_its_predecessor_after_a_quiet_time is red with "version-goes-with-its-record";
+}

@@ -128,7 +128,6 @@ fn what_is_retried_is_undone_to_the_end() {
     let done = shop.on_store(&["saga", "retry", ID, "--reason", "the service is back"]);
     assert_eq!(done.out, format!("retry {ID}\nretry: 1 done, 0 refused\n"), "{done:?}");
     assert_eq!((shop.state("saga"), shop.state("records")), ("compensating".into(), "compensating".into()));
-    shop.on_store(&["saga", "retry", ID]).refused(13, &["compensating", "only a stuck saga"]);
     let lines = shop.run("").lines();
     assert_eq!(lines[0]["outcome"], "compensated");
     assert_eq!((shop.state("saga"), shop.state("records")), ("compensated".into(), "compensated".into()));
@@ -136,6 +135,38 @@ fn what_is_retried_is_undone_to_the_end() {
     let deeds = shop.on_store(&["--json", "audit", "--processor", "odd"]).lines();
     assert_eq!((deeds.len(), &deeds[0]["action"], &deeds[0]["key"]), (1, &json!("saga-retry"), &json!(ID)));
     assert_eq!(deeds[0]["reason"], "the service is back");
+}
+
+/// A compensation that kills the host counts its deaths as attempts: it is stuck in the end, and an
+/// operator decides.
+#[test]
+fn a_compensation_that_kills_the_host_is_stuck_in_the_end() {
+    let shop = Shop::new();
+    let mut deaths = 0;
+    while shop.run_with(&Shop::event(), Some("compensating=m-1")).code.is_none() {
+        deaths += 1;
+        assert!(deaths <= 2, "two attempts are allowed");
+    }
+    assert_eq!((deaths, shop.state("saga")), (2, "stuck".to_owned()));
+    let shown = shop.on_store(&["--json", "saga", "show", ID]).lines().remove(0).to_string();
+    assert!(shown.contains("the host died 2 times while it ran this compensation"), "{shown}");
+    assert_eq!(shop.on_store(&["saga", "retry", ID]).code, Some(0));
+    shop.run("");
+    assert_eq!(shop.state("saga"), "compensated");
+    assert_eq!(shop.undone(), ["/shipments/cancel", "/charges/refund", "/reservations/release"]);
+}
+
+/// A step whose compensation kills the host can be skipped while the host is down.
+#[test]
+fn a_step_of_a_saga_that_is_being_compensated_is_skipped() {
+    let shop = Shop::new();
+    assert_eq!(shop.run_with(&Shop::event(), Some("compensating=m-1")).code, None);
+    assert_eq!(shop.state("saga"), "compensating");
+    let skipped = shop.on_store(&["saga", "skip", ID, "--reason", "cancelled by hand"]);
+    assert_eq!(skipped.code, Some(0), "{skipped:?}");
+    shop.run("");
+    assert_eq!(shop.state("saga"), "compensated");
+    assert_eq!(shop.undone(), ["/charges/refund", "/reservations/release"]);
 }
 
 /// Proves G74.
@@ -272,4 +303,8 @@ fn a_component_that_is_gone_halts_its_sagas_by_name() {
     std::fs::rename(&away, &first).unwrap();
     shop.on_store(&["saga", "retry", ID, "--reason", "it is there again"]);
     assert_eq!(shop.run("").lines()[0]["outcome"], "compensated");
+}
+
+hapax_tests::mutations! {
+    mutation_deaths_of_compensations_uncounted_are_found: a_compensation_that_kills_the_host_is_stuck_in_the_end is red with "deaths-of-compensations-uncounted";
 }

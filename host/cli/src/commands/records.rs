@@ -22,6 +22,10 @@ pub(crate) enum Command {
         /// Start after this key.
         #[arg(long, value_name = "KEY")]
         after: Option<String>,
+        /// List only unfinished messages whose time is over, the oldest first: a retry that is due,
+        /// or a claim that has ended, and no delivery has come since.
+        #[arg(long, conflicts_with = "after")]
+        overdue: bool,
         /// List at most this many records.
         #[arg(long, value_name = "N", default_value_t = 1_000)]
         limit: usize,
@@ -32,6 +36,16 @@ pub(crate) enum Command {
     Show(One),
     /// Show the events of a record, oldest first, and check that the record follows from them.
     History(One),
+    /// Give up an unfinished message that will not be delivered again: its steps are compensated,
+    /// or it becomes a dead letter.
+    GiveUp {
+        /// Key of the record, as `hapax records list --overdue` prints it.
+        key: String,
+        #[command(flatten)]
+        audit: AuditArgs,
+        #[command(flatten)]
+        target: Target,
+    },
     /// Remove a record before it expires: a message under its key then counts as new, and runs
     /// again.
     Evict {
@@ -54,8 +68,9 @@ pub(crate) struct One {
 
 pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> {
     match command {
-        Command::List { processor, after, limit, target } => {
-            let answer = target.ask(OperatorRequest::Records(RecordFilter { processor, after, limit: Some(limit) }))?;
+        Command::List { processor, after, overdue, limit, target } => {
+            let filter = RecordFilter { processor, after, overdue, limit: Some(limit) };
+            let answer = target.ask(OperatorRequest::Records(filter))?;
             let as_line = |record: &Value| format!("{:<13} {}", text(&record["state"]), text(&record["key"]));
             print_list(&answer, "records", json, as_line);
             Ok(ExitCode::SUCCESS)
@@ -66,6 +81,9 @@ pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> 
             Ok(ExitCode::SUCCESS)
         }
         Command::History(One { key, target }) => Ok(print_history(&target.ask(OperatorRequest::History(key))?, json)),
+        Command::GiveUp { key, audit, target } => {
+            Ok(print_action(&target.ask(OperatorRequest::GiveUp(audit.select(vec![key])))?, json))
+        }
         Command::Evict { key, audit, target } => {
             Ok(print_action(&target.ask(OperatorRequest::Evict(audit.select(vec![key])))?, json))
         }

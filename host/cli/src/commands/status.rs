@@ -60,6 +60,11 @@ fn lines(status: &Value) -> Vec<String> {
         store["dead_letters"], store["buckets"], store["unapplied_bytes"]
     ));
     lines.push(sagas_line(&status["sagas"]));
+    if let Some(count) = status["overdue"].as_u64().filter(|count| *count > 0) {
+        lines.push(format!(
+            "overdue: {count} messages have begun and were not delivered again: see `hapax records list --overdue`"
+        ));
+    }
     lines.extend(store["failure"].as_str().map(|failure| format!("  it has failed: {failure}")));
     if status["stopping"] == true {
         lines.push("the host is stopping".into());

@@ -128,6 +128,7 @@ impl Workers {
             deferred.spawn(host.deferred(&consumer, Arc::new(Unobserved), stop.clone()));
         }
         deferred.spawn(host.compensator(routes.consumers(), Arc::new(Unobserved), stop.clone()));
+        deferred.spawn(host.abandoned(routes.consumers(), stop.clone()));
         let mut sources = JoinSet::new();
         for (setting, mut source) in opened {
             let consumer = routes.consumer(&setting.processor).expect("the configuration was checked").clone();

@@ -158,6 +158,7 @@ impl StatusSource for HttpIngress {
             let consumers = self.routes.0.iter().map(|(name, route)| (&**name, &route.consumer));
             let mut status = status::of(&self.host, consumers, self.outbox_breaker.as_deref()).await?;
             status["sagas"] = status::sagas(&*self.host.store).await?;
+            status["overdue"] = status::overdue(&*self.host.store).await?;
             status["stopping"] = json!(*self.stop.borrow());
             Ok(status)
         })

@@ -12,10 +12,10 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use hapax_core::{
-    BreakerPolicy, CircuitBreaker, CircuitBreakerParts, Committer, CompensatorParts, Counters, IdempotentConsumer,
-    MessageProcessor as _, Observer, Operator, Options, Outbound, OutboxRelay, Parts, Publisher, RelayError,
-    SWEEP_EVERY_MS, Scope, Store, StoreError, SystemClock, run_compensator, run_deferred, run_sweeper,
-    settle_compensations,
+    AbandonedParts, BreakerPolicy, CircuitBreaker, CircuitBreakerParts, Committer, CompensatorParts, Counters,
+    IdempotentConsumer, MessageProcessor as _, Observer, Operator, Options, Outbound, OutboxRelay, Parts, Publisher,
+    RelayError, SWEEP_EVERY_MS, Scope, Store, StoreError, SystemClock, run_abandoned, run_compensator, run_deferred,
+    run_sweeper, settle_compensations,
 };
 use hapax_engine::{Engine, EngineConfig, LoadOptions};
 use hapax_store::{OpenError, RedbStore, StoreOptions};
@@ -148,6 +148,16 @@ impl Host {
             components.clean(&*store, &at_work).await?;
             run_compensator(parts, stop).await
         }
+    }
+
+    /// Gives up messages that were never delivered again, until `stop` turns true.
+    pub(crate) fn abandoned(
+        &self,
+        consumers: Vec<IdempotentConsumer>,
+        stop: watch::Receiver<bool>,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send + 'static {
+        let (store, clock) = (self.store.clone(), Arc::new(SystemClock));
+        run_abandoned(AbandonedParts { scope: Scope::of(""), store, clock, consumers }, stop)
     }
 
     /// Starts sending the outbox; runs until `stop` turns true and the outbox is empty.

@@ -2,6 +2,7 @@
 
 use hapax_core::{
     CircuitBreaker, Clock as _, Counted, IdempotentConsumer, SagaLog, SagaState, Scope, Store, SystemClock,
+    unfinished_messages,
 };
 use serde_json::{Map, Value, json};
 
@@ -10,6 +11,12 @@ use crate::host::Host;
 /// Maximum number of sagas that one status counts: a status must stay cheap however many sagas are
 /// unsettled.
 const SAGAS_COUNTED: usize = 10_000;
+
+/// Maximum number of overdue messages that one status counts.
+const OVERDUE_COUNTED: usize = 10_000;
+/// Time after which an unfinished message counts as overdue, in milliseconds: sooner, it may be on
+/// its way.
+const OVERDUE_AFTER_MS: u64 = 60_000;
 
 /// Returns the status of a host as JSON, without its sagas.
 pub(crate) async fn of<'a>(
@@ -45,6 +52,14 @@ pub(crate) async fn sagas(store: &dyn Store) -> Result<Value, String> {
     let unsettled = unsettled.map_err(|error| error.to_string())?;
     let count = |state| unsettled.iter().filter(|saga| saga.state == state).count();
     Ok(json!({ "compensating": count(SagaState::Compensating), "stuck": count(SagaState::Stuck) }))
+}
+
+/// Returns the number of unfinished messages that nobody has delivered again for a minute after
+/// their time, up to [`OVERDUE_COUNTED`].
+pub(crate) async fn overdue(store: &dyn Store) -> Result<Value, String> {
+    let before_ms = SystemClock.now_ms().saturating_sub(OVERDUE_AFTER_MS);
+    let overdue = unfinished_messages(store, &Scope::of(""), before_ms, None, OVERDUE_COUNTED).await;
+    Ok(json!(overdue.map_err(|error| error.to_string())?.len()))
 }
 
 fn processor(counted: &Counted, consumer: &IdempotentConsumer) -> Value {

@@ -397,7 +397,7 @@ mod tests {
         for verdict in [Verdict::Committed, Verdict::Conflict] {
             let overlay = Arc::new(Overlay::default());
             let writes = BTreeMap::from([("key".to_owned(), None)]);
-            overlay.turn(&ReadSet::default()).expect("nothing was read").show(1, &writes);
+            overlay.turn(&ReadSet::default(), false, None).expect("nothing was read").show(1, &writes);
             assert!(!overlay.is_empty());
             let (reply, gone) = oneshot::channel();
             drop(gone);

@@ -6,6 +6,7 @@
 //! they are sequenced. An entry stays until it is durable *and* every run that began before it has
 //! ended, so the check never needs the store.
 
+use std::collections::BTreeSet;
 use std::collections::VecDeque;
 use std::collections::btree_map::{self, BTreeMap};
 use std::convert::Infallible;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use smallvec::SmallVec;
+use tokio::sync::Notify;
 
 use crate::state::{Entry, RangeRead, ReadSet, StateView, Version};
 use crate::support::error::StoreError;
@@ -25,6 +27,10 @@ use crate::support::sync::{Mutex, MutexGuard};
 #[derive(Debug, Default)]
 pub(crate) struct Overlay {
     inner: Mutex<Inner>,
+    /// Held by the run that has reserved the order, and by those that want to, one by one.
+    reserving: Arc<tokio::sync::Mutex<()>>,
+    /// Woken when the reservation has ended.
+    released: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -37,6 +43,10 @@ struct Inner {
     commits: VecDeque<Sequenced>,
     /// Runs under way, counted by the last version at the time when they began.
     running: BTreeMap<Version, usize>,
+    /// Commits that are not durable yet and that the store may refuse: mostly none.
+    unsure: BTreeSet<Version>,
+    /// A run has reserved the order: until it ends, no other commit is sequenced.
+    is_reserved: bool,
 }
 
 /// Writes of one key, oldest first; mostly one.
@@ -56,11 +66,34 @@ pub(crate) struct ReadingRun {
 }
 
 /// The turn to be sequenced.
-pub(crate) struct Turn<'a>(MutexGuard<'a, Inner>);
+pub(crate) struct Turn<'a> {
+    inner: MutexGuard<'a, Inner>,
+    /// Set if the store may refuse the commit: of its own, or since it read what such a commit
+    /// wrote.
+    pub(crate) may_be_refused: bool,
+}
 
-/// The reads of a run have changed: run it again.
+/// Reason why a commit is not sequenced now.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct StaleReads;
+pub(crate) enum NotNow {
+    /// The reads of the run have changed: run it again.
+    StaleReads,
+    /// Another run has reserved the order: wait until it is [`Overlay::unreserved`].
+    Reserved,
+}
+
+/// The order, reserved for one run: what it reads cannot change until this is dropped.
+pub(crate) struct Reservation {
+    overlay: Arc<Overlay>,
+    _reserving: tokio::sync::OwnedMutexGuard<()>,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.overlay.inner.lock().is_reserved = false;
+        self.overlay.released.notify_waiters();
+    }
+}
 
 impl Overlay {
     /// Begins a run. Entries that it may have missed stay until it ends.
@@ -71,11 +104,45 @@ impl Overlay {
         ReadingRun { overlay: self.clone(), began }
     }
 
+    /// Reserves the order for a run that has been overtaken too often. Waits for the runs that have
+    /// reserved it before.
+    pub(crate) async fn reserve(self: &Arc<Self>) -> Reservation {
+        let reserving = self.reserving.clone().lock_owned().await;
+        self.inner.lock().is_reserved = true;
+        Reservation { overlay: self.clone(), _reserving: reserving }
+    }
+
+    /// Completes when the order is not reserved.
+    pub(crate) async fn unreserved(&self) {
+        loop {
+            // Registered before the check: a release in between wakes it.
+            let mut released = std::pin::pin!(self.released.notified());
+            released.as_mut().enable();
+            if !self.inner.lock().is_reserved {
+                return;
+            }
+            released.await;
+        }
+    }
+
     /// Checks `reads` and, if they hold, returns the turn to be sequenced: until it is dropped, no
-    /// other commit of this processor is sequenced.
-    pub(crate) fn turn(&self, reads: &ReadSet) -> Result<Turn<'_>, StaleReads> {
+    /// other commit of this processor is sequenced. `may_be_refused`: the store may refuse the
+    /// commit for a reason of its own.
+    pub(crate) fn turn(
+        &self,
+        reads: &ReadSet,
+        may_be_refused: bool,
+        reservation: Option<&Reservation>,
+    ) -> Result<Turn<'_>, NotNow> {
         let inner = self.inner.lock();
-        if inner.holds(reads) { Ok(Turn(inner)) } else { Err(StaleReads) }
+        if inner.is_reserved && reservation.is_none() {
+            return Err(NotNow::Reserved);
+        }
+        if !inner.holds(reads) {
+            return Err(NotNow::StaleReads);
+        }
+        let may_be_refused = may_be_refused || inner.rest_on_unsure(reads);
+        Ok(Turn { inner, may_be_refused })
     }
 
     /// The commit `version` is durable. Its entries go as soon as no run needs them.
@@ -84,6 +151,7 @@ impl Overlay {
         if let Ok(at) = inner.commits.binary_search_by_key(&version, |commit| commit.version) {
             inner.commits[at].durable = true;
         }
+        inner.unsure.remove(&version);
         inner.prune();
     }
 
@@ -91,6 +159,7 @@ impl Overlay {
     /// validation.
     pub(crate) fn withdrawn(&self, version: Version) {
         let mut inner = self.inner.lock();
+        inner.unsure.remove(&version);
         if let Ok(at) = inner.commits.binary_search_by_key(&version, |commit| commit.version)
             && let Some(commit) = inner.commits.remove(at)
         {
@@ -114,10 +183,13 @@ impl Overlay {
 impl Turn<'_> {
     /// Makes `writes` visible under the version that the commit got.
     pub(crate) fn show(&mut self, version: Version, writes: &BTreeMap<String, Option<Bytes>>) {
-        let inner = &mut *self.0;
+        let inner = &mut *self.inner;
         inner.last = version;
         if writes.is_empty() {
             return;
+        }
+        if self.may_be_refused {
+            inner.unsure.insert(version);
         }
         let mut keys = SmallVec::with_capacity(writes.len());
         for (key, value) in writes {
@@ -144,6 +216,19 @@ impl Inner {
         };
         let Ok(holds) = reads.holds::<Infallible>(version, range);
         holds
+    }
+
+    /// Returns whether a commit that the store may refuse wrote what `reads` saw.
+    fn rest_on_unsure(&self, reads: &ReadSet) -> bool {
+        if self.unsure.is_empty() {
+            return false;
+        }
+        let is_unsure = |versions: &Versions| versions.iter().any(|(version, _)| self.unsure.contains(version));
+        reads.keys.keys().any(|key| self.keys.get(key.as_str()).is_some_and(is_unsure))
+            || reads
+                .ranges
+                .iter()
+                .any(|read| self.within(&read.start, read.end.as_deref()).any(|(_, versions)| is_unsure(versions)))
     }
 
     fn within(&self, start: &str, end: Option<&str>) -> impl Iterator<Item = (&Arc<str>, &Versions)> {

@@ -22,6 +22,14 @@ pub enum Position {
     },
 }
 
+impl Position {
+    /// Returns the own key of the message at this position of the entity `record`.
+    pub(crate) fn message_key(&self, record: &RecordKey) -> RecordKey {
+        let key = format!("{}@{self}", record.key);
+        RecordKey::new(record.scope.clone(), record.source.clone(), key.into())
+    }
+}
+
 impl std::fmt::Display for Position {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -74,9 +82,10 @@ impl Identity {
     ) -> Result<Self, Unidentified> {
         let entity = entity.text(message)?;
         let source: std::sync::Arc<str> = message.source.as_str().into();
+        let record = RecordKey::new(scope.clone(), source, entity.into());
         Ok(Self {
-            message_key: RecordKey::new(scope.clone(), source.clone(), format!("{entity}@{position}").into()),
-            record: RecordKey::new(scope.clone(), source, entity.into()),
+            message_key: position.message_key(&record),
+            record,
             fingerprint: Fingerprint::of(message).at(&position),
             position: Some(position),
         })

@@ -16,7 +16,9 @@ use crate::message::identity::HeldKey;
 use crate::message::key::{RecordKey, Scope};
 use crate::operator::audit::AuditEntry;
 use crate::pipeline::IdempotentConsumer;
-use crate::pipeline::admission::RecordHold;
+use crate::pipeline::admission::{RecordHold, last_version_key};
+use crate::pipeline::give_up::GiveUp;
+use crate::pipeline::options::Options;
 use crate::record::{HistoryEntry, Record, RecordEvent, RecordState};
 use crate::saga::SagaId;
 use crate::state::Effects;
@@ -24,6 +26,7 @@ use crate::state::RESERVED;
 use crate::store::Store;
 use crate::store::commit::{Commit, Expected, HeldChange, RecordChange, Verdict};
 use crate::store::held_message::{HeldMessage, HoldReason};
+use crate::store::unfinished::Unfinished;
 use crate::support::clock::Clock;
 use crate::support::error::StoreError;
 use crate::support::fault;
@@ -49,7 +52,10 @@ pub enum OperatorAction {
     /// Forgets a record before its time: a message under its key counts as new. Refused while its
     /// message may still run.
     Evict(RecordKey),
-    /// Continues a saga that is stuck.
+    /// Gives up a message that has begun and has not ended, as no delivery of it will come any
+    /// more: its steps are compensated, or it becomes a dead letter.
+    GiveUp(RecordKey),
+    /// Continues a saga that is stuck, or ends one that is being compensated.
     Saga(SagaAction, SagaId),
 }
 
@@ -130,6 +136,7 @@ impl OperatorAction {
             Self::Redrive(_) => "redrive",
             Self::Discard(_) => "discard",
             Self::Evict(_) => "evict",
+            Self::GiveUp(_) => "give-up",
             Self::Saga(SagaAction::Retry, _) => "saga-retry",
             Self::Saga(SagaAction::Skip, _) => "saga-skip",
             Self::Saga(SagaAction::Resolve, _) => "saga-resolve",
@@ -140,7 +147,7 @@ impl OperatorAction {
     pub fn record(&self) -> Option<&RecordKey> {
         match self {
             Self::Redrive(key) | Self::Discard(key) => Some(&key.record),
-            Self::Evict(key) => Some(key),
+            Self::Evict(key) | Self::GiveUp(key) => Some(key),
             Self::Saga(..) => None,
         }
     }
@@ -154,7 +161,7 @@ impl OperatorAction {
     pub fn key(&self) -> String {
         match self {
             Self::Redrive(key) | Self::Discard(key) => key.to_string(),
-            Self::Evict(key) => key.to_string(),
+            Self::Evict(key) | Self::GiveUp(key) => key.to_string(),
             Self::Saga(_, id) => id.to_string(),
         }
     }
@@ -269,7 +276,9 @@ impl Operator {
             None => None,
         };
         let Plan { commit, redriven } = self.plan(deed, by).await?;
-        let commit = Commit { effects: self.audited(deed, &commit, by), at_ms: self.clock.now_ms(), ..commit };
+        let audited = self.audited(deed, &commit, by);
+        let mut commit = Commit { at_ms: self.clock.now_ms(), ..commit };
+        commit.effects.writes.extend(audited.writes);
         let key = deed.key();
         fault::point("operator-planned");
         match self.committer.submit(commit).durable().await? {
@@ -277,7 +286,7 @@ impl Operator {
             Verdict::EpochMismatch(_) | Verdict::Conflict => return Err(OperatorError::Changed(key)),
         }
         fault::point("operator-durable");
-        if let OperatorAction::Saga(..) = deed {
+        if let OperatorAction::Saga(..) | OperatorAction::GiveUp(_) = deed {
             self.committer.wake_compensator();
         }
         Ok(redriven)
@@ -310,6 +319,7 @@ impl Operator {
             OperatorAction::Redrive(key) => self.plan_redrive(key).await,
             OperatorAction::Discard(key) => self.plan_discard(key).await,
             OperatorAction::Evict(key) => self.plan_evict(key).await,
+            OperatorAction::GiveUp(key) => self.plan_give_up(key, by).await,
         }
     }
 
@@ -380,8 +390,39 @@ impl Operator {
         if !record.state.is_terminal() {
             return Err(OperatorError::Refused(format!("{key} is {}: it has not ended", record.state.name())));
         }
-        let commit =
+        let mut commit =
             Commit { expected: Expected::Epoch(record.epoch), record: RecordChange::Remove, ..Commit::of(key) };
+        // Where versions have no gaps, the last one outlives its record: it goes with it here.
+        commit.effects.writes.insert(last_version_key(key), None);
+        Ok(Plan { commit, redriven: None })
+    }
+
+    async fn plan_give_up(&self, key: &RecordKey, by: &Actor) -> Result<Plan, OperatorError> {
+        let record = self.store.record(key).await?;
+        let record = record.ok_or_else(|| OperatorError::NotFound { what: "record", key: key.to_string() })?;
+        let now_ms = self.clock.now_ms();
+        let why_not = match &record.state {
+            RecordState::InProgress { owner, lease_end_ms } if *lease_end_ms > now_ms => {
+                Some(format!("is claimed by `{owner}` for {} ms more; try again then", lease_end_ms - now_ms))
+            }
+            state if state.has_ended() => Some(format!("is {}: it has ended, or is about to", state.name())),
+            _ => None,
+        };
+        if let Some(why_not) = why_not {
+            return Err(OperatorError::Refused(format!("{key} {why_not}")));
+        }
+        let held = self.store.held_under(key).await?;
+        if held.iter().any(|held| held.fingerprint == record.fingerprint && held.hold_reason != HoldReason::Dead) {
+            return Err(OperatorError::Refused(format!(
+                "{key} is held, and runs by itself: `hapax dlq discard` ends it"
+            )));
+        }
+        let consumer = self.consumers.get(&key.scope.processor);
+        let life_ms = consumer.map_or(Options::default().record_life_ms(), |it| it.options().record_life_ms());
+        let message_key = record.position.as_ref().map_or_else(|| key.clone(), |position| position.message_key(key));
+        let reason = if by.reason.is_empty() { "an operator decided so" } else { &by.reason };
+        let give_up = GiveUp { storage: &*self.store, reason, now_ms, life_ms };
+        let commit = give_up.plan(&Unfinished { record: key.clone(), message_key }).await?;
         Ok(Plan { commit, redriven: None })
     }
 
@@ -432,11 +473,10 @@ impl Operator {
             reason: cut(&by.reason),
         };
         let line = serde_json::to_vec(&line).expect("a line of texts and a number");
-        let held_message = match deed {
-            OperatorAction::Redrive(key) | OperatorAction::Discard(key) => u128::from_be_bytes(key.fingerprint),
-            OperatorAction::Evict(_) | OperatorAction::Saga(..) => 0,
-        };
-        let name = format!("{RESERVED}audit/{at_ms:013}/{action}/{:032x}{held_message:032x}", commit.key.digest());
+        // By the subject and not by the record: two sagas may have failed with one record.
+        let subject = if fault::mutated("audited-by-record") { commit.key.to_string() } else { deed.key() };
+        let subject = RecordKey::new(commit.key.scope.clone(), action.into(), subject.into()).digest();
+        let name = format!("{RESERVED}audit/{at_ms:013}/{action}/{subject:032x}");
         Effects { writes: BTreeMap::from([(name, Some(line.into()))]), ..Effects::default() }
     }
 }

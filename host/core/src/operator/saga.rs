@@ -1,5 +1,6 @@
-//! Operator actions on a saga that is stuck. Each is an event of the saga's log, in one commit with
-//! the record of the message that failed and the line in the audit trail.
+//! Operator actions on a saga that is stuck, or that is being compensated. Each is an event of the
+//! saga's log, in one commit with the record of the message that failed and the line in the audit
+//! trail.
 
 use crate::message::key::Scope;
 use crate::operator::{Actor, Operator, OperatorError, Plan, SagaAction};
@@ -16,8 +17,11 @@ impl Operator {
         if read.saga.events == 0 {
             return Err(OperatorError::NotFound { what: "saga", key: id.to_string() });
         }
-        let (SagaState::Stuck, Some(failed)) = (state, failed) else {
-            let text = format!("the saga {id} is {}: only a stuck saga takes an operator action", state.name());
+        let (SagaState::Stuck | SagaState::Compensating, Some(failed)) = (state, failed) else {
+            let text = format!(
+                "the saga {id} is {}: only a saga that is stuck or compensating takes an operator action",
+                state.name()
+            );
             return Err(OperatorError::Refused(text));
         };
         if by.reason.trim().is_empty() && deed != SagaAction::Retry {
@@ -31,7 +35,11 @@ impl Operator {
         let life_ms =
             consumer.map_or(Options::default().record_life_ms(), |at_work| at_work.options().record_life_ms());
         let reason = by.reason.clone();
-        let step = read.saga.next_step().map_or(0, |(index, _)| index);
+        let Some((step, _)) = read.saga.next_step() else {
+            return Err(OperatorError::Refused(format!(
+                "the saga {id} has no step left: it is about to end by itself"
+            )));
+        };
         let (event, of_record) = match deed {
             SagaAction::Retry => (SagaEvent::Retried { reason }, [RecordEvent::CompensationRetried].as_slice()),
             SagaAction::Skip => (SagaEvent::Skipped { step, reason }, [RecordEvent::CompensationRetried].as_slice()),
@@ -44,7 +52,8 @@ impl Operator {
         let entry = SagaLogEntry { event, at_ms: now_ms };
         let (shared, _) = read.append(&[entry], now_ms.saturating_add(life_ms)).expect("a stuck saga takes this event");
         let found = self.store.record(&failed.record).await?;
-        let told = found.as_ref().and_then(|record| {
+        let own = found.as_ref().filter(|record| record.is_of(&failed.record, &failed.message_key));
+        let told = own.and_then(|record| {
             of_record.iter().find_map(|event| record.after_event(event.clone(), now_ms, life_ms).ok())
         });
         let commit = Commit {

@@ -2,6 +2,7 @@
 //! decision by the record is a pure function; around it are the table of messages in flight and the
 //! cache of terminal records.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 use crate::message::fingerprint::Fingerprint;
@@ -12,10 +13,11 @@ use crate::pipeline::Parts;
 use crate::pipeline::claim::RunRight;
 use crate::pipeline::delivery::Accepted;
 use crate::pipeline::in_flight::{InFlight, Leader};
-use crate::pipeline::lanes::Turn;
+use crate::pipeline::options::Options;
 use crate::pipeline::outcome::{Outcome, StoredOutcome};
 use crate::pipeline::terminal_cache::TerminalCache;
 use crate::record::{Output, Record, RecordState};
+use crate::state::{RESERVED, StateView};
 use crate::store::crash_tracker::CrashTracker;
 use crate::store::feed::FeedEventKind;
 use crate::support::error::StoreError;
@@ -30,6 +32,8 @@ pub(super) struct Admission {
     in_flight: InFlight,
     cache: TerminalCache,
     pub(super) crash_tracker: Arc<dyn CrashTracker>,
+    /// The processor's state in the store.
+    state: Arc<dyn StateView>,
 }
 
 /// The answer to a message that asks to run.
@@ -59,7 +63,8 @@ impl Admission {
     pub(super) fn new(parts: Arc<Parts>) -> Self {
         let cache = TerminalCache::new(parts.options.cache_bytes);
         let crash_tracker = parts.storage.crash_tracker();
-        Self { parts, in_flight: InFlight::default(), cache, crash_tracker }
+        let state = parts.storage.view(&parts.scope);
+        Self { parts, in_flight: InFlight::default(), cache, crash_tracker, state }
     }
 
     /// Returns whether a run of the message's record is under way here.
@@ -69,7 +74,7 @@ impl Admission {
 
     /// Decides whether the message may run. Order of looking: cache of terminal records, table of
     /// messages in flight, store.
-    pub(super) async fn admit(&self, message: &Accepted, turn: Option<Turn>) -> Result<Admitted, StoreError> {
+    pub(super) async fn admit(&self, message: &Accepted) -> Result<Admitted, StoreError> {
         let key = &message.identity.record;
         loop {
             // A later message of its entity may be on its way: a cached record would be of an
@@ -78,7 +83,8 @@ impl Admission {
             let cached = if behind { None } else { self.cache.get(key) };
             self.parts.metrics.cache(&self.parts.scope, cached.is_some());
             if let Some(record) = cached
-                && let Some(not_run) = self.answer(message, Some(&record))
+                && self.tells_the_last(&record)
+                && let Some(not_run) = self.answer(message, Some(&record), None)
             {
                 return Ok(Admitted::NotRun(not_run));
             }
@@ -93,13 +99,14 @@ impl Admission {
                 }
             };
             let found = self.parts.storage.record(key).await?.map(Arc::new);
-            if let Some(not_run) = self.answer(message, found.as_deref()) {
+            let last = self.last_version(key, found.as_deref()).await?;
+            if let Some(not_run) = self.answer(message, found.as_deref(), last) {
                 if let Some(record) = found {
                     self.cache.insert(key.clone(), record);
                 }
                 return Ok(Admitted::NotRun(not_run));
             }
-            return Ok(Admitted::Run(self.right(message, leader, turn, found)));
+            return Ok(Admitted::Run(self.right(message, leader, found)));
         }
     }
 
@@ -122,6 +129,14 @@ impl Admission {
         }
     }
 
+    /// Keeps every message off a record until the returned hold is dropped. Returns `None` if a run
+    /// is under way.
+    pub(super) fn try_hold_record(&self, key: &RecordKey) -> Option<RecordHold> {
+        let leader = self.in_flight.enter(key).ok()?;
+        self.cache.remove(key);
+        Some(RecordHold { _leader: leader })
+    }
+
     /// Remembers a record, if it is terminal.
     pub(super) fn remember(&self, key: &RecordKey, record: Arc<Record>) {
         self.cache.insert(key.clone(), record);
@@ -135,21 +150,49 @@ impl Admission {
     /// Returns whether a message must wait for another one, by the record as it is now.
     pub(super) async fn awaits_another(&self, identity: &Identity) -> Result<bool, StoreError> {
         let found = self.parts.storage.record(&identity.record).await?;
-        let decision = self.decision(found.as_ref(), identity, self.parts.options.strategy.gaps());
+        let decision = self.decision(found.as_ref(), identity, self.parts.options.strategy.gaps()).await?;
         Ok(matches!(decision, Decision::Gap { .. }))
     }
 
     /// Decides on a message by a record.
-    pub(super) fn decision(&self, record: Option<&Record>, identity: &Identity, gaps: Option<&Gaps>) -> Decision {
-        decide(record, identity, gaps, &self.parts.options.owner, self.parts.clock.now_ms())
+    pub(super) async fn decision(
+        &self,
+        record: Option<&Record>,
+        identity: &Identity,
+        gaps: Option<&Gaps>,
+    ) -> Result<Decision, StoreError> {
+        let last = self.last_version(&identity.record, record).await?;
+        Ok(decide(record, identity, gaps, &self.rules(last)))
     }
 
-    /// Answers a message by its record (`None`: there is none). Returns `None` if the message may
-    /// run.
-    fn answer(&self, message: &Accepted, record: Option<&Record>) -> Option<NotRun> {
+    fn rules(&self, last_version: Option<u64>) -> Rules<'_> {
+        let Options { owner, lease_ms, .. } = &self.parts.options;
+        Rules { owner, lease_ms: *lease_ms, now_ms: self.parts.clock.now_ms(), last_version }
+    }
+
+    /// Returns the last version of an entity whose record is gone, where versions have no gaps: the
+    /// version outlives the record.
+    async fn last_version(&self, key: &RecordKey, record: Option<&Record>) -> Result<Option<u64>, StoreError> {
+        if self.parts.options.strategy.gaps().is_none() || record.is_some_and(|record| self.tells_the_last(record)) {
+            return Ok(None);
+        }
+        let (_, version) = self.state.get(&last_version_key(key)).await?;
+        Ok(version.and_then(|version| Some(u64::from_le_bytes(*version.first_chunk()?))))
+    }
+
+    /// Returns whether a record tells the last version of its entity: it has not expired, or the
+    /// order of versions does not matter.
+    fn tells_the_last(&self, record: &Record) -> bool {
+        self.parts.options.strategy.gaps().is_none() || !record.has_expired(self.parts.clock.now_ms())
+    }
+
+    /// Answers a message by its record (`None`: there is none), and the last version of its entity
+    /// if the record does not tell it. Returns `None` if the message may run.
+    fn answer(&self, message: &Accepted, record: Option<&Record>, last_version: Option<u64>) -> Option<NotRun> {
         let gaps = self.parts.options.strategy.gaps().filter(|_| !message.past_gap);
-        let now_ms = self.parts.clock.now_ms();
-        let outcome = match decide(record, &message.identity, gaps, &self.parts.options.owner, now_ms) {
+        let rules = self.rules(last_version);
+        let now_ms = rules.now_ms;
+        let outcome = match decide(record, &message.identity, gaps, &rules) {
             Decision::Fresh => return None,
             Decision::Gap { awaits } => return Some(NotRun::Park { awaits }),
             Decision::Mismatch => return Some(NotRun::Mismatch),
@@ -176,9 +219,10 @@ impl Admission {
 
     /// Gives the right to run to a message whose record (`found`) allows it, has expired, or does
     /// not exist.
-    fn right(&self, message: &Accepted, leader: Leader, turn: Option<Turn>, found: Option<Arc<Record>>) -> RunRight {
+    fn right(&self, message: &Accepted, leader: Leader, found: Option<Arc<Record>>) -> RunRight {
         let now_ms = self.parts.clock.now_ms();
         let epoch = found.as_ref().map(|record| record.epoch);
+        let may_expire = found.as_ref().is_some_and(|record| record.state.is_terminal());
         // The record of an earlier message of the entity says nothing of this one.
         let is_its_own =
             |record: &Arc<Record>| !record.has_expired(now_ms) && record.position == message.identity.position;
@@ -188,14 +232,15 @@ impl Admission {
         let counted = if fault::mutated("attempts-forgotten") { 0 } else { counted };
         RunRight {
             _leader: leader,
-            turn,
             epoch,
+            may_expire,
             attempts: counted + deaths,
             deaths,
-            due_ms: found.as_ref().map_or(0, |record| record.state.due_ms()),
+            due_ms: found.as_ref().map_or(0, |record| record.due_ms(now_ms, self.parts.options.longest_delay_ms())),
             admitted_ms: now_ms,
             ran_before: found.is_some() || deaths > 0,
             is_claimed: false,
+            conflicts: 0,
             found,
         }
     }
@@ -224,25 +269,34 @@ pub(crate) enum Decision {
     },
 }
 
-/// Decides by the record (`None`: there is none), with the table of states in `record/mod.rs`.
-///
-/// A message that `owner` has claimed itself may run: the table of messages in flight says whether
-/// it already does.
-pub(crate) fn decide(
-    record: Option<&Record>,
-    identity: &Identity,
-    gaps: Option<&Gaps>,
-    owner: &str,
+/// Everything that decides on a message, except the message, its record and the gaps.
+pub(crate) struct Rules<'a> {
+    /// Name of this owner. A message that it has claimed itself may run: the table of messages in
+    /// flight says whether it already does.
+    owner: &'a str,
+    /// Duration of a claim, in milliseconds.
+    lease_ms: u64,
+    /// Now, in milliseconds since the Unix epoch.
     now_ms: u64,
-) -> Decision {
+    /// Last version of the entity, if its record is gone.
+    last_version: Option<u64>,
+}
+
+/// Returns the state key of an entity's last version. It is written where versions have no gaps.
+pub(crate) fn last_version_key(record: &RecordKey) -> String {
+    format!("{RESERVED}last-version/{:032x}", record.digest())
+}
+
+/// Decides by the record (`None`: there is none), with the table of states in `record/mod.rs`.
+pub(crate) fn decide(record: Option<&Record>, identity: &Identity, gaps: Option<&Gaps>, rules: &Rules<'_>) -> Decision {
     // Past its retention a record counts as absent, swept or not.
-    let record = record.filter(|record| !record.has_expired(now_ms));
+    let record = record.filter(|record| !record.has_expired(rules.now_ms));
     match (record, &identity.position) {
         (None, None) => Decision::Fresh,
-        (None, Some(position)) => first(position, gaps),
-        (Some(record), position) if record.position == *position => same(record, &identity.fingerprint, owner, now_ms),
+        (None, Some(position)) => first(position, gaps, rules.last_version),
+        (Some(record), position) if record.position == *position => same(record, &identity.fingerprint, rules),
         (Some(record), Some(position)) if record.position.as_ref() < Some(position) => {
-            later(record, position, gaps, owner, now_ms)
+            later(record, position, gaps, rules)
         }
         (Some(_), Some(_)) if fault::mutated("older-position-runs") => Decision::Fresh,
         // Earlier than the last one, or the record was made under another strategy.
@@ -250,17 +304,26 @@ pub(crate) fn decide(
     }
 }
 
-/// Decides on the first message of an entity.
-fn first(position: &Position, gaps: Option<&Gaps>) -> Decision {
-    match (position, gaps) {
-        (Position::Version(version), Some(gaps)) if *version < gaps.first => Decision::Stale,
-        (Position::Version(version), Some(gaps)) if *version > gaps.first => Decision::Gap { awaits: gaps.first },
-        _ => Decision::Fresh,
+/// Decides on a message of an entity that has no record: the first one, or the first one since the
+/// record has expired.
+fn first(position: &Position, gaps: Option<&Gaps>, last_version: Option<u64>) -> Decision {
+    let last_version = last_version.filter(|_| !fault::mutated("version-goes-with-its-record"));
+    if let (Position::Version(version), Some(last)) = (position, last_version)
+        && *version <= last
+    {
+        return Decision::Stale;
+    }
+    let (Position::Version(version), Some(gaps)) = (position, gaps) else { return Decision::Fresh };
+    let awaits = last_version.map_or(gaps.first, |last| last.saturating_add(1));
+    match version.cmp(&awaits) {
+        Ordering::Less => Decision::Stale,
+        Ordering::Equal => Decision::Fresh,
+        Ordering::Greater => Decision::Gap { awaits },
     }
 }
 
 /// Decides on the message that the record is of.
-fn same(record: &Record, fingerprint: &Fingerprint, owner: &str, now_ms: u64) -> Decision {
+fn same(record: &Record, fingerprint: &Fingerprint, rules: &Rules<'_>) -> Decision {
     if record.fingerprint != *fingerprint && !fault::mutated("fingerprint-unchecked") {
         return Decision::Mismatch;
     }
@@ -274,12 +337,14 @@ fn same(record: &Record, fingerprint: &Fingerprint, owner: &str, now_ms: u64) ->
         | RecordState::Compensated { error }
         | RecordState::CompensationFailed { error } => Decision::Replay(StoredOutcome::Failed(error.clone())),
         RecordState::RetryDue { .. } => Decision::Fresh,
-        state => in_progress(state, owner, now_ms).unwrap_or(Decision::Fresh),
+        RecordState::InProgress { .. } | RecordState::Compensating { .. } => {
+            in_progress(record, rules).unwrap_or(Decision::Fresh)
+        }
     }
 }
 
 /// Decides on a later message of the entity.
-fn later(record: &Record, position: &Position, gaps: Option<&Gaps>, owner: &str, now_ms: u64) -> Decision {
+fn later(record: &Record, position: &Position, gaps: Option<&Gaps>, rules: &Rules<'_>) -> Decision {
     if let (Some(_), Some(Position::Version(last)), Position::Version(version)) = (gaps, &record.position, position) {
         if *version > last + 1 && !fault::mutated("gap-runs") {
             return Decision::Gap { awaits: last + 1 };
@@ -291,16 +356,14 @@ fn later(record: &Record, position: &Position, gaps: Option<&Gaps>, owner: &str,
             return Decision::Gap { awaits: *last };
         }
     }
-    in_progress(&record.state, owner, now_ms).unwrap_or(Decision::Fresh)
+    in_progress(record, rules).unwrap_or(Decision::Fresh)
 }
 
 /// Decides on a record that another owner works on. Returns `None` if no other owner does.
-fn in_progress(state: &RecordState, owner: &str, now_ms: u64) -> Option<Decision> {
-    match state {
-        RecordState::InProgress { owner: holder, lease_end_ms } if holder != owner && *lease_end_ms > now_ms => {
-            Some(Decision::InFlight { after_ms: lease_end_ms - now_ms })
-        }
-        RecordState::Compensating { .. } => Some(Decision::InFlight { after_ms: RETRY_AFTER_MS }),
-        _ => None,
+fn in_progress(record: &Record, rules: &Rules<'_>) -> Option<Decision> {
+    if let RecordState::Compensating { .. } = record.state {
+        return Some(Decision::InFlight { after_ms: RETRY_AFTER_MS });
     }
+    let after_ms = record.claimed_by_another_ms(rules.owner, rules.now_ms, rules.lease_ms)?;
+    Some(Decision::InFlight { after_ms })
 }

@@ -1,11 +1,12 @@
 //! Batches: many messages that are delivered together. Each message has its own outcome. A message
 //! that is to be delivered again holds up only the messages that must not overtake it.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 use tokio::task::JoinSet;
 
 use crate::message::Message;
+use crate::message::key::RecordKey;
 use crate::pipeline::IdempotentConsumer;
 use crate::pipeline::delivery::{Accepted, Handling};
 use crate::pipeline::outcome::Outcome;
@@ -22,8 +23,9 @@ type Ended = (usize, Result<Outcome, StoreError>);
 impl IdempotentConsumer {
     /// Processes the messages of a batch. Returns one outcome for each message, in their order.
     ///
-    /// Messages of one ordering key run one after the other. Once one of them is to be delivered
-    /// again, the rest of that key does not run and is to be delivered again behind it.
+    /// Messages of one ordering key, or of one record, run one after the other. Once one of them is
+    /// to be delivered again, the rest of that key does not run and is to be delivered again behind
+    /// it.
     pub async fn handle_all(&self, messages: Vec<Message>, handling: Handling) -> Vec<Result<Outcome, StoreError>> {
         let count = messages.len();
         let mut lines = JoinSet::new();
@@ -38,20 +40,37 @@ impl IdempotentConsumer {
         ended.into_iter().map(|(_, outcome)| outcome).collect()
     }
 
-    /// Accepts the messages in their order, and sorts them by ordering key. A message without an
-    /// ordering key is a line of its own.
+    /// Accepts the messages in their order, and sorts them into lines. Messages that share their
+    /// ordering key, or their record, are in one line: of two bodies under one key the first runs.
     fn in_lines(&self, messages: Vec<Message>, handling: Handling) -> Vec<Vec<(usize, Accepted)>> {
-        let mut keyed: BTreeMap<String, Vec<(usize, Accepted)>> = BTreeMap::new();
-        let mut lines = Vec::new();
+        let mut by_ordering_key: HashMap<String, usize> = HashMap::new();
+        let mut by_record: HashMap<RecordKey, usize> = HashMap::new();
+        let mut lines: Vec<Vec<(usize, Accepted)>> = Vec::new();
         for (place, message) in messages.into_iter().enumerate() {
             let key = self.options().ordering.key(&message).map(str::to_owned);
-            let accepted = (place, self.accept(message, handling));
-            match key {
-                Some(key) => keyed.entry(key).or_default().push(accepted),
-                None => lines.push(vec![accepted]),
-            }
+            let accepted = self.accept(message, handling);
+            let record = accepted.identity.record.clone();
+            let line_of_key = key.as_ref().and_then(|key| by_ordering_key.get(key)).copied();
+            let line_of_record = by_record.get(&record).copied().filter(|_| !fault::mutated("batch-races-for-a-key"));
+            let line = match (line_of_key, line_of_record) {
+                (Some(one), Some(other)) if one != other => {
+                    let moved = std::mem::take(&mut lines[other]);
+                    lines[one].extend(moved);
+                    for line in by_ordering_key.values_mut().chain(by_record.values_mut()) {
+                        *line = if *line == other { one } else { *line };
+                    }
+                    one
+                }
+                (line, other) => line.or(other).unwrap_or(lines.len()),
+            };
+            lines.resize_with(lines.len().max(line + 1), Vec::new);
+            lines[line].push((place, accepted));
+            by_record.insert(record, line);
+            by_ordering_key.extend(key.map(|key| (key, line)));
         }
-        lines.extend(keyed.into_values());
+        for line in &mut lines {
+            line.sort_unstable_by_key(|(place, _)| *place);
+        }
         lines
     }
 

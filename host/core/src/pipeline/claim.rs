@@ -9,7 +9,6 @@ use crate::pipeline::Parts;
 use crate::pipeline::commit_builder::CommitBuilder;
 use crate::pipeline::delivery::Accepted;
 use crate::pipeline::in_flight::Leader;
-use crate::pipeline::lanes::Turn;
 use crate::record::{Output, Record, RecordEvent, RecordState};
 use crate::run::checkpoint::{CheckpointParts, Checkpoints, LazyCheckpoints, Lease, RunIdentity};
 use crate::run::failure::Failure;
@@ -27,11 +26,12 @@ const RENEWALS_PER_LEASE: u64 = 3;
 pub(crate) struct RunRight {
     /// Held until the outcome is durable and in the cache.
     pub(super) _leader: Leader,
-    pub(super) turn: Option<Turn>,
     /// The record as it was found, if its retention is not over.
     pub(super) found: Option<Arc<Record>>,
     /// Epoch of the record that is in the store.
     pub(super) epoch: Option<u64>,
+    /// The record that is in the store has ended: it may expire, and be gone when this run commits.
+    pub(super) may_expire: bool,
     /// Attempts made before.
     pub(super) attempts: u32,
     /// Deaths of the process during this message's runs that no record counts yet. They are among
@@ -45,6 +45,8 @@ pub(crate) struct RunRight {
     pub(super) ran_before: bool,
     /// The record says that the message is claimed, and this run made that claim.
     pub(super) is_claimed: bool,
+    /// Runs of this attempt whose reads had changed when they ended.
+    pub(super) conflicts: u32,
 }
 
 /// The end of a run under a claim.
@@ -175,11 +177,9 @@ impl Claims {
         let lease_end_ms = now_ms.saturating_add(self.parts.options.lease_ms);
         let event = RecordEvent::Claimed { owner, now_ms, lease_end_ms };
         let record = Arc::new(builder.record(right, right.attempts, None, event));
-        let commit = Commit {
-            expected: Expected::of(right.epoch),
-            record: RecordChange::Put(record.clone()),
-            ..builder.empty_commit()
-        };
+        let mut commit =
+            Commit { expected: right.expected(), record: RecordChange::Put(record.clone()), ..builder.empty_commit() };
+        builder.index(&mut commit, right);
         (commit, record)
     }
 }
@@ -194,18 +194,26 @@ impl RunRight {
         Lease { epoch: self.epoch, lease_end_ms }
     }
 
+    /// Returns the condition on the record under which the run may commit.
+    pub(super) fn expected(&self) -> Expected {
+        match self.epoch {
+            Some(epoch) if self.may_expire => Expected::EpochOrAbsent(epoch),
+            epoch => Expected::of(epoch),
+        }
+    }
+
     /// Continues from `record`, which this run has claimed or renewed.
     fn continue_from(&mut self, record: Arc<Record>) {
-        self.epoch = Some(record.epoch);
+        (self.epoch, self.may_expire) = (Some(record.epoch), false);
         self.is_claimed = matches!(record.state, RecordState::InProgress { .. });
         self.found = Some(record);
     }
 
     /// Prepares the attempt after the one that `record` describes.
-    pub(super) fn next_attempt(&mut self, record: Arc<Record>) {
+    pub(super) fn next_attempt(&mut self, record: Arc<Record>, due_ms: u64) {
         self.attempts = record.attempts;
-        self.epoch = Some(record.epoch);
-        self.due_ms = record.state.due_ms();
+        (self.epoch, self.may_expire, self.conflicts) = (Some(record.epoch), false, 0);
+        self.due_ms = due_ms;
         self.found = Some(record);
         (self.ran_before, self.is_claimed) = (true, false);
     }

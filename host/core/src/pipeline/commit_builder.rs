@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
+use crate::message::identity::{Identity, Position};
 use crate::pipeline::Parts;
+use crate::pipeline::admission::last_version_key;
 use crate::pipeline::claim::RunRight;
 use crate::pipeline::delivery::Accepted;
 use crate::pipeline::options::Options;
@@ -18,6 +20,7 @@ use crate::saga::{Member, SagaEvent, SagaLogEntry, SagaState};
 use crate::state::Effects;
 use crate::store::commit::{Commit, Expected, HeldChange, RecordChange, SharedChange};
 use crate::store::held_message::{HeldMessage, HoldReason};
+use crate::store::unfinished::Unfinished;
 use crate::support::fault;
 
 /// Everything that decides what a run leaves behind, except the run itself.
@@ -50,7 +53,7 @@ impl<'a> CommitBuilder<'a> {
         };
         let (event, outcome) = self.judge(attempts, result, saga);
         let completed = matches!(outcome, Outcome::Completed { .. });
-        let expected = match Expected::of(right.epoch) {
+        let expected = match right.expected() {
             Expected::Absent if fault::mutated("mark-before-run") => Expected::Epoch(1),
             found => found,
         };
@@ -67,6 +70,8 @@ impl<'a> CommitBuilder<'a> {
             held_message: self.held_change(right, &outcome, attempts),
             ..self.empty_commit()
         });
+        self.remember_version(&mut commit, &outcome);
+        self.index(&mut commit, right);
         if let Some(prior) = prior {
             self.settle_prior(&mut commit, *prior, &outcome);
         }
@@ -126,10 +131,42 @@ impl<'a> CommitBuilder<'a> {
         history::append(&origin, found.map_or_else(Vec::new, |record| record.history.clone()), state, &entry)
     }
 
+    /// Brings the index of unfinished messages up to date with the record of `commit`.
+    pub(super) fn index(&self, commit: &mut Commit, right: &RunRight) {
+        let Some(after) = commit.record.put() else { return };
+        let before = right.found.as_deref();
+        if before.is_none() && after.state.has_ended() {
+            // The normal way: one run, and nothing is left behind.
+            return;
+        }
+        let Identity { record, message_key, .. } = &self.message.identity;
+        let unfinished = Unfinished { record: record.clone(), message_key: message_key.clone() };
+        let mut shared = commit.shared.take().unwrap_or_default();
+        unfinished.record_changes(before, after, &mut shared);
+        commit.shared = (*shared != SharedChange::default()).then_some(shared);
+    }
+
+    /// Has the version of a message outlive its record, where versions have no gaps: the next one
+    /// must find its predecessor, however long the entity was quiet.
+    fn remember_version(&self, commit: &mut Commit, outcome: &Outcome) {
+        let identity = &self.message.identity;
+        if let Some(Position::Version(version)) = identity.position
+            && self.options.strategy.gaps().is_some()
+            && !matches!(outcome, Outcome::Retry { .. })
+        {
+            let value = version.to_le_bytes().to_vec().into();
+            commit.effects.writes.insert(last_version_key(&identity.record), Some(value));
+        }
+    }
+
     /// Settles the effects that were made durable before the commit: they end with the message, or
     /// are retained for its next run.
     fn settle_prior(&self, commit: &mut Commit, prior: PriorEffects, outcome: &Outcome) {
-        let mut shared = self.saga_change(&prior, outcome).unwrap_or_default();
+        let mut shared = commit.shared.take().map_or_else(SharedChange::default, |shared| *shared);
+        if let Some(change) = self.saga_change(&prior, outcome) {
+            shared.reads.extend(change.reads);
+            shared.writes.extend(change.writes);
+        }
         for lock in &prior.held_locks {
             lock.release_in(&mut shared);
         }

@@ -28,6 +28,8 @@ pub(crate) struct Deferred {
     pub(crate) changed: Notify,
     /// Time of the message that was held last, in milliseconds since the Unix epoch.
     last_ms: AtomicU64,
+    /// Longest wait for a retry, and for another message, in milliseconds.
+    longest_ms: (u64, u64),
 }
 
 #[derive(Debug, Default)]
@@ -40,6 +42,9 @@ struct Waiting {
     slots: HashMap<HeldKey, Slot>,
     /// The redriven messages of each ordering key, in the order in which they were held.
     lanes: HashMap<String, BTreeSet<(u64, HeldKey)>>,
+    /// Time of the last look, in milliseconds since the Unix epoch; the latest one if times were
+    /// read from the store since.
+    looked_ms: u64,
 }
 
 /// Due at, held at (milliseconds since the Unix epoch), and the message; `None` sorts before all.
@@ -83,9 +88,12 @@ pub(crate) struct DeferredMessage<'a> {
 }
 
 impl Deferred {
-    pub(crate) fn new(max: usize) -> Self {
+    /// Returns the deferred messages of a consumer: at most `max`. No wait is longer than
+    /// `retry_ms` and `park_ms`, for a retry and for another message.
+    pub(crate) fn new(max: usize, retry_ms: u64, park_ms: u64) -> Self {
         Self {
             max,
+            longest_ms: (retry_ms.max(RETRY_AFTER_MS), park_ms),
             used: AtomicBool::new(false),
             waiting: Mutex::default(),
             changed: Notify::new(),
@@ -191,6 +199,7 @@ impl Deferred {
                 waiting.put(key, entry);
             }
         }
+        waiting.looked_ms = u64::MAX;
         self.changed.notify_one();
     }
 
@@ -198,6 +207,10 @@ impl Deferred {
     /// and the time at which the next one may run, in milliseconds since the Unix epoch.
     pub(crate) fn due(&self, now_ms: u64, room: usize) -> (Vec<Due>, Option<u64>) {
         let mut waiting = self.waiting.lock();
+        if now_ms < waiting.looked_ms && !fault::mutated("due-times-believed") {
+            waiting.shorten(now_ms, self.longest_ms);
+        }
+        waiting.looked_ms = now_ms;
         let due = waiting.due(now_ms, room);
         for due in &due {
             waiting.change(&due.key, |entry| entry.running = true);
@@ -315,6 +328,18 @@ impl Waiting {
         lane.first().is_some_and(|(_, first)| first == key)
     }
 
+    /// Cuts waits that are longer than any wait may be: their times were set by a clock that was
+    /// ahead.
+    fn shorten(&mut self, now_ms: u64, (retry_ms, park_ms): (u64, u64)) {
+        let latest = |longest_ms: u64| move |time_ms: u64| time_ms.min(now_ms.saturating_add(longest_ms));
+        for key in self.entries.keys().cloned().collect::<Vec<_>>() {
+            self.change(&key, |entry| {
+                entry.ready_ms = entry.ready_ms.map(latest(retry_ms));
+                entry.until_ms = entry.until_ms.map(latest(park_ms));
+            });
+        }
+    }
+
     /// Returns up to `room` messages that may run now: the first of each record of which none is
     /// running. So no message makes one before it stale, even if its own wait is over first.
     fn due(&self, now_ms: u64, room: usize) -> Vec<Due> {
@@ -402,7 +427,7 @@ mod tests {
 
     #[test]
     fn the_first_of_an_entity_goes_first_whosever_time_is_over() {
-        let kept = Deferred::new(10);
+        let kept = Deferred::new(10, u64::MAX, u64::MAX);
         parked(&kept, &[(3, 100), (2, 200)]);
         assert_eq!(kept.due(99, 9), (vec![], Some(100)));
         assert_eq!(due(&kept, 100), [(at("a", 2).held_key(), true)]);
@@ -413,7 +438,7 @@ mod tests {
 
     #[test]
     fn who_waits_behind_goes_once_the_one_before_has_ended() {
-        let kept = Deferred::new(10);
+        let kept = Deferred::new(10, u64::MAX, u64::MAX);
         parked(&kept, &[(2, 100), (3, 100)]);
         kept.park(&at("b", 2), 0, 100).expect("there is room");
         kept.settled(&at("a", 1));
@@ -426,7 +451,7 @@ mod tests {
 
     #[test]
     fn what_is_left_behind_may_learn_that_it_is_too_late() {
-        let kept = Deferred::new(10);
+        let kept = Deferred::new(10, u64::MAX, u64::MAX);
         parked(&kept, &[(2, 100), (9, 100)]);
         kept.settled(&at("a", 5));
         assert_eq!(due(&kept, 1), [(at("a", 2).held_key(), false)]);
@@ -437,7 +462,7 @@ mod tests {
 
     #[test]
     fn what_is_put_off_is_not_taken_early_and_holds_up_those_behind_it() {
-        let kept = Deferred::new(10);
+        let kept = Deferred::new(10, u64::MAX, u64::MAX);
         parked(&kept, &[(2, 100), (3, 100)]);
         assert_eq!(due(&kept, 100), [(at("a", 2).held_key(), true)]);
         kept.ended(&at("a", 2).held_key(), Some(500));
@@ -447,7 +472,7 @@ mod tests {
 
     #[test]
     fn what_is_found_at_the_start_goes_unless_it_is_early() {
-        let kept = Deferred::new(10);
+        let kept = Deferred::new(10, u64::MAX, u64::MAX);
         let hold_reason = HoldReason::Parked { awaits: 1, until_ms: 100 };
         let held_messages =
             [(2, false), (3, true)].map(|(version, early)| (held_message(&at("a", version), hold_reason, 7), early));
@@ -467,7 +492,7 @@ mod tests {
 
     #[test]
     fn parking_again_does_not_prolong_the_wait_and_too_many_are_put_off() {
-        let kept = Deferred::new(1);
+        let kept = Deferred::new(1, u64::MAX, u64::MAX);
         assert_eq!(kept.park(&at("a", 2), 0, 100), Ok(100));
         assert_eq!(kept.park(&at("a", 2), 0, 900), Ok(100));
         assert!(matches!(kept.park(&at("a", 3), 0, 100), Err(Outcome::Retry { .. })));
@@ -492,7 +517,7 @@ mod tests {
 
     #[test]
     fn the_redriven_of_a_lane_go_one_by_one_in_the_order_they_were_kept() {
-        let kept = Deferred::new(10);
+        let kept = Deferred::new(10, u64::MAX, u64::MAX);
         let lane = redriven(&[("b", 3), ("c", 1), ("a", 2)]);
         found(&kept, &lane[..2], Some("lane"));
         found(&kept, &redriven(&[("x", 9)]), None);
@@ -509,7 +534,7 @@ mod tests {
 
     #[test]
     fn what_is_redriven_while_it_is_on_its_way_runs_again() {
-        let kept = Deferred::new(10);
+        let kept = Deferred::new(10, u64::MAX, u64::MAX);
         let one = redriven(&[("a", 1)]);
         let redrive = || kept.redriven(one.iter().map(|(key, held_message)| in_lane(key, held_message, Some("lane"))));
         redrive();
@@ -521,8 +546,22 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_was_ahead_holds_nobody_up() {
+        let kept = Deferred::new(10, 50, 100);
+        let year_ms = 31_536_000_000;
+        assert_eq!(kept.due(year_ms, 9), (vec![], None));
+        parked(&kept, &[(2, year_ms + 100)]);
+        kept.found(redriven(&[("b", 3)]).iter().map(|(key, held_message)| in_lane(key, held_message, None)));
+        assert_eq!(kept.due(year_ms, 9).0.len(), 1);
+        kept.ended(&redriven(&[("b", 3)])[0].0, Some(year_ms + 50));
+        assert_eq!(kept.due(1_000, 9), (vec![], Some(1_100)), "the shortest longest wait is a second");
+        assert_eq!(due(&kept, 1_100), [(at("a", 2).held_key(), true)]);
+        assert_eq!(due(&kept, 2_000).len(), 1);
+    }
+
+    #[test]
     fn times_of_kept_messages_tell_their_order() {
-        let kept = Deferred::new(10);
+        let kept = Deferred::new(10, u64::MAX, u64::MAX);
         assert_eq!([kept.time(5), kept.time(5), kept.time(3), kept.time(9)], [5, 6, 7, 9]);
     }
 }

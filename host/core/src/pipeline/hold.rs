@@ -36,7 +36,8 @@ pub(super) enum Parked {
 
 impl Hold {
     pub(super) fn new(parts: Arc<Parts>, component: Arc<str>) -> Self {
-        let deferred = Deferred::new(parts.options.held_max);
+        let park_ms = parts.options.strategy.gaps().map_or(u64::MAX, |gaps| gaps.timeout_ms);
+        let deferred = Deferred::new(parts.options.held_max, parts.options.longest_delay_ms(), park_ms);
         Self { parts, component, deferred }
     }
 
@@ -111,7 +112,7 @@ impl Hold {
         // The answer may have come from the cache and be late: an operator may have had the message
         // redriven since.
         let found = self.parts.storage.record(record).await?;
-        let decision = admission.decision(found.as_ref(), &message.identity, None);
+        let decision = admission.decision(found.as_ref(), &message.identity, None).await?;
         if !matches!(decision, Decision::Replay(_) | Decision::Stale) {
             return Ok(());
         }
@@ -136,9 +137,11 @@ impl Hold {
 }
 
 impl IdempotentConsumer {
-    /// Accepts a held message, as [`accept`](Self::accept) accepts one that was delivered.
+    /// Accepts a held message, as [`accept`](Self::accept) accepts one that was delivered. It waits
+    /// for nothing here, neither for its retry nor for another owner: it has one of few places.
     pub(crate) fn accept_held(&self, held: HeldMessage, past_gap: bool) -> Accepted {
-        let mut accepted = self.accept(held.message, Handling::default());
+        let waits = fault::mutated("held-message-waits-in-its-place");
+        let mut accepted = self.accept(held.message, Handling { wait_in_flight: waits, retry_here: waits });
         (accepted.is_held, accepted.past_gap) = (true, past_gap);
         accepted
     }

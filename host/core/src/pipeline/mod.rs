@@ -12,6 +12,7 @@ pub(crate) mod commit_builder;
 pub(crate) mod compensate;
 pub(crate) mod deferred;
 pub(crate) mod delivery;
+pub(crate) mod give_up;
 pub(crate) mod hold;
 pub(crate) mod in_flight;
 pub(crate) mod invoke;
@@ -27,8 +28,8 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
-use crate::commit::committer::{Committer, Pending, Room};
-use crate::commit::overlay::{Overlay, StaleReads};
+use crate::commit::committer::{Committer, Pending};
+use crate::commit::overlay::{NotNow, Overlay, Reservation};
 use crate::message::Message;
 use crate::message::identity::Identity;
 use crate::message::key::{RecordKey, Scope};
@@ -41,7 +42,7 @@ use crate::pipeline::deferred::Deferred;
 use crate::pipeline::delivery::{Accepted, Handling};
 use crate::pipeline::hold::{Hold, Parked};
 use crate::pipeline::invoke::{Invoked, Invoker};
-use crate::pipeline::lanes::Lanes;
+use crate::pipeline::lanes::{LaneTicket, Lanes, Turn};
 use crate::pipeline::options::Options;
 use crate::pipeline::outcome::Outcome;
 use crate::pipeline::permit::{Permits, Permitted, RunPermit};
@@ -56,6 +57,15 @@ use crate::support::fault;
 
 /// Longest wait before a record that another owner works on is read again, in milliseconds.
 const POLL_INTERVAL_MS: u64 = 200;
+/// Conflicts after which a run reserves the order, so that its reads cannot change again.
+const CONFLICTS_MAX: u32 = 8;
+/// Longest pause before a run that has had that many conflicts, in milliseconds. The order is that
+/// of one processor: what several processors write, a reservation does not protect.
+const CONFLICT_PAUSE_MS: u64 = 100;
+/// Longest wait of a held message for its turn, in milliseconds: it has one of few places.
+const HELD_TURN_MS: u64 = 5_000;
+/// Delay before a held message that has not got its turn asks for it again, in milliseconds.
+const HELD_AGAIN_MS: u64 = 1_000;
 
 /// The parts of a consumer.
 pub struct Parts {
@@ -114,6 +124,13 @@ enum Attempt {
     RecordChanged,
     /// The reads of the run have changed, or its retry is due here: run the message again.
     RunAgain,
+}
+
+/// A commit that has its place in the order.
+pub(crate) struct Sequenced {
+    pub(crate) pending: Pending,
+    /// The store may still refuse the commit, and send its message back to the start.
+    may_be_refused: bool,
 }
 
 impl IdempotentConsumer {
@@ -237,9 +254,15 @@ impl Pipeline {
         if let Some(unidentified) = message.unidentified.take() {
             return Box::pin(self.hold.refuse(message, unidentified.to_string())).await;
         }
+        // Kept until nothing can send the message back to the start: it would run behind its
+        // successors.
+        let mut turn = None;
         loop {
-            let step = match self.admit(message).await? {
-                Admitted::Run(mut right) => self.run(message, &mut right).await?,
+            if fault::mutated("turn-lost-while-waiting") {
+                turn = None;
+            }
+            let step = match self.admit(message, &mut turn).await? {
+                Admitted::Run(mut right) => self.run(message, &mut right, &mut turn).await?,
                 Admitted::NotRun(NotRun::Answered(outcome)) => self.answer(message, outcome).await?,
                 Admitted::NotRun(NotRun::Mismatch) => Step::Ended(Box::pin(self.hold.mismatch(message)).await?),
                 Admitted::NotRun(NotRun::Park { awaits }) => {
@@ -256,19 +279,34 @@ impl Pipeline {
     }
 
     /// Waits for the message's turn in its lane, then asks whether it may run.
-    async fn admit(&self, message: &mut Accepted) -> Result<Admitted, StoreError> {
+    async fn admit(&self, message: &mut Accepted, turn: &mut Option<Turn>) -> Result<Admitted, StoreError> {
         if !message.handling.wait_in_flight && self.admission.is_in_flight(message) {
             return Ok(Admitted::NotRun(NotRun::Answered(Outcome::InFlight { after_ms: 0 })));
         }
-        let turn = match message.ticket.take() {
-            Some(ticket) => {
-                let in_a_slot = fault::mutated("turn-waited-for-in-a-place");
-                let _slot = if in_a_slot { Some(self.permits.slot().await) } else { None };
+        if let Some(ticket) = message.ticket.take() {
+            let in_a_slot = fault::mutated("turn-waited-for-in-a-place");
+            let _slot = if in_a_slot { Some(self.permits.slot().await) } else { None };
+            *turn = if message.is_held && !fault::mutated("held-message-waits-for-its-turn") {
+                Box::pin(self.turn_of_held(ticket)).await
+            } else {
                 Some(ticket.turn().await)
+            };
+            if turn.is_none() {
+                return Ok(Admitted::NotRun(NotRun::Answered(Outcome::InFlight { after_ms: HELD_AGAIN_MS })));
             }
-            None => None,
-        };
-        self.admission.admit(message, turn).await
+        }
+        self.admission.admit(message).await
+    }
+
+    /// Waits for the turn of a held message, but not for long.
+    async fn turn_of_held(&self, ticket: LaneTicket) -> Option<Turn> {
+        tokio::select! {
+            biased;
+            turn = ticket.turn() => Some(turn),
+            // Evaluated only when it is waited for: with a clock that a test turns, a sleep ends at
+            // once.
+            () = async { self.parts.clock.sleep(HELD_TURN_MS).await } => None,
+        }
     }
 
     /// Ends a message with the outcome that its record, or its run elsewhere, gives it.
@@ -299,9 +337,9 @@ impl Pipeline {
 
     /// Runs the message until it has an outcome: again after a conflict, and after the delay of a
     /// retry.
-    async fn run(&self, message: &Accepted, right: &mut RunRight) -> Result<Step, StoreError> {
+    async fn run(&self, message: &Accepted, right: &mut RunRight, turn: &mut Option<Turn>) -> Result<Step, StoreError> {
         loop {
-            match self.attempt(message, right).await? {
+            match self.attempt(message, right, turn).await? {
                 Attempt::Ended(outcome) => return Ok(Step::Ended(outcome)),
                 Attempt::RecordChanged => return Ok(Step::AdmitAgain),
                 Attempt::RunAgain => {}
@@ -310,7 +348,12 @@ impl Pipeline {
     }
 
     /// Makes one attempt: permit, claim, invoke, sequence, commit, settle.
-    async fn attempt(&self, message: &Accepted, right: &mut RunRight) -> Result<Attempt, StoreError> {
+    async fn attempt(
+        &self,
+        message: &Accepted,
+        right: &mut RunRight,
+        turn: &mut Option<Turn>,
+    ) -> Result<Attempt, StoreError> {
         if right.due_ms > 0
             && let Some(put_off) = Box::pin(self.wait_until_due(message, right)).await
         {
@@ -323,9 +366,12 @@ impl Pipeline {
             Permitted::Run(permit) => permit,
             Permitted::PutOff(outcome) => return Ok(Attempt::Ended(outcome)),
         };
+        // Before the claim: a suspect may wait for longer than a claim lasts.
+        let _alone = if right.deaths > 0 { Some(Box::pin(self.invoker.suspects()).await) } else { None };
         if self.claims.are_needed() && !Box::pin(self.claims.take(message, right)).await? {
             return Ok(Attempt::RecordChanged);
         }
+        let reservation = if right.conflicts >= CONFLICTS_MAX { Box::pin(self.reserve(message)).await } else { None };
         let reading = self.overlay.begin();
         let Invoked::Run(run) = self.invoker.invoke(&self.claims, message, right).await? else {
             return Ok(Attempt::RecordChanged);
@@ -336,22 +382,22 @@ impl Pipeline {
         let Built { mut commit, outcome } = builder.build(right, run);
         self.hold.stamp(&mut commit);
         let record = commit.record.put().expect("a run always leaves a record").clone();
-        let room = self.parts.committer.room(&commit).await;
-        let Ok(pending) = self.sequence(commit, room) else {
+        let Some(sequenced) = self.sequence(commit, right.is_claimed, reservation.as_ref()).await else {
             return Ok(self.conflict(right));
         };
-        drop(reading);
+        drop((reading, reservation));
         let RunPermit { slot, breaker } = permit;
         // Only now: a run whose reads were stale says nothing about the processor.
         if let (Some(breaker), Some(call_result)) = (breaker, call_result) {
             breaker.ended(call_result, ended_ms, 1);
         }
         let is_retry = matches!(outcome, Outcome::Retry { .. });
-        if !is_retry || fault::mutated("turn-passed-at-a-retry") {
+        let comes_back = sequenced.may_be_refused && !fault::mutated("turn-passed-before-the-verdict");
+        if !(is_retry || comes_back) || fault::mutated("turn-passed-at-a-retry") {
             // The next message of the lane may run: it sees these effects in the overlay.
-            right.turn = None;
+            *turn = None;
         }
-        let verdict = pending.durable().await?;
+        let verdict = sequenced.pending.durable().await?;
         if is_retry && fault::mutated("retry-holds-place") {
             std::mem::forget(slot);
         } else {
@@ -380,12 +426,41 @@ impl Pipeline {
         }
     }
 
-    /// Checks that the reads of the run still hold, and gives the commit its place in the order. A
-    /// failed run is checked, too: the data on which it failed may have changed since. No other
-    /// commit of this processor is sequenced in between.
-    pub(crate) fn sequence(&self, commit: Box<Commit>, room: Room) -> Result<Pending, StaleReads> {
-        let mut turn = self.overlay.turn(&commit.reads)?;
-        Ok(self.parts.committer.submit_in_turn(commit, room, &self.overlay, &mut turn))
+    /// Reserves the order for a run that has had too many conflicts.
+    async fn reserve(&self, message: &Accepted) -> Option<Reservation> {
+        if fault::mutated("conflicts-without-end") {
+            return None;
+        }
+        let pause_ms = message.identity.message_key.seed() % CONFLICT_PAUSE_MS;
+        self.parts.clock.sleep(pause_ms).await;
+        Some(self.overlay.reserve().await)
+    }
+
+    /// Waits for room, checks that the reads of the run still hold, and gives the commit its place
+    /// in the order; returns `None` if the reads have changed. A failed run is checked, too: the
+    /// data on which it failed may have changed since. No other commit of this processor is
+    /// sequenced in between. `is_fenced`: another owner may take the record over meanwhile.
+    pub(crate) async fn sequence(
+        &self,
+        commit: Box<Commit>,
+        is_fenced: bool,
+        reservation: Option<&Reservation>,
+    ) -> Option<Sequenced> {
+        loop {
+            let room = self.parts.committer.room(&commit).await;
+            match self.overlay.turn(&commit.reads, is_fenced || commit.may_be_refused(), reservation) {
+                Ok(mut turn) => {
+                    let may_be_refused = turn.may_be_refused;
+                    let pending = self.parts.committer.submit_in_turn(commit, room, &self.overlay, &mut turn);
+                    return Some(Sequenced { pending, may_be_refused });
+                }
+                Err(NotNow::StaleReads) => return None,
+                Err(NotNow::Reserved) => {}
+            }
+            // Without the room: the run that has reserved the order needs some, too.
+            drop(room);
+            Box::pin(self.overlay.unreserved()).await;
+        }
     }
 
     /// Ends an attempt whose commit has its verdict.
@@ -410,7 +485,8 @@ impl Pipeline {
         }
         match verdict {
             Verdict::Committed if is_retry && message.handling.retry_here => {
-                right.next_attempt(record);
+                let due_ms = record.due_ms(self.parts.clock.now_ms(), self.parts.options.longest_delay_ms());
+                right.next_attempt(record, due_ms);
                 Attempt::RunAgain
             }
             Verdict::Committed => {
@@ -432,6 +508,7 @@ impl Pipeline {
     fn conflict(&self, right: &mut RunRight) -> Attempt {
         self.parts.metrics.conflict(&self.parts.scope);
         right.ran_before = true;
+        right.conflicts += 1;
         Attempt::RunAgain
     }
 

@@ -122,6 +122,11 @@ impl Options {
         self.retention_ms.saturating_add(horizon_ms)
     }
 
+    /// Returns the longest delay before an attempt, in milliseconds.
+    pub(crate) fn longest_delay_ms(&self) -> u64 {
+        self.backoff_max_ms.max(self.retry_after_max_ms)
+    }
+
     /// Returns the delay before the attempt after `attempt`, in milliseconds: what the processor
     /// asked for, within `retry_after_max_ms`, or the backoff.
     pub(crate) fn retry_delay_ms(&self, key: &RecordKey, attempt: u32, asked_ms: Option<u64>) -> u64 {

@@ -8,8 +8,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::message::fingerprint::Fingerprint;
 use crate::message::identity::Position;
+use crate::message::key::RecordKey;
 use crate::support::fault;
 use bytes::Bytes;
+
+/// Difference between clocks that is taken for an ordinary one, in milliseconds. A time further
+/// ahead was written by a clock that was wrong.
+pub(crate) const CLOCK_SKEW_MS: u64 = 60_000;
 
 /// Answer of a completed message; stored, and replayed byte for byte to duplicates.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -184,6 +189,42 @@ pub struct IllegalRecordEvent {
 }
 
 impl Record {
+    /// Returns `true` if this is the record of the message whose own key is `message_key`, and not
+    /// of another message of the entity. `record` is the key of the record.
+    pub(crate) fn is_of(&self, record: &RecordKey, message_key: &RecordKey) -> bool {
+        fault::mutated("saga-touches-any-record")
+            || match &self.position {
+                None => record == message_key,
+                Some(position) => position.message_key(record) == *message_key,
+            }
+    }
+
+    /// Returns the time at which the next attempt is due, in milliseconds since the Unix epoch; 0
+    /// if none is awaited. `longest_ms`: the longest delay by the policy. A time that was written
+    /// by a clock that was ahead, or under another policy, does not hold the message up.
+    pub(crate) fn due_ms(&self, now_ms: u64, longest_ms: u64) -> u64 {
+        match &self.state {
+            RecordState::RetryDue { at_ms, .. } if fault::mutated("due-times-believed") => *at_ms,
+            RecordState::RetryDue { .. } if self.is_from_the_future(now_ms) => 0,
+            RecordState::RetryDue { at_ms, .. } => (*at_ms).min(self.changed_ms.saturating_add(longest_ms)),
+            _ => 0,
+        }
+    }
+
+    /// Returns the time for which an owner other than `owner` holds a live claim, in milliseconds.
+    /// `lease_ms`: the duration of a claim.
+    pub(crate) fn claimed_by_another_ms(&self, owner: &str, now_ms: u64, lease_ms: u64) -> Option<u64> {
+        let RecordState::InProgress { owner: holder, lease_end_ms } = &self.state else { return None };
+        let ahead = self.changed_ms > now_ms.saturating_add(lease_ms.saturating_add(CLOCK_SKEW_MS));
+        let ahead = ahead && !fault::mutated("due-times-believed");
+        (holder != owner && *lease_end_ms > now_ms && !ahead).then(|| lease_end_ms - now_ms)
+    }
+
+    /// Returns whether the record was written by a clock that was ahead of today's.
+    fn is_from_the_future(&self, now_ms: u64) -> bool {
+        self.changed_ms > now_ms.saturating_add(CLOCK_SKEW_MS)
+    }
+
     /// Returns `true` if its retention is over: a message under its key counts as new.
     pub fn has_expired(&self, now_ms: u64) -> bool {
         let over = |expires_ms| expires_ms <= now_ms || fault::mutated("record-expires-at-once");
@@ -205,19 +246,15 @@ impl RecordState {
         }
     }
 
+    /// Returns `true` if no run of the message follows: it has ended, or is being compensated.
+    pub(crate) fn has_ended(&self) -> bool {
+        !matches!(self, Self::InProgress { .. } | Self::RetryDue { .. })
+    }
+
     /// Returns `true` if the message has ended: its record may be cached, and it may expire.
     pub fn is_terminal(&self) -> bool {
         let open = matches!(self, Self::RetryDue { .. }) && fault::mutated("open-counts-as-ended");
         open || matches!(self, Self::Completed { .. } | Self::DeadLettered { .. } | Self::Compensated { .. })
-    }
-
-    /// Returns the time at which the next attempt is due, in milliseconds since the Unix epoch; 0
-    /// if none is awaited.
-    pub(crate) fn due_ms(&self) -> u64 {
-        match self {
-            Self::RetryDue { at_ms, .. } => *at_ms,
-            _ => 0,
-        }
     }
 
     /// Returns the error of a message that failed.

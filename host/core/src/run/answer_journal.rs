@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::message::key::RecordKey;
 use crate::run::checkpoint::Checkpoints;
 use crate::run::outbound::OutboundResponse;
 use crate::run::outbound_call::CALLS_MAX;
 use crate::state::RESERVED;
+use crate::store::IdempotencyStorage;
 use crate::support::error::StoreError;
 
 /// Answers by the index of their call.
@@ -23,9 +25,24 @@ pub(crate) struct Answered {
     pub(crate) response: OutboundResponse,
 }
 
+/// Returns the state keys of all journalled answers of a message.
+pub(crate) async fn journalled_answers(
+    storage: &dyn IdempotencyStorage,
+    message_key: &RecordKey,
+) -> Result<Vec<String>, StoreError> {
+    let view = storage.view(&message_key.scope);
+    let (start, end) = (journal_key(message_key, 0), journal_key(message_key, CALLS_MAX));
+    let entries = view.scan(&start, Some(&end), CALLS_MAX as usize).await?;
+    Ok(entries.into_iter().map(|(key, ..)| key).collect())
+}
+
+fn journal_key(message_key: &RecordKey, index: u32) -> String {
+    format!("{RESERVED}call/{:032x}/{index:06}", message_key.digest())
+}
+
 impl Checkpoints {
     pub(crate) fn journal_key(&self, index: u32) -> String {
-        format!("{RESERVED}call/{:032x}/{index:06}", self.identity.message_key.digest())
+        journal_key(&self.identity.message_key, index)
     }
 
     pub(crate) async fn read_journal(&self) -> Result<Journal, StoreError> {

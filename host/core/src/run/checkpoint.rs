@@ -291,7 +291,7 @@ impl Checkpoints {
     /// Returns index and status of each journalled answer, in order.
     async fn journalled(&self, ran_before: bool) -> Result<Vec<(u32, u16)>, StoreError> {
         let mut journal = self.journal.lock().await;
-        if journal.is_none() && ran_before && self.parts.outbound.is_some() {
+        if journal.is_none() && ran_before {
             *journal = Some(self.read_journal().await?);
         }
         // A journal is ordered by index.

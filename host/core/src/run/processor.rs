@@ -21,6 +21,10 @@ pub struct Invocation {
     pub attempt: u32,
     /// Randomness, derived from the record's key: the same on every re-run.
     pub seed: u64,
+    /// Key of the outbound call that took the step, in a compensation: the service knows the call
+    /// by it. `None` in a run of the message, and where a step was registered by an earlier version
+    /// of the host.
+    pub step_key: Option<String>,
 }
 
 /// Processes messages.

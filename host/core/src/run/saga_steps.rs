@@ -2,11 +2,13 @@
 //! joins a saga by name. Each is an event of the saga's log, durable when the call returns. A
 //! re-run finds the steps that it registered before.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 
 use crate::message::Message;
 use crate::run::checkpoint::{Checkpoints, RunIdentity};
-use crate::run::failure::ContextError;
+use crate::run::failure::{ContextError, Failure};
 use crate::saga::log::ReadSaga;
 use crate::saga::{Member, SagaEvent, SagaId, SagaLogEntry, SagaState};
 use crate::store::commit::{Commit, Verdict};
@@ -27,6 +29,8 @@ pub(super) struct SagaProgress {
     /// Index of the next step that a re-run may find: those before it were found, or belong to
     /// other members.
     next_step: usize,
+    /// The run has registered a step, or found one that it had registered: it may take it.
+    takes_steps: bool,
     /// The processor wants the saga completed.
     pub(super) completes: bool,
 }
@@ -43,7 +47,7 @@ impl SagaProgress {
     /// fails the run when the saga is first used.
     pub(super) fn of(message: &Message) -> Self {
         let named = message.extensions.get("saga").and_then(|name| SagaId::named(name).ok());
-        Self { named, read: None, next_step: 0, completes: false }
+        Self { named, read: None, next_step: 0, takes_steps: false, completes: false }
     }
 
     /// Looks for a step among those that earlier runs of the message registered.
@@ -70,16 +74,19 @@ impl Checkpoints {
         }
         let member = read.saga.member(&self.identity.message_key);
         if let StepRequest::Registered(index) = progress.find(member, name, &payload) {
-            progress.next_step = index + 1;
+            (progress.next_step, progress.takes_steps) = (index + 1, true);
             return Ok(());
         }
         if fault::mutated("step-not-durable") {
             return Ok(());
         }
         fault::point("step-called");
+        progress.takes_steps = true;
         self.append(&mut progress, |checkpoints, read| {
             let (member, joined) = checkpoints.joining(read);
-            let registered = SagaEvent::Registered { member, step: name.to_owned(), payload: payload.clone() };
+            let call = checkpoints.calls.load(Ordering::Relaxed);
+            let registered =
+                SagaEvent::StepRegistered { member, step: name.to_owned(), payload: payload.clone(), call };
             joined.into_iter().chain([registered]).collect()
         })
         .await?;
@@ -124,7 +131,7 @@ impl Checkpoints {
             let text = format!("the message is a member of the saga {} already: it joins no other", self.id(&progress));
             return Err(ContextError::Saga(text));
         }
-        *progress = SagaProgress { named: Some(id), read: None, next_step: 0, completes: progress.completes };
+        progress.named = Some(id);
         // A saga that is being compensated accepts no members: fail now, not at the first step.
         self.forward(&mut progress).await.map(drop)
     }
@@ -143,9 +150,8 @@ impl Checkpoints {
         progress: &mut SagaProgress,
         ran_before: bool,
     ) -> Result<Option<ReadSaga>, StoreError> {
-        let may_have_steps = ran_before && !self.parts.steps.is_empty();
-        if progress.read.is_none() && (progress.named.is_some() || may_have_steps) {
-            progress.read = Some(self.parts.log.read(&self.id(progress)).await?);
+        if progress.read.is_none() && (progress.named.is_some() || ran_before) {
+            progress.read = Some(self.read(progress).await?);
         }
         Ok(progress.read.take().filter(|read| read.id.is_named() || read.saga.events > 0))
     }
@@ -153,7 +159,7 @@ impl Checkpoints {
     /// Returns the run's saga, read at its first use. Fails if it no longer goes forward.
     async fn forward<'a>(&self, progress: &'a mut SagaProgress) -> Result<&'a ReadSaga, ContextError> {
         if progress.read.is_none() {
-            progress.read = Some(self.parts.log.read(&self.id(progress)).await?);
+            progress.read = Some(self.read(progress).await?);
         }
         let read = progress.read.as_ref().expect("it was read");
         if read.saga.state.is_forward() {
@@ -182,12 +188,52 @@ impl Checkpoints {
             let commit = Commit { shared: Some(Box::new(shared)), ..self.empty_commit() };
             let verdict = self.write(commit).await?;
             // Read again: the log has this append now, or that of another member.
-            progress.read = Some(self.parts.log.read(&self.id(progress)).await?);
+            progress.read = Some(self.read(progress).await?);
             if verdict == Verdict::Committed {
                 return Ok(());
             }
         }
-        Err(ContextError::Saga(format!("the saga {} changes too often", self.id(progress))))
+        let text =
+            format!("the saga {} changes too often: {APPENDS_MAX} times another message was faster", self.id(progress));
+        self.fail(Failure::retry(text));
+        Err(ContextError::Lost)
+    }
+
+    /// Re-opens the steps of the message that were compensated while this run was under way: it may
+    /// have taken them afterwards.
+    pub(crate) async fn reopen_steps(&self) -> Result<(), StoreError> {
+        let progress = self.saga.lock().await;
+        if !progress.takes_steps || fault::mutated("steps-stay-compensated") {
+            return Ok(());
+        }
+        let id = self.id(&progress);
+        for _ in 0..APPENDS_MAX {
+            if self.parts.log.state(&id).await?.is_none_or(|state| state.is_forward() || state == SagaState::Completed)
+            {
+                return Ok(());
+            }
+            let read = self.parts.log.read(&id).await?;
+            let Some(member) = read.saga.member(&self.identity.message_key) else { return Ok(()) };
+            if !read.saga.has_compensated(member) {
+                return Ok(());
+            }
+            let reopened = SagaLogEntry { event: SagaEvent::Reopened { member }, at_ms: self.parts.clock.now_ms() };
+            let (shared, _) = read.append(&[reopened], u64::MAX).expect("steps of the member are compensated");
+            let commit = Commit { shared: Some(Box::new(shared)), ..self.empty_commit() };
+            // Not fenced: the run may have lost its claim, and its steps are in the world.
+            if self.parts.committer.submit(commit).durable().await? == Verdict::Committed {
+                self.parts.committer.wake_compensator();
+                return Ok(());
+            }
+        }
+        Err(StoreError::Io("the log of a saga changes too often".into()))
+    }
+
+    /// Reads the run's saga. A saga of the message's own that has ended counts as absent: it was of
+    /// a message that the host has forgotten since.
+    async fn read(&self, progress: &SagaProgress) -> Result<ReadSaga, StoreError> {
+        let id = self.id(progress);
+        if id.is_named() { self.parts.log.read(&id).await } else { self.parts.log.read_own(&id).await }
     }
 
     /// Returns the number of this message in the saga, and the event by which it joins if it has

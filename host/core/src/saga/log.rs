@@ -1,7 +1,8 @@
 //! Logs of sagas, stored in the state that no processor owns: an event commits with the rest of its
 //! commit, on every store. Appends are checked: a writer that read an outdated log appends nothing.
 //!
-//! Keys: `saga/head/<id>` says that the saga exists and guards its appends.
+//! Keys: `saga/member/<digest of a message's own key>` is the id of the named saga that the message
+//! has joined. `saga/head/<id>` says that the saga exists and guards its appends.
 //! `saga/event/<length><id>/<number>` are its events. `saga/undo/<id>` exists while the saga is
 //! being compensated or is stuck. `saga/ended/<when>/<id>` exists once the saga may be removed at
 //! that time.
@@ -11,12 +12,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::message::key::Scope;
-use crate::saga::{IllegalSagaEvent, Saga, SagaId, SagaLogEntry, SagaState};
+use crate::message::key::{RecordKey, Scope};
+use crate::saga::{IllegalSagaEvent, Saga, SagaEvent, SagaId, SagaLogEntry, SagaState};
 use crate::state::{StateView, Version};
 use crate::store::IdempotencyStorage;
 use crate::store::commit::SharedChange;
 use crate::support::error::StoreError;
+use crate::support::fault;
 
 const HEADS: &str = "saga/head/";
 const UNDOS: &str = "saga/undo/";
@@ -39,6 +41,9 @@ pub struct ReadSaga {
     pub saga: Saga,
     /// Version that guards the append.
     version: Version,
+    /// Number of events of an earlier saga of the same id, which has ended: the next append
+    /// replaces them.
+    past_events: u32,
 }
 
 /// Saga in a listing.
@@ -65,7 +70,30 @@ impl SagaLog {
         let (version, _) = self.view.get(&head(id)).await?;
         let entries = if version == 0 { Vec::new() } else { self.events(id).await? };
         let saga = Saga::replay(&entries).map_err(|error| damaged(id, &error))?;
-        Ok(ReadSaga { id: id.clone(), saga, version })
+        Ok(ReadSaga { id: id.clone(), saga, version, past_events: 0 })
+    }
+
+    /// Reads the saga of one message alone. A saga that has ended counts as absent: it was of a
+    /// message that the host has forgotten since, by its retention or by an operator.
+    pub(crate) async fn read_own(&self, id: &SagaId) -> Result<ReadSaga, StoreError> {
+        let read = self.read(id).await?;
+        if !read.saga.state.has_ended() || fault::mutated("ended-saga-stays") {
+            return Ok(read);
+        }
+        Ok(ReadSaga { past_events: read.saga.events, saga: Saga::default(), ..read })
+    }
+
+    /// Returns the state of a saga, or `None` if there is no such saga.
+    pub(crate) async fn state(&self, id: &SagaId) -> Result<Option<SagaState>, StoreError> {
+        let (_, head) = self.view.get(&head(id)).await?;
+        head.map(|head| SagaListing::of(id.clone(), &head).map(|listing| listing.state)).transpose()
+    }
+
+    /// Returns the named saga of which a message is a member.
+    pub(crate) async fn saga_of(&self, message_key: &RecordKey) -> Result<Option<SagaId>, StoreError> {
+        let (_, id) = self.view.get(&member(message_key)).await?;
+        let parsed = |id: Bytes| std::str::from_utf8(&id).ok().and_then(|id| id.parse().ok());
+        id.map(|id| parsed(id).ok_or_else(|| damaged(&SagaId::of_message(message_key), &"no saga"))).transpose()
     }
 
     /// Returns a saga's whole log, oldest entry first.
@@ -131,16 +159,21 @@ impl SagaListing {
 
 impl ReadSaga {
     /// Returns the change that appends `entries`, if no other writer has appended since. A saga
-    /// that has ended with it is retained until `expires_ms` (since the Unix epoch); the log of a
-    /// saga that ended before does not grow.
+    /// that has ended with it is retained until `expires_ms` (since the Unix epoch).
     pub fn append(&self, entries: &[SagaLogEntry], expires_ms: u64) -> Result<(SharedChange, Saga), IllegalSagaEvent> {
         let mut saga = self.saga.clone();
         let mut writes = BTreeMap::new();
         for entry in entries {
             let value = postcard::to_stdvec(entry).expect("an event of a saga can be encoded");
             writes.insert(event(&self.id, saga.events), Some(value.into()));
+            if let SagaEvent::Joined(joined) = &entry.event
+                && self.id.is_named()
+            {
+                writes.insert(member(&joined.message_key), Some(Bytes::copy_from_slice(self.id.as_str().as_bytes())));
+            }
             saga.apply(entry)?;
         }
+        writes.extend((saga.events..self.past_events).map(|number| (event(&self.id, number), None)));
         let value = postcard::to_stdvec(&(saga.state, saga.changed_ms)).expect("two numbers can be encoded");
         writes.insert(head(&self.id), Some(value.into()));
         let (was, is) = (self.saga.state, saga.state);
@@ -150,7 +183,7 @@ impl ReadSaga {
             _ => {}
         }
         if is.has_ended() {
-            writes.insert(format!("{ENDED}{expires_ms:013}/{}", self.id), Some(Bytes::new()));
+            writes.insert(ended(expires_ms, &self.id), Some(Bytes::new()));
         }
         Ok((SharedChange { reads: self.guard(), writes }, saga))
     }
@@ -158,10 +191,18 @@ impl ReadSaga {
     /// Returns the change that removes the saga, and its entry under the time `expired_ms`, if
     /// given.
     pub fn forget(&self, expired_ms: Option<u64>) -> SharedChange {
-        let events = (0..self.saga.events).map(|number| event(&self.id, number));
-        let ended = expired_ms.map(|expires_ms| format!("{ENDED}{expires_ms:013}/{}", self.id));
-        let keys = events.chain([head(&self.id), format!("{UNDOS}{}", self.id)]).chain(ended);
+        let events = (0..self.saga.events.max(self.past_events)).map(|number| event(&self.id, number));
+        let ended = expired_ms.map(|expires_ms| ended(expires_ms, &self.id));
+        let members = self.saga.members.iter().filter(|_| self.id.is_named());
+        let members = members.map(|joined| member(&joined.message_key));
+        let keys = events.chain([head(&self.id), format!("{UNDOS}{}", self.id)]).chain(members).chain(ended);
         SharedChange { reads: self.guard(), writes: keys.map(|key| (key, None)).collect() }
+    }
+
+    /// Returns the change that removes only the entry under the time `expired_ms`: the saga has
+    /// been opened again since, or is another one.
+    pub(crate) fn stays(&self, expired_ms: u64) -> SharedChange {
+        SharedChange { reads: self.guard(), writes: BTreeMap::from([(ended(expired_ms, &self.id), None)]) }
     }
 
     /// Returns the change that only checks that no other writer has appended since.
@@ -176,6 +217,19 @@ impl ReadSaga {
 
 fn is_unsettled(state: SagaState) -> bool {
     matches!(state, SagaState::Compensating | SagaState::Stuck)
+}
+
+/// Latest time in the index of ended sagas, in milliseconds since the Unix epoch: the year 2286.
+/// Its entries are ordered as texts of 13 digits.
+const LATEST_MS: u64 = 9_999_999_999_999;
+
+fn ended(expires_ms: u64, id: &SagaId) -> String {
+    let latest_ms = if fault::mutated("times-of-any-length") { u64::MAX } else { LATEST_MS };
+    format!("{ENDED}{:013}/{id}", expires_ms.min(latest_ms))
+}
+
+fn member(message_key: &RecordKey) -> String {
+    format!("saga/member/{:032x}", message_key.digest())
 }
 
 fn head(id: &SagaId) -> String {

@@ -105,7 +105,8 @@ pub struct SagaLogEntry {
 pub enum SagaEvent {
     /// A message takes part in the saga; members are counted from 0.
     Joined(Box<Member>),
-    /// A step is about to be taken; steps are counted from 0.
+    /// A step is about to be taken; steps are counted from 0. Written by earlier versions of the
+    /// host, which did not know the step's call.
     Registered {
         /// Member that takes the step.
         member: u32,
@@ -169,6 +170,24 @@ pub enum SagaEvent {
     },
     /// Every step is compensated, and the record of the message that failed says so.
     Ended,
+    // Stores write the number of an event: new ones are added here, at the end.
+    /// A step is about to be taken; steps are counted from 0.
+    StepRegistered {
+        /// Member that takes the step.
+        member: u32,
+        /// Name of the step.
+        step: String,
+        /// Input of the step's compensation.
+        payload: Bytes,
+        /// Index of the outbound call that takes the step: the first one after the registration.
+        call: u32,
+    },
+    /// A run of the member has ended while its steps were being compensated: it may have taken
+    /// them after their compensation. They are compensated once more.
+    Reopened {
+        /// Member that may have taken the steps.
+        member: u32,
+    },
 }
 
 impl SagaEvent {
@@ -176,7 +195,7 @@ impl SagaEvent {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Joined(_) => "joined",
-            Self::Registered { .. } => "registered",
+            Self::Registered { .. } | Self::StepRegistered { .. } => "registered",
             Self::PivotPassed { .. } => "pivot-passed",
             Self::Completed => "completed",
             Self::CompensationStarted { .. } => "compensation-started",
@@ -187,6 +206,7 @@ impl SagaEvent {
             Self::Skipped { .. } => "skipped",
             Self::Resolved { .. } => "resolved",
             Self::Ended => "ended",
+            Self::Reopened { .. } => "reopened",
         }
     }
 }
@@ -257,14 +277,34 @@ pub struct Step {
     pub name: String,
     /// Input of the step's compensation.
     pub payload: Bytes,
+    /// Index of the outbound call that takes the step, if it is known.
+    pub call: Option<u32>,
     /// State of the step.
     pub state: StepState,
+    /// Number of times that the step was opened again after its compensation.
+    pub reopened: u32,
     /// Failed attempts to compensate the step since its compensation was last requested.
     pub attempts: u32,
     /// Earliest time to compensate the step, in milliseconds since the Unix epoch.
     pub due_ms: u64,
     /// Error of the last compensation that failed.
     pub error: Option<String>,
+}
+
+impl Step {
+    fn registered(member: u32, name: &str, payload: &Bytes, call: Option<u32>) -> Self {
+        Self {
+            member,
+            name: name.to_owned(),
+            payload: payload.clone(),
+            call,
+            state: StepState::Registered,
+            reopened: 0,
+            attempts: 0,
+            due_ms: 0,
+            error: None,
+        }
+    }
 }
 
 /// State of a step.
@@ -335,16 +375,18 @@ impl Saga {
                 self.state
             }
             (SagaEvent::Registered { member, step, payload }, Open) if known(member) => {
-                self.steps.push(Step {
-                    member: *member,
-                    name: step.clone(),
-                    payload: payload.clone(),
-                    state: StepState::Registered,
-                    attempts: 0,
-                    due_ms: 0,
-                    error: None,
-                });
+                self.steps.push(Step::registered(*member, step, payload, None));
                 Open
+            }
+            (SagaEvent::StepRegistered { member, step, payload, call }, Open) if known(member) => {
+                self.steps.push(Step::registered(*member, step, payload, Some(*call)));
+                Open
+            }
+            (SagaEvent::Reopened { member }, Compensating | Stuck | Compensated | Resolved)
+                if self.has_compensated(*member) =>
+            {
+                self.reopen(*member);
+                if self.state == Stuck { Stuck } else { Compensating }
             }
             (SagaEvent::PivotPassed { member }, Open | Pivoted) if known(member) => Pivoted,
             (SagaEvent::Completed, Open | Pivoted) => Completed,
@@ -366,17 +408,17 @@ impl Saga {
                 (step.attempts, step.error) = (step.attempts + 1, Some(error.clone()));
                 Stuck
             }
-            (SagaEvent::Retried { .. }, Stuck) => {
+            (SagaEvent::Retried { .. }, Stuck | Compensating) => {
                 if let Some(step) = next.and_then(|step| self.steps.get_mut(step as usize)) {
                     (step.attempts, step.due_ms) = (0, 0);
                 }
                 Compensating
             }
-            (SagaEvent::Skipped { step, .. }, Stuck) if Some(*step) == next => {
+            (SagaEvent::Skipped { step, .. }, Stuck | Compensating) if Some(*step) == next => {
                 self.steps[*step as usize].state = StepState::Skipped;
                 Compensating
             }
-            (SagaEvent::Resolved { .. }, Stuck) => Resolved,
+            (SagaEvent::Resolved { .. }, Stuck | Compensating) => Resolved,
             (SagaEvent::Ended, Compensating) if next.is_none() => Compensated,
             (event, state) => return Err(IllegalSagaEvent { state: state.name(), event: event.name() }),
         };
@@ -392,7 +434,20 @@ impl Saga {
         if fault::mutated("undo-in-forward-order") { open.next() } else { open.last() }
     }
 
-    /// Returns the index of the message `own` among the members.
+    /// Returns `true` if a step of the member is compensated.
+    pub(crate) fn has_compensated(&self, member: u32) -> bool {
+        self.steps.iter().any(|step| step.member == member && step.state == StepState::Compensated)
+    }
+
+    fn reopen(&mut self, member: u32) {
+        let compensated = |step: &&mut Step| step.member == member && step.state == StepState::Compensated;
+        for step in self.steps.iter_mut().filter(compensated) {
+            (step.state, step.attempts, step.due_ms) = (StepState::Registered, 0, 0);
+            step.reopened += 1;
+        }
+    }
+
+    /// Returns the index of the message `message_key` among the members.
     pub fn member(&self, message_key: &RecordKey) -> Option<u32> {
         self.members.iter().position(|member| member.message_key == *message_key).map(|index| index as u32)
     }

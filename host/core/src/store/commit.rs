@@ -60,6 +60,8 @@ pub enum Expected {
     Absent,
     /// There is a record with exactly this epoch.
     Epoch(u64),
+    /// There is a record with exactly this epoch, which may expire: or it is gone by now.
+    EpochOrAbsent(u64),
     /// There is any record, or none.
     Anything,
 }
@@ -154,6 +156,7 @@ impl Expected {
             Self::Anything => true,
             Self::Absent => epoch.is_none(),
             Self::Epoch(expected) => epoch == Some(expected) || fault::mutated("epoch-unchecked"),
+            Self::EpochOrAbsent(expected) => epoch.is_none_or(|epoch| epoch == expected),
         }
     }
 }
@@ -173,6 +176,12 @@ impl Commit {
             shared: None,
             at_ms: 0,
         }
+    }
+
+    /// Returns whether the store may refuse the commit although its reads held in the overlay: it
+    /// rests on entries that commits of other processors write too.
+    pub(crate) fn may_be_refused(&self) -> bool {
+        self.shared.as_ref().is_some_and(|shared| !shared.reads.is_empty())
     }
 
     /// Returns the approximate number of bytes that the commit takes in the store.

@@ -209,7 +209,7 @@ impl Commit {
     /// touches neither the record nor a held message.
     pub fn told(&self) -> Option<FeedEntry> {
         let expected = match self.expected {
-            Expected::Epoch(epoch) => epoch,
+            Expected::Epoch(epoch) | Expected::EpochOrAbsent(epoch) => epoch,
             Expected::Absent | Expected::Anything => 0,
         };
         let entry = |kind, at_ms, attempts, epoch| {

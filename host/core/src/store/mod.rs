@@ -5,6 +5,7 @@ pub(crate) mod commit;
 pub(crate) mod crash_tracker;
 pub(crate) mod feed;
 pub(crate) mod held_message;
+pub(crate) mod unfinished;
 
 use futures_util::future::BoxFuture;
 use serde::Serialize;

@@ -16,9 +16,9 @@ use crate::pipeline::IdempotentConsumer;
 use crate::pipeline::compensate::{ComponentVersions, NextStep};
 use crate::pipeline::options::Options;
 use crate::pipeline::outcome::Outcome;
-use crate::record::{Record, RecordEvent};
+use crate::record::{CLOCK_SKEW_MS, RecordEvent};
 use crate::saga::log::{ReadSaga, SagaLog};
-use crate::saga::{Member, SagaEvent, SagaId, SagaLogEntry, SagaState};
+use crate::saga::{Member, SagaEvent, SagaId, SagaLogEntry, SagaState, Step};
 use crate::store::IdempotencyStorage;
 use crate::store::commit::{Commit, Expected, SharedChange, Verdict};
 use crate::support::clock::Clock;
@@ -201,7 +201,10 @@ impl Compensator {
             let page = self.log.expired(now_ms, PAGE).await?;
             for (id, expired_ms) in &page {
                 let read = self.log.read(id).await?;
-                let shared = Some(Box::new(read.forget(Some(*expired_ms))));
+                // A saga that was opened again, or another one of the same message, goes on.
+                let goes_on = !read.saga.state.has_ended();
+                let change = if goes_on { read.stays(*expired_ms) } else { read.forget(Some(*expired_ms)) };
+                let shared = Some(Box::new(change));
                 let key = RecordKey::new(self.parts.scope.shared(), "saga".into(), id.as_str().into());
                 let commit = Commit { shared, at_ms: now_ms, ..Commit::of(&key) };
                 self.parts.committer.submit(commit).durable().await?;
@@ -218,7 +221,7 @@ impl Compensator {
             let read = self.log.read(id).await?;
             let progress = match (read.saga.state, read.saga.next_step()) {
                 (SagaState::Compensating, Some((index, step))) => {
-                    if !self.wait_until(step.due_ms).await {
+                    if !self.wait_until(self.due_ms(&read, step)).await {
                         return Ok(());
                     }
                     let member = &read.saga.members[step.member as usize];
@@ -234,6 +237,20 @@ impl Compensator {
         }
     }
 
+    /// Returns the time at which a compensation is due. A time that was written by a clock that was
+    /// ahead, or under another policy, does not hold it up.
+    fn due_ms(&self, read: &ReadSaga, step: &Step) -> u64 {
+        let changed_ms = read.saga.changed_ms;
+        if changed_ms > self.parts.clock.now_ms().saturating_add(CLOCK_SKEW_MS) && !fault::mutated("due-times-believed")
+        {
+            return 0;
+        }
+        let member = &read.saga.members[step.member as usize];
+        let consumer = self.consumers.get(&member.message_key.scope.processor);
+        let longest_ms = consumer.map_or(u64::MAX, |consumer| consumer.options().longest_delay_ms());
+        step.due_ms.min(changed_ms.saturating_add(longest_ms))
+    }
+
     /// Waits until a compensation is due. Returns `false` if the host stops meanwhile.
     async fn wait_until(&self, due_ms: u64) -> bool {
         let after_ms = due_ms.saturating_sub(self.parts.clock.now_ms());
@@ -242,6 +259,7 @@ impl Compensator {
         }
         let mut stop = self.stop.clone();
         tokio::select! {
+            biased;
             () = self.parts.clock.sleep(after_ms) => true,
             _ = stop.wait_for(|stop| *stop) => false,
         }
@@ -256,6 +274,9 @@ impl Compensator {
             return Ok(Progress::Blocked);
         };
         let pipeline = &*consumer.pipeline;
+        if !self.unless_stopped(pipeline.step_is_at_rest(member)).await? {
+            return Ok(Progress::Blocked);
+        }
         let _slot = pipeline.permits.slot().await;
         let reading = pipeline.overlay.begin();
         fault::point("compensation-begins");
@@ -265,6 +286,7 @@ impl Compensator {
         if let SagaEvent::CompensationFailed { error, .. } | SagaEvent::Stuck { error, .. } = &event {
             tracing::warn!(saga = %read.id, step = step.name, "the step is not compensated: {error}");
         }
+        let is_settled = matches!(event, SagaEvent::Compensated { .. } | SagaEvent::Stuck { .. });
         let is_unmarked = compensated.result.is_ok() && fault::mutated("undone-not-noted");
         let entry = SagaLogEntry { event, at_ms: self.parts.clock.now_ms() };
         let (appended, _) = read.append(&[entry], u64::MAX).expect("this is the next step of the saga");
@@ -275,21 +297,37 @@ impl Compensator {
             shared.writes.extend(appended.writes);
         }
         let commit = Commit { shared: Some(Box::new(shared)), ..commit };
-        let room = self.parts.committer.room(&commit).await;
-        let Ok(pending) = pipeline.sequence(Box::new(commit), room) else { return Ok(Progress::Advanced) };
+        let Some(sequenced) = pipeline.sequence(Box::new(commit), true, None).await else {
+            return Ok(Progress::Advanced);
+        };
         drop(reading);
-        pending.durable().await?;
+        let verdict = sequenced.pending.durable().await?;
         fault::point("compensation-recorded");
+        if is_settled && verdict == Verdict::Committed {
+            pipeline.forget_deaths(next);
+        }
         Ok(Progress::Advanced)
     }
 
-    /// Writes the result of the saga into the record of the message that failed.
+    /// Waits for `waiting`. Returns `false` if the host stops meanwhile.
+    async fn unless_stopped(&self, waiting: impl Future<Output = Result<(), StoreError>>) -> Result<bool, StoreError> {
+        let mut stop = self.stop.clone();
+        tokio::select! {
+            biased;
+            waited = waiting => waited.map(|()| true),
+            _ = stop.wait_for(|stop| *stop) => Ok(false),
+        }
+    }
+
+    /// Writes the result of the saga into the record of the message that failed. Where messages
+    /// have positions, that record may be of a later message by now: then it stays as it is.
     async fn conclude(&self, read: &ReadSaga, event: RecordEvent) -> Result<Progress, StoreError> {
         let Some(member) = read.saga.failed() else { return Ok(Progress::Blocked) };
         let found = self.parts.storage.record(&member.record).await?;
         let now_ms = self.parts.clock.now_ms();
         let life_ms = self.life_ms(member);
-        let record = found.as_ref().and_then(|record| record.after_event(event.clone(), now_ms, life_ms).ok());
+        let own = found.as_ref().filter(|record| record.is_of(&member.record, &member.message_key));
+        let record = own.and_then(|record| record.after_event(event.clone(), now_ms, life_ms).ok());
         let ended = event == RecordEvent::CompensationDone;
         let shared = if ended {
             let entry = SagaLogEntry { event: SagaEvent::Ended, at_ms: now_ms };
@@ -309,7 +347,7 @@ impl Compensator {
         fault::point("saga-ending");
         if self.parts.committer.submit(commit).durable().await? == Verdict::Committed {
             fault::point("saga-ended");
-            self.report(member, record.as_ref(), ended);
+            self.report(read, member, ended);
         }
         Ok(Progress::Advanced)
     }
@@ -319,8 +357,8 @@ impl Compensator {
         consumer.map_or(Options::default().retention_ms, |consumer| consumer.options().record_life_ms())
     }
 
-    fn report(&self, member: &Member, record: Option<&Record>, ended: bool) {
-        let Some(error) = record.and_then(|record| record.state.error()).map(str::to_owned) else { return };
+    fn report(&self, read: &ReadSaga, member: &Member, ended: bool) {
+        let Some((_, error)) = read.saga.failure.clone() else { return };
         if !ended {
             tracing::error!(key = %member.record, "a saga is stuck, and waits for `hapax saga retry`, `skip` or `resolve`: {error}");
         }

@@ -1,6 +1,7 @@
 //! Tasks beside the pipeline: the source loop, deferred messages, compensations, the outbox relay,
 //! retention.
 
+pub(crate) mod abandoned;
 pub(crate) mod compensator;
 pub(crate) mod deferred;
 pub(crate) mod outbox_relay;

@@ -49,7 +49,10 @@ pub(crate) fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<
     types.func_wrap("[method]message.now-ms", |store: Store<'_>, handle: Handle| {
         Ok((of(&store, &handle)?.message.now_ms(),))
     })?;
-    types.func_wrap("[method]message.seed", |store: Store<'_>, handle: Handle| Ok((of(&store, &handle)?.seed,)))
+    types.func_wrap("[method]message.seed", |store: Store<'_>, handle: Handle| Ok((of(&store, &handle)?.seed,)))?;
+    types.func_wrap("[method]message.step-key", |store: Store<'_>, handle: Handle| {
+        Ok((of(&store, &handle)?.step_key.clone(),))
+    })
 }
 
 /// Returns the message behind the handle.

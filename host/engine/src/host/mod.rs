@@ -115,6 +115,7 @@ fn seeding(items: &Items) -> &Invocation {
         idempotency_key: "".into(),
         attempt: 1,
         seed: 0,
+        step_key: None,
     });
     items.selected().map_or(&NOBODY, |item| &item.invocation)
 }

@@ -79,7 +79,7 @@ pub fn load_error(bytes: &[u8]) -> LoadError {
 pub fn invocation(kind: &str, data: &str) -> Invocation {
     let mut message = Message::new("m-1", "tests", kind).with_data("text/plain", data.to_owned());
     message.time = Some("2026-01-02T03:04:05Z".to_owned());
-    Invocation { message: Arc::new(message), idempotency_key: "m-1".into(), attempt: 1, seed: 42 }
+    Invocation { message: Arc::new(message), idempotency_key: "m-1".into(), attempt: 1, seed: 42, step_key: None }
 }
 
 /// Results of a run.

@@ -15,8 +15,8 @@ use parking_lot::Mutex;
 /// Most runs that the file records at a time; a run beyond them is not counted if it kills the
 /// process.
 const PLACES: usize = 4_096;
-/// A slot: digest of the record key (16 bytes), whether it runs (4), deaths of the process (4), 8
-/// to spare.
+/// A slot: digest of the record key (16 bytes), whether it runs (4), deaths of the process (4), and
+/// the number of the opening that counted the last death (4); 4 to spare.
 const PLACE_BYTES: usize = 32;
 
 /// The crash marks of an open store.
@@ -31,6 +31,8 @@ struct Inner {
     free: Vec<usize>,
     /// Slots of messages that were running when a process died.
     suspects: HashMap<u128, usize>,
+    /// Number of this opening: greater than all that the slots state.
+    opening: u32,
 }
 
 impl RunningFile {
@@ -50,11 +52,14 @@ impl RunningFile {
         // process alone; nobody else writes it or cuts it short while it is mapped. Every bit
         // pattern is a valid slot.
         let map = unsafe { MmapMut::map_mut(&file)? };
-        let mut inner = Inner { map, free: Vec::new(), suspects: HashMap::new() };
+        let mut inner = Inner { map, free: Vec::new(), suspects: HashMap::new(), opening: 0 };
+        let last_opening = (0..PLACES).map(|place| inner.number(place, 24)).max().unwrap_or(0);
+        inner.opening = last_opening.saturating_add(1);
         for place in (0..PLACES).rev() {
             if inner.number(place, 16) != 0 {
                 inner.set_number(place, 20, inner.number(place, 20).saturating_add(1));
                 inner.set_number(place, 16, 0);
+                inner.set_number(place, 24, inner.opening);
             }
             match inner.number(place, 20) {
                 0 => inner.free.push(place),
@@ -76,6 +81,21 @@ impl Inner {
         self.map[at..at + 4].copy_from_slice(&number.to_le_bytes());
     }
 
+    /// Takes a free slot. Where there is none, the suspect whose last death is longest ago is
+    /// forgotten: it was never delivered again, and must not hold a slot for ever.
+    fn take_free(&mut self) -> Option<usize> {
+        if let Some(place) = self.free.pop() {
+            return Some(place);
+        }
+        let idle = self.suspects.iter().filter(|(_, place)| self.number(**place, 16) == 0);
+        let (digest, place) =
+            idle.min_by_key(|(_, place)| self.number(**place, 24)).map(|(digest, place)| (*digest, *place))?;
+        self.suspects.remove(&digest);
+        self.set_number(place, 20, 0);
+        self.set_number(place, 24, 0);
+        Some(place)
+    }
+
     fn digest(&self, place: usize) -> u128 {
         self.map[place * PLACE_BYTES..].first_chunk().map_or(0, |chunk| u128::from_le_bytes(*chunk))
     }
@@ -87,7 +107,7 @@ impl CrashTracker for RunningFile {
         let place = match inner.suspects.get(&key.digest()) {
             Some(place) => *place,
             None => {
-                let place = inner.free.pop()?;
+                let place = inner.take_free()?;
                 inner.map[place * PLACE_BYTES..][..16].copy_from_slice(&key.digest().to_le_bytes());
                 place
             }
@@ -113,6 +133,7 @@ impl CrashTracker for RunningFile {
         let mut inner = self.inner.lock();
         if let Some(place) = inner.suspects.remove(&key.digest()) {
             inner.set_number(place, 20, 0);
+            inner.set_number(place, 24, 0);
             inner.free.push(place);
         }
     }
@@ -152,5 +173,26 @@ mod tests {
         assert_eq!(notes.begin(&key(PLACES)), None);
         notes.end(places[7]);
         assert_eq!(notes.begin(&key(PLACES)), Some(places[7]));
+    }
+
+    #[test]
+    fn suspects_that_never_come_again_make_room_the_oldest_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("running");
+        let key = |name: String| RecordKey::new(Scope::of("p"), "/s".into(), name.into());
+        let old = RunningFile::open(&path).unwrap();
+        assert!(old.begin(&key("oldest".into())).is_some());
+        drop(old);
+        let file = RunningFile::open(&path).unwrap();
+        for number in 1..PLACES {
+            assert!(file.begin(&key(number.to_string())).is_some());
+        }
+        drop(file);
+        let file = RunningFile::open(&path).unwrap();
+        assert_eq!((file.deaths(&key("oldest".into())), file.deaths(&key("1".into()))), (1, 1));
+        let place = file.begin(&key("new".into())).unwrap();
+        assert_eq!((file.deaths(&key("oldest".into())), file.deaths(&key("1".into()))), (0, 1));
+        file.end(place);
+        assert_eq!(file.begin(&key("newer".into())), Some(place), "the slot of one that is no suspect is free");
     }
 }

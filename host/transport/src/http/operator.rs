@@ -78,6 +78,7 @@ pub fn operator_router(operations: Arc<dyn Operations>) -> Router {
         .route("/v1/records/{key}", show(OperatorRequest::Record))
         .route("/v1/records/{key}/history", show(OperatorRequest::History))
         .route("/v1/records/evict", order(OperatorRequest::Evict))
+        .route("/v1/records/give-up", order(OperatorRequest::GiveUp))
         .route("/v1/audit", list(|query| parse(query).map(OperatorRequest::Audit)))
         .route("/v1/feed", get(events))
         .route("/v1/state/{processor}", list_of(OperatorRequest::State))

@@ -94,6 +94,7 @@ fn request(ask: &OperatorRequest) -> (Method, String, String) {
         OperatorRequest::Records(filter) => get(format!("/v1/records{}", query(filter))),
         OperatorRequest::Record(key) => one("/v1/records", key, ""),
         OperatorRequest::History(key) => one("/v1/records", key, "/history"),
+        OperatorRequest::GiveUp(chosen) => post("/v1/records/give-up", as_json(chosen).to_string()),
         OperatorRequest::Evict(chosen) => post("/v1/records/evict", as_json(chosen).to_string()),
         OperatorRequest::Audit(filter) => get(format!("/v1/audit{}", query(filter))),
         OperatorRequest::Sagas(filter) => get(format!("/v1/sagas{}", query(filter))),

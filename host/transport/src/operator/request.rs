@@ -31,6 +31,8 @@ pub enum OperatorRequest {
     History(String),
     /// Evict records: forget them before their retention ends.
     Evict(Selection),
+    /// Give up unfinished messages: no delivery of them will come any more.
+    GiveUp(Selection),
     /// List the audit trail.
     Audit(AuditFilter),
     /// List sagas.
@@ -114,6 +116,10 @@ pub struct RecordFilter {
     /// Only those after this key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<String>,
+    /// Only unfinished messages whose time is over, the oldest first: their claim has ended, or
+    /// their retry is due, and no delivery has come. Does not go with `after`.
+    #[serde(skip_serializing_if = "std::ops::Not::not", deserialize_with = "flag")]
+    pub overdue: bool,
     /// Maximum number of items.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "number")]
     pub limit: Option<usize>,
@@ -276,6 +282,16 @@ impl AuditFilter {
     /// Returns the maximum number of items to list.
     pub fn listed(&self) -> Result<usize, RequestError> {
         limit(self.limit, LISTED)
+    }
+}
+
+/// Reads a truth value, or its text: a query has text only.
+fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::Bool(flag) => Ok(flag),
+        Value::String(text) if text == "true" => Ok(true),
+        Value::String(text) if text == "false" => Ok(false),
+        other => Err(serde::de::Error::custom(format!("{other} is neither true nor false"))),
     }
 }
 

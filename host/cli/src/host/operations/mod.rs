@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use hapax_core::{Clock as _, Operator, OperatorError, Store, StoreError, SystemClock};
+use hapax_core::{Clock as _, Operator, OperatorAction, OperatorError, Store, StoreError, SystemClock};
 use hapax_transport::{AuditFilter, FeedPage, Operations, OperatorRequest, RequestError};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -49,7 +49,8 @@ impl Ops {
             OperatorRequest::Records(filter) => records::list(&*self.store, &filter).await,
             OperatorRequest::Record(key) => records::show(&*self.store, &key).await,
             OperatorRequest::History(key) => records::history(&*self.store, &key).await,
-            OperatorRequest::Evict(chosen) => self.evict(&chosen).await,
+            OperatorRequest::Evict(chosen) => self.on_records("evict", &chosen, OperatorAction::Evict).await,
+            OperatorRequest::GiveUp(chosen) => self.on_records("give-up", &chosen, OperatorAction::GiveUp).await,
             OperatorRequest::Audit(filter) => self.audit(&filter).await,
             OperatorRequest::Sagas(filter) => sagas::list(&*self.store, &filter).await,
             OperatorRequest::Saga(id) => sagas::show(&*self.store, &id).await,

@@ -1,8 +1,8 @@
 //! Deduplication records as JSON: lists, one record, and its history. Reads only.
 
 use hapax_core::{
-    HistoryEntry, Record, RecordEvent, RecordKey, RecordOrigin, RecordState, Store, StoredOutcome, rebuild_record,
-    record_history,
+    Clock as _, HistoryEntry, Record, RecordEvent, RecordKey, RecordOrigin, RecordState, Scope, Store, StoredOutcome,
+    SystemClock, UnfinishedEntry, rebuild_record, record_history, unfinished_messages,
 };
 use hapax_transport::{RecordFilter, RequestError};
 use serde_json::{Value, json};
@@ -10,17 +10,56 @@ use serde_json::{Value, json};
 use super::{failed, feed, held_messages};
 use crate::output::run_printer::result;
 
+/// Entries of the index of unfinished messages read at one time.
+const PAGE: usize = 1_000;
+
 pub(super) fn parse_key(text: &str) -> Result<RecordKey, RequestError> {
     text.parse().map_err(|error: hapax_core::ParseRecordKeyError| RequestError::Invalid(error.to_string()))
 }
 
 pub(super) async fn list(store: &dyn Store, filter: &RecordFilter) -> Result<Value, RequestError> {
     let limit = filter.listed()?;
+    if filter.overdue {
+        return overdue(store, filter, limit).await;
+    }
     let after = filter.after.as_deref().map(parse_key).transpose()?;
     let page = store.records(filter.processor.as_deref(), after.as_ref(), limit + 1).await.map_err(failed)?;
     let next = (page.len() > limit).then(|| page[limit - 1].0.to_string());
     let records: Vec<_> = page.iter().take(limit).map(|(key, record)| as_json(key, record)).collect();
     Ok(json!({ "records": records, "next": next }))
+}
+
+/// Lists the records of unfinished messages whose time is over, the oldest first.
+async fn overdue(store: &dyn Store, filter: &RecordFilter, limit: usize) -> Result<Value, RequestError> {
+    if filter.after.is_some() {
+        return Err(RequestError::Invalid("after: this field does not go with `overdue`; raise `limit`".into()));
+    }
+    let (mut records, mut last, mut more) = (Vec::new(), None, false);
+    'pages: loop {
+        let page = unfinished_messages(store, &Scope::of(""), SystemClock.now_ms(), last.as_ref(), PAGE).await;
+        let page = page.map_err(failed)?;
+        for UnfinishedEntry { message, when_ms } in &page {
+            let of_another = |name: &String| *name != *message.record.scope.processor;
+            if filter.processor.as_ref().is_some_and(of_another) {
+                continue;
+            }
+            if records.len() == limit {
+                more = true;
+                break 'pages;
+            }
+            let record = store.record(&message.record).await.map_err(failed)?;
+            let mut shown = record.map_or_else(|| json!({}), |record| as_json(&message.record, &record));
+            shown["key"] = json!(message.record.to_string());
+            shown["message_key"] = json!(message.message_key.to_string());
+            shown["overdue_since_ms"] = json!(when_ms);
+            records.push(shown);
+        }
+        if page.len() < PAGE {
+            break;
+        }
+        last = page.into_iter().last();
+    }
+    Ok(json!({ "records": records, "next": null, "more": more }))
 }
 
 pub(super) async fn show(store: &dyn Store, text: &str) -> Result<Value, RequestError> {

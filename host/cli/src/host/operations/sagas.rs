@@ -81,11 +81,11 @@ fn event(entry: &SagaLogEntry) -> Value {
     let mut event = json!({ "event": entry.event.name(), "at_ms": entry.at_ms });
     match &entry.event {
         SagaEvent::Joined(member) => event["record"] = json!(member.record.to_string()),
-        SagaEvent::Registered { member, step, .. } => {
+        SagaEvent::Registered { member, step, .. } | SagaEvent::StepRegistered { member, step, .. } => {
             event["member"] = json!(member);
             event["name"] = json!(step);
         }
-        SagaEvent::PivotPassed { member } => event["member"] = json!(member),
+        SagaEvent::PivotPassed { member } | SagaEvent::Reopened { member } => event["member"] = json!(member),
         SagaEvent::CompensationStarted { member, error } => {
             event["member"] = json!(member);
             event["error"] = json!(error);

@@ -20,13 +20,18 @@ impl Ops {
         self.perform_on_held("discard", chosen, OperatorAction::Discard).await
     }
 
-    pub(super) async fn evict(&self, chosen: &Selection) -> Result<Value, RequestError> {
+    pub(super) async fn on_records(
+        &self,
+        verb: &str,
+        chosen: &Selection,
+        action_on: fn(hapax_core::RecordKey) -> OperatorAction,
+    ) -> Result<Value, RequestError> {
         if chosen.filter.is_some() {
-            return Err(RequestError::Invalid("records are evicted by their keys, not by a filter".into()));
+            return Err(RequestError::Invalid("records are named by their keys, not by a filter".into()));
         }
         check(chosen)?;
         let keys = chosen.keys.iter().map(|key| records::parse_key(key)).collect::<Result<Vec<_>, _>>()?;
-        self.perform_chosen("evict", chosen, keys.into_iter().map(OperatorAction::Evict).collect(), false).await
+        self.perform_chosen(verb, chosen, keys.into_iter().map(action_on).collect(), false).await
     }
 
     pub(super) async fn resume(&self, action: SagaAction, chosen: &Selection) -> Result<Value, RequestError> {
