@@ -204,6 +204,9 @@ pub enum Reply {
     Silence,
     /// It takes effect, and is answered once [`Books::let_go`] says so.
     Held,
+    /// It takes effect, and is answered, only once [`Books::let_go_of`] says so: until then, the
+    /// service knows nothing of it.
+    Late,
 }
 
 /// An outside that remembers keys and keeps books.
@@ -212,11 +215,13 @@ pub struct Books {
     arrived: Mutex<Vec<Arrived>>,
     replies: Mutex<BTreeMap<String, Vec<Reply>>>,
     held: Arc<Semaphore>,
+    late: Mutex<BTreeMap<String, Arc<Semaphore>>>,
 }
 
 impl Default for Books {
     fn default() -> Self {
-        Self { arrived: Mutex::default(), replies: Mutex::default(), held: Arc::new(Semaphore::new(0)) }
+        let held = Arc::new(Semaphore::new(0));
+        Self { arrived: Mutex::default(), replies: Mutex::default(), held, late: Mutex::default() }
     }
 }
 
@@ -229,6 +234,15 @@ impl Books {
     /// Answers one call that is held, or the next one that would be.
     pub fn let_go(&self) {
         self.held.add_permits(1);
+    }
+
+    /// Lets one late call of `path` take effect, or the next one that comes.
+    pub fn let_go_of(&self, path: &str) {
+        self.late_of(path).add_permits(1);
+    }
+
+    fn late_of(&self, path: &str) -> Arc<Semaphore> {
+        self.late.lock().entry(path.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(0))).clone()
     }
 
     /// Completes once a call of `path` has arrived.
@@ -260,6 +274,17 @@ impl Books {
     }
 }
 
+impl Books {
+    /// Lets a late call take effect when its time has come, and answers it.
+    async fn late_answer(&self, call: Arrived) -> Result<OutboundResponse, OutboundError> {
+        self.late_of(&call.path).acquire_owned().await.expect("it is never closed").forget();
+        let mut arrived = self.arrived.lock();
+        let applied = !arrived.iter().any(|before| before.applied && before.key == call.key);
+        arrived.push(Arrived { applied, ..call });
+        Ok(OutboundResponse { status: 200, headers: Vec::new(), body: Bytes::new() })
+    }
+}
+
 impl Outbound for Books {
     fn call<'a>(&'a self, request: &'a OutboundRequest) -> BoxFuture<'a, Result<OutboundResponse, OutboundError>> {
         let header = |name: &str| {
@@ -274,9 +299,15 @@ impl Outbound for Books {
         };
         let mut arrived = self.arrived.lock();
         let known = arrived.iter().any(|before| before.applied && before.key == key);
-        let applied = !known && !matches!(reply, Some(Reply::Status(_)));
+        let is_late = matches!(reply, Some(Reply::Late));
+        let applied = !known && !is_late && !matches!(reply, Some(Reply::Status(_)));
         let body = String::from_utf8_lossy(&request.body).into_owned();
-        arrived.push(Arrived { path, body, key, trace: header("traceparent"), step_key: header("step-key"), applied });
+        let call = Arrived { path, body, key, trace: header("traceparent"), step_key: header("step-key"), applied };
+        arrived.push(call.clone());
+        if is_late {
+            drop(arrived);
+            return Box::pin(self.late_answer(call));
+        }
         let status = match reply {
             Some(Reply::Silence) => return Box::pin(std::future::pending()),
             Some(Reply::Held) => {
@@ -287,7 +318,7 @@ impl Outbound for Books {
                 });
             }
             Some(Reply::Status(status)) => status,
-            None => 200,
+            Some(Reply::Late) | None => 200,
         };
         Box::pin(std::future::ready(Ok(OutboundResponse { status, headers: Vec::new(), body: Bytes::new() })))
     }

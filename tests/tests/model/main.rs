@@ -4,4 +4,5 @@
 mod differential;
 mod properties;
 mod reference;
+mod saga_interleavings;
 mod saga_reference;
