@@ -5,6 +5,7 @@ mod circuit_breaker;
 mod deliveries;
 mod event_streams;
 mod feed;
+mod identity;
 mod order;
 mod retention;
 mod retry;

@@ -19,16 +19,16 @@ use tokio::sync::watch;
 const NOW_MS: u64 = 1_700_000_000_000;
 
 /// What a test looks at, over one disk and one clock.
-struct House {
+pub(super) struct House {
     disk: LossyDisk,
-    store: Arc<RedbStore>,
-    bench: Bench,
-    clock: SimulatedClock,
+    pub(super) store: Arc<RedbStore>,
+    pub(super) bench: Bench,
+    pub(super) clock: SimulatedClock,
     options: Options,
 }
 
 impl House {
-    async fn with(strategy: Strategy) -> Self {
+    pub(super) async fn with(strategy: Strategy) -> Self {
         let options = Options { strategy, redelivery_horizon_ms: 3_600_000, retention_ms: 7_200_000, ..quick() };
         Self::on(LossyDisk::new(), SimulatedClock::at(NOW_MS), options).await
     }
@@ -40,30 +40,30 @@ impl House {
     }
 
     /// The host dies, loses what was not synced, and starts again.
-    async fn restarted(self) -> Self {
+    pub(super) async fn restarted(self) -> Self {
         let Self { disk, store, bench, clock, options } = self;
         disk.kill((bench, store));
         let disk = disk.after_power_loss(7);
         Self::on(disk, clock, options).await
     }
 
-    async fn handle(&self, message: Message) -> Outcome {
+    pub(super) async fn handle(&self, message: Message) -> Outcome {
         self.bench.handle(message).await
     }
 
     /// Lets the keeper do what is due now.
-    async fn keep(&self) {
+    pub(super) async fn keep(&self) {
         let (_stop, stopped) = watch::channel(true);
         run_deferred(self.bench.consumer.clone(), self.store.clone(), Arc::new(Nobody), stopped).await.unwrap();
     }
 
     /// What the entity's state says; `None` where it was deleted.
-    async fn state(&self) -> Option<String> {
+    pub(super) async fn state(&self) -> Option<String> {
         let (_, value) = self.store.view(&Scope::of("p")).get("e").await.unwrap();
         value.map(|value| String::from_utf8(value.to_vec()).unwrap())
     }
 
-    async fn held_messages(&self) -> Vec<(HoldReason, String)> {
+    pub(super) async fn held_messages(&self) -> Vec<(HoldReason, String)> {
         let held_messages = self.store.held_messages(Some("p"), None, 100).await.unwrap();
         held_messages.into_iter().map(|(_, held_message)| (held_message.hold_reason, held_message.error)).collect()
     }
@@ -101,7 +101,7 @@ fn monotonic() -> Strategy {
     version(VersionOrder::Monotonic)
 }
 
-fn strict(then: GapPolicy) -> Strategy {
+pub(super) fn strict(then: GapPolicy) -> Strategy {
     version(VersionOrder::Strict(Gaps { first: 1, timeout_ms: 60_000, then }))
 }
 
@@ -116,7 +116,7 @@ fn timestamp() -> Strategy {
 }
 
 /// The entity's message of that version, which carries its version.
-fn at(version: u64) -> Message {
+pub(super) fn at(version: u64) -> Message {
     let mut message = message(&format!("m-{version}"), &version.to_string());
     message.subject = Some("e".into());
     message.extensions.insert("version".into(), version.to_string());
@@ -131,7 +131,7 @@ fn dated(time: &str, id: &str) -> Message {
     Message { subject: Some("e".into()), time: Some(time.into()), ..message(id, &format!("\"{id}\"")) }
 }
 
-fn is_completed(outcome: &Outcome) -> bool {
+pub(super) fn is_completed(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Completed { .. })
 }
 

@@ -7,6 +7,7 @@ use crate::message::Message;
 use crate::message::fingerprint::Fingerprint;
 use crate::message::key::{RecordKey, Scope};
 use crate::message::strategy::Select;
+use crate::support::fault;
 
 /// Position of a message among those of its entity.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -23,9 +24,17 @@ pub enum Position {
 }
 
 impl Position {
-    /// Returns the own key of the message at this position of the entity `record`.
+    /// Returns the own key of the message at this position of the entity `record`:
+    /// `entity@position`. The last `@` is the one between the two: in an id, `@` and `%` are
+    /// percent-encoded. Entities stay as they are, since sagas and calls under way over an upgrade
+    /// are found by this text.
     pub(crate) fn message_key(&self, record: &RecordKey) -> RecordKey {
-        let key = format!("{}@{self}", record.key);
+        let key = match self {
+            Self::Time { at_ns, id } if !fault::mutated("derived-key-unescaped") => {
+                format!("{}@{at_ns}-{}", record.key, id.replace('%', "%25").replace('@', "%40"))
+            }
+            _ => format!("{}@{self}", record.key),
+        };
         RecordKey::new(record.scope.clone(), record.source.clone(), key.into())
     }
 }

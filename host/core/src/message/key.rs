@@ -109,10 +109,12 @@ impl RecordKey {
     }
 
     /// Returns the key for the compensation of this message's `step`-th step of `saga`: everything
-    /// that the compensation does derives its ids from it. Its form is `record/step/compensate`.
+    /// that the compensation does derives its ids from it. Its form is `key/saga/step/compensate`,
+    /// and the first `/` is the one behind the key: in it, `/` and `%` are percent-encoded.
     #[must_use]
     pub fn compensation(&self, saga: &str, step: u32) -> Self {
-        let key = format!("{}/{saga}/{step}/compensate", self.0.key);
+        let key = if fault::mutated("derived-key-unescaped") { self.0.key.to_string() } else { escaped(&self.0.key) };
+        let key = format!("{key}/{saga}/{step}/compensate");
         Self::new(self.0.scope.clone(), self.0.source.clone(), key.into())
     }
 

@@ -1,8 +1,12 @@
 //! A message and its CloudEvents attributes. Transports parse wire formats.
 
+mod canonical;
+mod decimal;
 pub(crate) mod fingerprint;
 pub(crate) mod identity;
+mod json;
 pub(crate) mod key;
+pub(crate) mod older_fingerprint;
 pub(crate) mod strategy;
 
 use std::collections::BTreeMap;

@@ -2,8 +2,10 @@
 //! functions of one message, computed once, at receipt; the record decides what follows from them
 //! (`admission.rs`).
 
+use crate::message::decimal::{Decimal, PLAIN_BYTES_MAX};
 use crate::message::fingerprint::Fingerprint;
 use crate::message::identity::{Identity, Position, Unidentified};
+use crate::message::json::{Document, Kind, RepeatedName};
 use crate::message::key::{RecordKey, Scope};
 use crate::message::{Message, parse_rfc3339_ns};
 use crate::support::clock::Clock;
@@ -119,7 +121,11 @@ impl Strategy {
             Self::Version { entity, version, .. } => {
                 let text = version.text(message)?;
                 let version = text.parse().map_err(|_| {
-                    Unidentified(format!("its version, {}, is {text:?}: write a whole number", version.name()))
+                    Unidentified(format!(
+                        "its version, {}, is {text:?}: write a whole number from 0 to {}",
+                        version.name(),
+                        u64::MAX
+                    ))
                 })?;
                 Identity::of_entity(scope, message, entity, Position::Version(version))
             }
@@ -193,15 +199,27 @@ impl Select {
     }
 }
 
-/// Returns the text of a string or number at a JSON pointer of the payload.
+/// Returns the text of a string at a JSON pointer of the payload, or the decimal digits of a
+/// number: every notation of one number gives the same text.
 fn pointed(message: &Message, pointer: &str) -> Result<Option<String>, Unidentified> {
-    let value: serde_json::Value = serde_json::from_slice(&message.data)
-        .map_err(|_| Unidentified(format!("its payload is not JSON, and the strategy looks at `{pointer}` of it")))?;
-    Ok(match value.pointer(pointer) {
-        Some(serde_json::Value::String(text)) => Some(text.clone()),
-        Some(serde_json::Value::Number(number)) => Some(number.to_string()),
-        _ => None,
-    })
+    let document = Document::parse(&message.data)
+        .ok_or_else(|| Unidentified(format!("its payload is not JSON, and the strategy looks at `{pointer}` of it")))?;
+    let found = document.at(pointer).map_err(|RepeatedName(name)| {
+        Unidentified(format!(
+            "its payload has more than one member `{name}`, and the strategy looks at `{pointer}` of it: send each member once"
+        ))
+    })?;
+    let Some(node) = found else { return Ok(None) };
+    let bytes = document.bytes(node);
+    match document.kind(node) {
+        Kind::Text | Kind::Decoded => Ok(Some(String::from_utf8_lossy(bytes).into_owned())),
+        Kind::Number => Decimal::of(bytes).plain().map(Some).ok_or_else(|| {
+            Unidentified(format!(
+                "the number at `{pointer}` of its payload takes more than {PLAIN_BYTES_MAX} characters to write out: send it as a string"
+            ))
+        }),
+        Kind::Literal | Kind::Array | Kind::Object => Ok(None),
+    }
 }
 
 fn timestamp_ns(time: &Select, message: &Message) -> Result<u64, Unidentified> {
@@ -292,6 +310,29 @@ mod tests {
         let text = Message::new("m", "/s", "t").with_data("text/plain", "no JSON");
         let error = identify(&by(Select::Pointer("/id".into())), &text).expect_err("not JSON");
         assert!(error.contains("not JSON"), "{error}");
+    }
+
+    #[test]
+    fn a_number_in_the_payload_is_its_exact_value() {
+        let position = |data: &str| {
+            identify(&version(Select::Pointer("/v".into())), &message(data)).map(|identity| identity.position)
+        };
+        for data in [r#"{"v":10}"#, r#"{"v":10.0}"#, r#"{"v":1e1}"#, r#"{"v":"10"}"#, r#"{"v":100e-1,"w":1,"w":2}"#] {
+            assert_eq!(position(data), Ok(Some(Position::Version(10))), "{data}");
+        }
+        assert_eq!(position(r#"{"v":-0}"#), Ok(Some(Position::Version(0))));
+        assert_eq!(position(r#"{"v":18446744073709551615}"#), Ok(Some(Position::Version(u64::MAX))));
+        for data in [r#"{"v":18446744073709551616}"#, r#"{"v":36893488147419103233}"#, r#"{"v":1.5}"#, r#"{"v":-1}"#] {
+            let error = position(data).expect_err(data);
+            assert!(error.contains("a whole number from 0 to 18446744073709551615"), "{error}");
+        }
+        let error = position(r#"{"v":1e999999999}"#).expect_err("nobody holds that");
+        assert!(error.contains("512 characters") && error.contains("as a string"), "{error}");
+        let error = position(r#"{"v":1,"v":1}"#).expect_err("which?");
+        assert!(error.contains("more than one member `v`") && error.contains("once"), "{error}");
+        let key = |data: &str| key(&by(Select::Pointer("/v".into())), &message(data));
+        assert_eq!(key(r#"{"v":36893488147419103233}"#), "36893488147419103233");
+        assert_eq!([key(r#"{"v":1.50}"#), key(r#"{"v":15E-1}"#)], ["1.5", "1.5"]);
     }
 
     #[test]

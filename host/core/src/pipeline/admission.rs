@@ -2,12 +2,14 @@
 //! decision by the record is a pure function; around it are the table of messages in flight and the
 //! cache of terminal records.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::sync::Arc;
 
 use crate::message::fingerprint::Fingerprint;
 use crate::message::identity::{Identity, Position};
 use crate::message::key::RecordKey;
+use crate::message::older_fingerprint::was_exact;
 use crate::message::strategy::Gaps;
 use crate::pipeline::Parts;
 use crate::pipeline::claim::RunRight;
@@ -186,13 +188,33 @@ impl Admission {
         self.parts.options.strategy.gaps().is_none() || !record.has_expired(self.parts.clock.now_ms())
     }
 
+    /// Returns the identity of a message as the version of the host had computed it that wrote the
+    /// record. A body that the rule of that version could not tell from others keeps its present
+    /// fingerprint, and so is a mismatch, unless it is the one that was held under that record.
+    pub(super) fn identity_as_of<'a>(&self, record: Option<&Record>, message: &'a Accepted) -> Cow<'a, Identity> {
+        let identity = &message.identity;
+        match record.map(|record| record.fingerprint.version) {
+            None | Some(Fingerprint::VERSION) => Cow::Borrowed(identity),
+            Some(_) if fault::mutated("older-fingerprint-forgotten") => Cow::Borrowed(identity),
+            Some(_) if !(message.is_held || was_exact(&message.message)) => Cow::Borrowed(identity),
+            Some(version) => {
+                let strategy = &self.parts.options.strategy;
+                let older = strategy.older_fingerprint(&message.message, identity.position.as_ref(), version);
+                older.map_or(Cow::Borrowed(identity), |fingerprint| {
+                    Cow::Owned(Identity { fingerprint, ..identity.clone() })
+                })
+            }
+        }
+    }
+
     /// Answers a message by its record (`None`: there is none), and the last version of its entity
     /// if the record does not tell it. Returns `None` if the message may run.
     fn answer(&self, message: &Accepted, record: Option<&Record>, last_version: Option<u64>) -> Option<NotRun> {
         let gaps = self.parts.options.strategy.gaps().filter(|_| !message.past_gap);
         let rules = self.rules(last_version);
         let now_ms = rules.now_ms;
-        let outcome = match decide(record, &message.identity, gaps, &rules) {
+        let identity = self.identity_as_of(record, message);
+        let outcome = match decide(record, &identity, gaps, &rules) {
             Decision::Fresh => return None,
             Decision::Gap { awaits } => return Some(NotRun::Park { awaits }),
             Decision::Mismatch => return Some(NotRun::Mismatch),

@@ -112,7 +112,8 @@ impl Hold {
         // The answer may have come from the cache and be late: an operator may have had the message
         // redriven since.
         let found = self.parts.storage.record(record).await?;
-        let decision = admission.decision(found.as_ref(), &message.identity, None).await?;
+        let identity = admission.identity_as_of(found.as_ref(), message);
+        let decision = admission.decision(found.as_ref(), &identity, None).await?;
         if !matches!(decision, Decision::Replay(_) | Decision::Stale) {
             return Ok(());
         }
@@ -148,9 +149,8 @@ impl IdempotentConsumer {
 
     /// Ends a parked message whose wait is over: it becomes a dead letter, unless it may run after
     /// all.
-    pub(crate) async fn give_up_parked(&self, held: HeldMessage) -> Result<Outcome, StoreError> {
-        let error = format!("{} and its time was over", held.error);
-        let accepted = self.accept_held(held, false);
+    pub(crate) async fn give_up_parked(&self, accepted: Accepted, error: &str) -> Result<Outcome, StoreError> {
+        let error = format!("{error} and its time was over");
         let record_hold = self.hold_record(&accepted.identity.record).await;
         if self.pipeline.admission.awaits_another(&accepted.identity).await? {
             self.pipeline.hold.hold(&accepted, HoldReason::Dead, error.clone()).await?;

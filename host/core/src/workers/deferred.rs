@@ -102,14 +102,14 @@ async fn run_due(
 /// Runs a held message, or gives it up if its wait is over and the policy says so.
 async fn run_held(consumer: &IdempotentConsumer, due: &Due, held: HeldMessage) -> Result<Outcome, StoreError> {
     let policy = consumer.options().strategy.gaps().map(|gaps| gaps.then);
-    if due.timed_out && policy == Some(GapPolicy::DeadLetter) {
-        return consumer.give_up_parked(held).await;
-    }
-    let fingerprint = held.fingerprint;
-    let accepted = consumer.accept_held(held, due.timed_out);
-    // The strategy may have been changed since the message was held, and give it another key now.
+    let is_given_up = due.timed_out && policy == Some(GapPolicy::DeadLetter);
+    let (fingerprint, error) = (held.fingerprint, held.error.clone());
+    let accepted = consumer.accept_held(held, due.timed_out && !is_given_up);
+    // The strategy, or the rule of fingerprints, may have been changed since the message was held,
+    // and give it another key now.
     let has_another_key = accepted.identity.held_key() != due.key;
-    let outcome = consumer.process(accepted).await?;
+    let outcome =
+        if is_given_up { consumer.give_up_parked(accepted, &error).await? } else { consumer.process(accepted).await? };
     if has_another_key && outcome.is_settled() {
         consumer.release_key(&due.key, fingerprint).await?;
         consumer.deferred().ended(&due.key, None);
