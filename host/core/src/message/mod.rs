@@ -5,6 +5,8 @@ mod decimal;
 pub(crate) mod fingerprint;
 pub(crate) mod identity;
 mod json;
+#[cfg(test)]
+mod json_tests;
 pub(crate) mod key;
 pub(crate) mod older_fingerprint;
 pub(crate) mod strategy;
