@@ -277,6 +277,23 @@ fn once_its_store_has_failed_the_host_is_not_ready() {
     assert_eq!(server.get("/healthz").status, 200);
 }
 
+/// The committer panics with the first message that is to be written.
+#[test]
+fn a_panic_of_the_committer_counts_as_a_failed_store() {
+    let (_, folder) = Server::with("", "").stop();
+    let mut command = hapax();
+    command.env("HAPAX_MUTATION", "committer-panics");
+    let mut server = Server::up(command, folder);
+    assert_eq!(server.get("/readyz").status, 200);
+    let answer = server.post("orders", &[STRUCTURED], &order("o-1", 1));
+    assert!(answer.status == 503 && answer.body.contains("unavailable"), "{}", answer.body);
+    let ready = server.get("/readyz");
+    assert!(ready.status == 503 && ready.body.contains("the committer panicked"), "{}", ready.body);
+    let later = server.post("orders", &[STRUCTURED], &order("o-2", 1));
+    assert_eq!(later.status, 503, "{}", later.body);
+    assert_eq!(server.child.wait().unwrap().code(), Some(8), "it ends by itself");
+}
+
 /// An order as a plain body, with these headers beside it.
 fn versioned(server: &Server, id: &str, headers: &[&str]) -> Answer {
     let message_key = [&format!("ce-id: {id}")[..], "ce-source: /shop", "ce-type: order.placed", "ce-specversion: 1.0"];

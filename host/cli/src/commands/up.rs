@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use hapax_core::{CircuitBreaker, Observer, RelayError, Report, SourceError, StoreError, run_source};
@@ -25,6 +26,9 @@ const TAKEN_MAX: usize = 1_024;
 /// Runs at the same time, at most; the engine's instance pool has room for as many.
 const CONCURRENCY: usize = 256;
 
+/// Time for which a host whose store has failed answers that it is not ready, before it ends.
+const SEEN_WITHIN: Duration = Duration::from_secs(10);
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Configuration file.
@@ -45,22 +49,33 @@ async fn up(config: Config, json: bool) -> anyhow::Result<ExitCode> {
     let mut workers = Workers::start(&host, &config, &routes, outbox_breaker.clone(), stop.clone()).await?;
     let listener = listen(&config).await?;
     announce(&listener, &config, json)?;
+    let store_failed = host.store_failed();
     let operations = host.operations(routes.consumers(), stop.clone());
     let ingress = Arc::new(HttpIngress::new(routes, host, outbox_breaker, stop));
     let router = router(ingress.clone(), limits(&config))
         .merge(status_router(ingress.clone()))
         .merge(operator_router(operations));
     tokio::select! {
-        served = serve(listener, router, ingress) => served?,
+        served = serve(listener, router, ingress.clone()) => served?,
         failed = workers.failure() => failed?,
+        error = after_failure(store_failed) => return Err(error.into()),
     }
     workers.finish().await?;
-    Ok(ExitCode::SUCCESS)
+    ingress.failure().map_or(Ok(ExitCode::SUCCESS), |error| Err(error.into()))
 }
 
 /// Serves until a signal has come and every accepted message has an outcome.
 async fn serve(listener: TcpListener, router: Router, ingress: Arc<HttpIngress>) -> anyhow::Result<()> {
     Ok(axum::serve(listener, router).with_graceful_shutdown(ingress.drained()).await?)
+}
+
+/// Completes when the store has failed, and load balancers had the time to see that the host is not
+/// ready.
+async fn after_failure(failed: impl Future<Output = StoreError>) -> StoreError {
+    let error = failed.await;
+    tracing::error!("the host ends in {} s, since {error}", SEEN_WITHIN.as_secs());
+    tokio::time::sleep(SEEN_WITHIN).await;
+    error
 }
 
 /// Returns the circuit breaker of the outbox destination, if the configuration has both.

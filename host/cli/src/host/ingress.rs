@@ -81,6 +81,11 @@ impl HttpIngress {
         }
     }
 
+    /// Returns the failure that closed the store, if one did.
+    pub(crate) fn failure(&self) -> Option<StoreError> {
+        self.host.failure().cloned()
+    }
+
     /// Completes when a signal has come and every accepted message has an outcome. The server
     /// answers until then, so that clients learn that the host is stopping.
     pub(crate) async fn drained(self: Arc<Self>) {

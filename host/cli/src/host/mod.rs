@@ -96,6 +96,12 @@ impl Host {
         self.committer.failure()
     }
 
+    /// Completes when a failure has closed the store.
+    pub(crate) fn store_failed(&self) -> impl Future<Output = StoreError> + Send + 'static {
+        let committer = self.committer.clone();
+        async move { committer.failed().await }
+    }
+
     /// Starts removing expired records; runs until `stop` turns true.
     pub(crate) fn sweeper(&self, stop: watch::Receiver<bool>) -> JoinHandle<Result<(), StoreError>> {
         tokio::spawn(run_sweeper(self.store.clone(), Arc::new(SystemClock), SWEEP_EVERY_MS, stop))

@@ -55,12 +55,35 @@ struct Sequencer {
 struct Shared {
     /// The failure that closed the store.
     failed: OnceLock<StoreError>,
+    /// Woken when `failed` is set.
+    failing: Notify,
     /// Woken when a group with outgoing messages is durable.
     outbox: Notify,
     /// Woken when there is a saga to compensate.
     compensation: Notify,
     /// Feed counts that are not written yet.
     feed_counts: FeedCounts,
+}
+
+impl Shared {
+    /// Closes the store, unless an earlier failure has.
+    fn fail(&self, error: StoreError) {
+        let _ = self.failed.set(error);
+        self.failing.notify_waiters();
+    }
+}
+
+/// Closes the store if it is dropped by a panic of the committer's thread: what the store has of
+/// the last group is not known then. It must be dropped before those who wait for that group are
+/// told.
+struct PanicAlarm<'a>(&'a Shared);
+
+impl Drop for PanicAlarm<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.fail(StoreError::Closed("the committer panicked; its log has the reason".into()));
+        }
+    }
 }
 
 enum Job {
@@ -145,7 +168,11 @@ impl Committer {
         let work = Worker { storage, inbox, shared: shared.clone(), feed_counts_due: None };
         let thread = thread::Builder::new()
             .name("hapax-committer".into())
-            .spawn(move || work.run())
+            .spawn(move || {
+                let shared = work.shared.clone();
+                let _alarm = PanicAlarm(&shared);
+                work.run();
+            })
             .map_err(|error| StoreError::Io(error.to_string().into()))?;
         let sequencer = Sequencer { next: last + 1, jobs: Some(jobs) };
         let waiting = Arc::new(Semaphore::new(WAITING_BYTES_MAX));
@@ -250,6 +277,17 @@ impl Committer {
         self.shared.failed.get()
     }
 
+    /// Completes when a failure has closed the store.
+    pub async fn failed(&self) -> StoreError {
+        let mut failing = std::pin::pin!(self.shared.failing.notified());
+        // Registered before the look: a failure in between wakes it.
+        failing.as_mut().enable();
+        if self.failure().is_none() {
+            failing.await;
+        }
+        self.failure().cloned().unwrap_or_else(|| StoreError::Closed("the committer has stopped".into()))
+    }
+
     /// Writes the submitted commits, then stops the thread.
     pub fn close(&self) {
         self.sequencer.lock().jobs = None;
@@ -325,7 +363,11 @@ impl Worker {
     }
 
     fn write(&self, group: &Group, waiting: Vec<Waiter>, senders: Vec<oneshot::Sender<Result<(), StoreError>>>) {
+        let _alarm = PanicAlarm(&self.shared);
         fault::point("group-gathered");
+        if fault::mutated("committer-panics") {
+            panic!("a fault that was injected");
+        }
         if fault::mutated("ack-before-sync") {
             return self.acknowledge_first(group, waiting, senders);
         }
@@ -353,7 +395,7 @@ impl Worker {
             Err(error) => {
                 // The contents of the disk are not known now: going on could acknowledge a commit
                 // that is not there.
-                let _ = self.shared.failed.set(error.clone());
+                self.shared.fail(error.clone());
                 for waiter in waiting {
                     let _ = waiter.reply.send(Err(error.clone()));
                 }
