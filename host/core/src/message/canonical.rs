@@ -51,7 +51,8 @@ fn only(document: &Document<'_>, pointers: &[String], out: &mut Vec<u8>) -> Resu
     Ok(())
 }
 
-/// Returns the value at `pointer`, to be left out, if it is there. The whole text is never left out.
+/// Returns the value at `pointer`, to be left out, if it is there. The whole text is never left
+/// out.
 fn left_out(document: &Document<'_>, pointer: &str) -> Option<NodeIndex> {
     document.at(pointer).ok()?.filter(|node| *node != ROOT)
 }
@@ -176,9 +177,9 @@ fn write_escaped(content: &[u8], out: &mut Vec<u8>) {
     out.push(b'"');
 }
 
-/// Compares two UTF-8 texts by their UTF-16 code units. These are in the order of the bytes, but for
-/// characters beyond U+FFFF (first byte 0xf0 and more), which come before U+E000 to U+FFFF (first
-/// byte 0xee and 0xef).
+/// Compares two UTF-8 texts by their UTF-16 code units. These are in the order of the bytes, but
+/// for characters beyond U+FFFF (first byte 0xf0 and more), which come before U+E000 to U+FFFF
+/// (first byte 0xee and 0xef).
 fn by_utf16(one: &[u8], other: &[u8]) -> Ordering {
     let different = one.iter().zip(other).find(|(one, other)| one != other);
     match different {

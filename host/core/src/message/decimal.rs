@@ -29,8 +29,8 @@ enum Exponent {
     Large { is_negative: bool, digits: Vec<u8> },
 }
 
-/// Writes a JSON number in its canonical form: as RFC 8785 writes a double, with all the digits that
-/// the number has.
+/// Writes a JSON number in its canonical form: as RFC 8785 writes a double, with all the digits
+/// that the number has.
 pub(super) fn write_canonical(text: &[u8], out: &mut Vec<u8>) {
     if fault::mutated("numbers-as-doubles") {
         let double: f64 = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()).unwrap_or_default();

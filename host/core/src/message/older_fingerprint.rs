@@ -71,8 +71,8 @@ fn version_1(message: &Message) -> Fingerprint {
     Fingerprint::of_hash(1, &hash)
 }
 
-/// Version 2: blake3 over `type` and the chosen part of a JSON payload in RFC 8785's canonical form,
-/// or over the bytes of any other payload.
+/// Version 2: blake3 over `type` and the chosen part of a JSON payload in RFC 8785's canonical
+/// form, or over the bytes of any other payload.
 fn version_2(message: &Message, fields: &Fields) -> Fingerprint {
     let (length, kind) = ((message.kind.len() as u64).to_le_bytes(), message.kind.as_bytes());
     let hash = match message.is_json().then(|| chosen(&message.data, fields)).flatten() {
