@@ -46,8 +46,22 @@ pub(crate) fn check(root: &Path, files: &[String], broken: &mut Vec<String>) -> 
         imports(file, &text, broken);
         functions(file, &text, broken);
         comments(file, &text, broken);
+        printing(file, &text, broken);
     }
     Ok(())
+}
+
+/// The binary prints in one folder, where control characters are escaped.
+fn printing(file: &str, text: &str, broken: &mut Vec<String>) {
+    const OUTPUT: &str = "host/cli/src/output/";
+    if !file.starts_with("host/cli/src/") || file.starts_with(OUTPUT) {
+        return;
+    }
+    for print in ["print!(", "println!(", "stdout()"] {
+        if text.contains(print) {
+            broken.push(format!("{file} prints by itself ({print}): use a function of {OUTPUT}mod.rs"));
+        }
+    }
 }
 
 /// Imports go one way between the folders of a crate. Tests may look anywhere.

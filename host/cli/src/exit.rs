@@ -2,7 +2,6 @@
 //! `docs/operating/exit-codes.md` explains each of them.
 
 use std::fmt::Display;
-use std::process::ExitCode;
 
 use hapax_core::{RelayError, SourceError, StoreError, TransportError};
 use hapax_engine::{EngineError, LoadError};
@@ -75,19 +74,9 @@ impl Display for Failed {
 
 impl std::error::Error for Failed {}
 
-/// Prints the error, and returns its exit code.
-pub(crate) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
-    let code = code(error);
-    if json {
-        println!("{}", serde_json::json!({ "error": { "code": code, "message": format!("{error:#}") } }));
-    }
-    eprintln!("error: {error:#}");
-    ExitCode::from(code)
-}
-
 /// Returns the code of the outermost cause that has one: context that was added later does not hide
 /// it.
-fn code(error: &anyhow::Error) -> u8 {
+pub(crate) fn code(error: &anyhow::Error) -> u8 {
     error.chain().find_map(code_of_cause).unwrap_or(UNKNOWN)
 }
 

@@ -73,7 +73,7 @@ fn main() -> ExitCode {
     let json = cli.json;
     match log_to_stderr(&cli.log).and_then(|()| run(cli.command, json)) {
         Ok(code) => code,
-        Err(error) => exit::report(&error, json),
+        Err(error) => output::report(&error, json),
     }
 }
 
@@ -96,13 +96,14 @@ fn run(command: Command, json: bool) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Logs lines for people if standard error is a terminal, and JSON otherwise.
+/// Logs lines for people if standard error is a terminal, and JSON otherwise. Without colours: an
+/// escape character in a line is escaped, whoever wrote it.
 fn log_to_stderr(filter: &str) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_new(filter)
         .map_err(|error| exit::Failed::usage(format!("--log {filter}: {error}; give it a level, such as `info`")))?;
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| output::progress::Stderr);
     if std::io::stderr().is_terminal() {
-        subscriber.without_time().with_target(false).init();
+        subscriber.without_time().with_target(false).with_ansi(false).init();
     } else {
         subscriber.json().init();
     }

@@ -310,3 +310,144 @@ fn a_signal_drains() {
     let rerun = folder.run(&input, &[]);
     assert_eq!(summary(&rerun)["completed"].as_u64().unwrap() + completed, 20_000, "each completed exactly once");
 }
+
+/// A line of the log, or of a list, that a message could forge or move.
+fn assert_nothing_moves_the_cursor(output: &Output) {
+    for (name, bytes) in [("standard output", &output.stdout), ("standard error", &output.stderr)] {
+        let text = String::from_utf8(bytes.clone()).unwrap();
+        let is_odd = |character: char| {
+            (character.is_control() && !matches!(character, '\n' | '\t'))
+                || matches!(character, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        };
+        assert!(!text.contains(is_odd), "{name}: {text:?}");
+        // The further lines of an error are indented.
+        assert!(!text.lines().any(|line| line.starts_with(" FORGED")), "{name}: {text:?}");
+    }
+}
+
+/// Each field of a message, and the text of its error, has characters that forge a line, clear the
+/// screen, turn the text round.
+#[test]
+fn control_characters_of_messages_never_reach_the_output_or_the_log_as_they_are() {
+    const ODD: &str = r"x\n FORGED completed\r\u001b[2K\u001b]0;x\u0007\u0008\u007f\u0085\u009b31m\u202e\u2066\u2028y";
+    let folder = Folder::new();
+    let message = |id: &str, kind: &str, data: &str| {
+        format!(
+            r#"{{"id":"{id}{ODD}","source":"/s{ODD}","type":"{kind}","subject":"{ODD}","partitionkey":"{ODD}","data":{data}}}"#
+        )
+    };
+    let bad_order = format!(r#"{{"order_id":"{ODD}","customer":"{ODD}","amount_cents":-1}}"#);
+    let good_order = format!(r#"{{"order_id":"{ODD}","customer":"{ODD}","amount_cents":1}}"#);
+    let text = [
+        message("a", "order.placed", &good_order),
+        message("a", "order.placed", &bad_order),
+        message("b", "order.placed", &bad_order),
+        message("c", &format!("unknown{ODD}"), &format!("\"{ODD}\"")),
+        format!(r#"{{"id":7,"source":"{ODD}","{ODD}":1}}"#),
+        format!(r#"{{"id":"d","source":"/s","type":"t","{ODD}":1}}"#),
+    ];
+    let input = folder.file("input.jsonl", text.join("\n"));
+    let store = folder.path("store");
+    let component = guest("order-intake").display().to_string();
+    let run = ["run", "--processor", "orders", "--component", &component, "--input", &input, "--log", "trace"];
+    for more in [&["--verbose"][..], &["--json"], &[]] {
+        let output = hapax().args(run).args(["--store", &store]).args(more).output().unwrap();
+        assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+        assert_nothing_moves_the_cursor(&output);
+    }
+    let list = |what: &[&str], json: bool| {
+        let mut command = hapax();
+        command.args(what).args(["--store", &store]).args(json.then_some("--json"));
+        let output = command.output().unwrap();
+        assert_nothing_moves_the_cursor(&output);
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let listed = list(&["dlq", "list", "--json"], false);
+    let keys: Vec<Value> = listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(keys.len() >= 2, "{listed}");
+    for json in [false, true] {
+        assert!(list(&["dlq", "list"], json).contains("\\u001b"));
+        assert!(list(&["dlq", "list", "--limit", "1"], json).contains("\\u001b"));
+        for key in &keys {
+            let key = key["key"].as_str().unwrap();
+            if !key.contains('\0') {
+                assert!(list(&["dlq", "show", key], json).contains("\\u001b"));
+            }
+        }
+        assert!(list(&["records", "list"], json).contains("\\u001b"));
+        assert!(list(&["state", "list", "orders"], json).contains("\\u001b"));
+        list(&["audit", "--processor", "orders"], json);
+        list(&["streams", "--processor", "orders"], json);
+        list(&["dlq", "redrive", "--all", "--dry-run"], json);
+        list(&["dlq", "show", "a/b/c/d\u{1b}[2K\n FORGED#00000000000000000000000000000000"], json);
+    }
+}
+
+#[test]
+fn mutation_output_unescaped_is_found() {
+    hapax_tests::mutation::turns_red(
+        module_path!(),
+        "control_characters_of_messages_never_reach_the_output_or_the_log_as_they_are",
+        "output-unescaped",
+    );
+}
+
+/// Messages that fail often enough to open a circuit breaker.
+fn failing(folder: &Folder, settings: &str) -> Command {
+    let messages = (0..300).map(|id| format!(r#"{{"id":"m-{id}","source":"/s","type":"retry"}}"#));
+    let input = folder.file("input.jsonl", messages.collect::<Vec<_>>().join("\n"));
+    let component = guest("hapax-fixtures");
+    let config = format!("store = \"store\"\n[processors.odd]\ncomponent = {component:?}\n{settings}");
+    let config = folder.file("hapax.toml", config);
+    let mut command = hapax();
+    command.args(["run", "--json", "--processor", "odd", "--config", &config, "--input", &input]);
+    command
+}
+
+const QUICK: &str = "attempts_max = 2\nbackoff_base_ms = 1\nbackoff_max_ms = 2\n";
+
+#[test]
+fn a_run_takes_its_file_to_the_end_without_a_circuit_breaker_unless_it_is_asked_for() {
+    let folder = Folder::new();
+    let settings = format!("{QUICK}[processors.odd.breaker]\nopen_ms = 3600000\n");
+    let output = failing(&folder, &settings).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(summary(&output)["dead_lettered"], 300);
+    assert!(stderr(&output).contains("uses no circuit breaker; with --breaker"), "{}", stderr(&output));
+
+    // It is open for an hour: the command waits, says so, and still ends when it is told to.
+    let folder = Folder::new();
+    let mut child =
+        failing(&folder, &settings).arg("--breaker").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = String::new();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap()));
+    while !said.contains("waiting: ") {
+        said = lines.next().expect("it says what it waits for").unwrap();
+    }
+    assert!(said.contains("messages have no outcome yet") && said.contains("the circuit breaker is open"), "{said}");
+    stop(&child);
+    let (code, output) = (child.wait().unwrap().code(), std::io::read_to_string(child.stdout.take().unwrap()).unwrap());
+    assert_eq!(code, Some(10), "{output}");
+}
+
+#[test]
+fn a_run_that_waits_for_retries_says_so_and_ends_when_it_is_told_to() {
+    let folder = Folder::new();
+    let settings = "attempts_max = 1000\nbackoff_base_ms = 3600000\nbackoff_max_ms = 3600000\n";
+    let mut child = failing(&folder, settings)
+        .args(["--concurrency", "2"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap()));
+    let said =
+        lines.find(|line| line.as_ref().unwrap().contains("waiting: ")).expect("it says what it waits for").unwrap();
+    assert!(said.contains("32 messages have no outcome yet; 0 run"), "{said}");
+    stop(&child);
+    assert_eq!(child.wait().unwrap().code(), Some(10));
+}
+
+fn stop(child: &std::process::Child) {
+    assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
+}

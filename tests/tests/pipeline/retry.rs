@@ -2,6 +2,8 @@
 //! nobody but those behind it, and it waits as long as its processor asked, not for ever.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use hapax_core::{
@@ -43,6 +45,9 @@ fn unhurried() -> Arc<dyn MessageProcessor> {
     }
     Arc::new(NativeProcessor::new(run))
 }
+
+/// Longer than an end takes on a busy machine.
+const ENDS_WITHIN: Duration = Duration::from_secs(30);
 
 struct Desk {
     clock: SteppedClock,
@@ -190,6 +195,61 @@ async fn a_source_is_not_drained_while_every_place_is_taken() {
 #[test]
 fn mutation_a_source_that_is_drained_ahead_is_found() {
     turns_red(module_path!(), "a_source_is_not_drained_while_every_place_is_taken", "source-drained-ahead");
+}
+
+/// All that may be taken is taken and waits for its retry, which is far away: the source has no room.
+#[tokio::test]
+async fn told_to_stop_while_as_many_wait_as_may_be_taken_it_ends_at_once() {
+    const TAKEN_MAX: usize = 20;
+    let desk = Desk::new(Options { runs_max: 2, ..Options::default() }).await;
+    let messages = (0..10 * TAKEN_MAX).map(|number| of("later", format!("{number}"), None));
+    let running = desk.run(messages.collect(), TAKEN_MAX);
+    eventually("all that were taken wait", || desk.clock.asleep() == TAKEN_MAX).await;
+    desk.stop.send_replace(true);
+    tokio::time::timeout(ENDS_WITHIN, running).await.expect("it ends").unwrap();
+    assert_eq!(desk.seen.settled("nack").len(), TAKEN_MAX, "the source has them back");
+    assert_eq!(desk.seen.pulled(), TAKEN_MAX);
+}
+
+/// Some run, and others wait for a slot or for their turn behind them: these do not run any more.
+#[tokio::test]
+async fn told_to_stop_it_waits_for_what_runs_and_for_nothing_else() {
+    const WAITING: usize = 50;
+    let gate = Arc::new(Semaphore::new(0));
+    let (behind, runs) = (gate.clone(), Arc::new(AtomicUsize::new(0)));
+    let counted = runs.clone();
+    let waits = NativeProcessor::new(move |_, _| {
+        counted.fetch_add(1, SeqCst);
+        let gate = behind.clone();
+        Box::pin(async move {
+            gate.acquire().await.unwrap().forget();
+            Ok(Output::default())
+        })
+    });
+    let (store, seen, stop) = (Arc::new(MemoryStore::default()), Seen::default(), watch::Sender::new(false));
+    let bench = Bench::new("p", store, Arc::new(waits), Options { runs_max: 2, ..Options::default() }).await;
+    let of_one_key = (0..WAITING).map(|number| of("fresh", format!("k-{number}"), Some("key")));
+    let messages = of_one_key.chain((0..WAITING).map(|number| of("fresh", format!("f-{number}"), None)));
+    let (mut source, observer) = (ListSource::new(messages, &seen), Arc::new(seen.clone()));
+    let (consumer, stopped) = (bench.consumer.clone(), stop.subscribe());
+    let running = tokio::spawn(async move {
+        hapax_core::run_source(&consumer, &mut source, observer, 10 * WAITING, stopped).await.unwrap();
+    });
+    eventually("two run", || runs.load(SeqCst) == 2).await;
+    let_others_run().await;
+    stop.send_replace(true);
+    let_others_run().await;
+    gate.add_permits(2 * WAITING);
+    tokio::time::timeout(ENDS_WITHIN, running).await.expect("it ends").unwrap();
+    assert_eq!((runs.load(SeqCst), seen.ended("completed").len()), (2, 2));
+    assert_eq!(seen.settled("nack").len() + 2, seen.pulled(), "the source has the others back");
+}
+
+hapax_tests::mutations! {
+    mutation_a_stop_that_waits_for_room_is_found:
+        told_to_stop_while_as_many_wait_as_may_be_taken_it_ends_at_once is red with "stop-waits-for-room";
+    mutation_a_stop_that_runs_what_waits_is_found:
+        told_to_stop_it_waits_for_what_runs_and_for_nothing_else is red with "stop-runs-what-waits";
 }
 
 /// The limit of `one_hot_or_blocked_key_never_stalls_another`: what was taken is in memory, and so

@@ -6,6 +6,7 @@ use hapax_transport::{AuditFilter, OperatorRequest};
 
 use crate::commands::target::Target;
 use crate::output::list::{print_list, text};
+use crate::output::note;
 use crate::output::time::rfc3339;
 
 #[derive(clap::Args)]
@@ -32,7 +33,7 @@ pub(crate) fn command(args: Args, json: bool) -> anyhow::Result<ExitCode> {
         format!("{at:<24} {actor} {name} {key}{}", if reason.is_empty() { reason } else { format!(": {reason}") })
     });
     if answer["more"] == true {
-        eprintln!("more remain: give the time of the last one to --since, or raise --limit");
+        note("more remain: give the time of the last one to --since, or raise --limit");
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use hapax_guest_build::Toolchain;
 use serde_json::json;
 
-use crate::output::line;
+use crate::output::{line, note};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -19,7 +19,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn command(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
-    let mut progress = |text: &str| eprintln!("{text}");
+    let mut progress = |text: &str| text.lines().for_each(note);
     let toolchain = Toolchain::find(&mut progress)?;
     let out = args.out.as_ref().unwrap_or(&args.dir);
     for component in hapax_guest_build::build(&args.dir, &toolchain, out, &mut progress)? {

@@ -77,7 +77,11 @@ pub(crate) fn command(command: Command, json: bool) -> anyhow::Result<ExitCode> 
         }
         Command::Show(One { key, target }) => {
             let record = target.ask(OperatorRequest::Record(key))?;
-            line(&if json { record.to_string() } else { serde_json::to_string_pretty(&record)? });
+            if json {
+                line(&record.to_string());
+            } else {
+                serde_json::to_string_pretty(&record)?.lines().for_each(line);
+            }
             Ok(ExitCode::SUCCESS)
         }
         Command::History(One { key, target }) => Ok(print_history(&target.ask(OperatorRequest::History(key))?, json)),

@@ -16,8 +16,10 @@ use crate::config::outbound::GrantSetting;
 use crate::config::{self, Config, Outbox, Processor};
 use crate::exit::{Failed, INTERRUPTED, INVALID_INPUT, SUCCESS};
 use crate::host::{self, Host, joined};
+use crate::output::note;
 use crate::output::progress::Progress;
 use crate::output::run_printer::{CompensatedPrinter, HeldPrinter, Printer, Style};
+use crate::output::waiting::Waiting;
 
 /// Messages taken from the source for each one that may run.
 const TAKEN_PER_RUN: usize = 16;
@@ -33,6 +35,10 @@ pub(crate) struct Args {
     /// Configuration file that has the store, and the processor that --processor names.
     #[arg(long, value_name = "FILE", requires = "processor")]
     config: Option<PathBuf>,
+    /// Use the circuit breaker that the configuration has for the processor; without this, none:
+    /// the file is taken to its end.
+    #[arg(long, requires = "config")]
+    breaker: bool,
     /// Origin that the processor may call, like `http` in a configuration; may be given more than
     /// once.
     #[arg(long, value_name = "URL", conflicts_with = "config")]
@@ -103,11 +109,14 @@ fn setup(args: &Args) -> anyhow::Result<Setup> {
     };
     let mut config = Config::read(path)?;
     let name = args.processor.clone().unwrap_or_default();
-    let processor = config.processors.remove(&name).ok_or_else(|| {
+    let mut processor = config.processors.remove(&name).ok_or_else(|| {
         let known: Vec<_> = config.processors.keys().map(String::as_str).collect();
         Failed::usage(format!("{}: it has no processor {name}; it has {}", path.display(), known.join(", ")))
     })?;
     let store = args.store.clone().unwrap_or(config.store);
+    if !args.breaker && processor.switch_breaker_off() {
+        note("`hapax run` uses no circuit breaker; with --breaker it uses the one of the configuration");
+    }
     Ok(Setup { name, processor, store, options: config.limits.store_options() })
 }
 
@@ -121,11 +130,14 @@ async fn run(args: Args, json: bool) -> anyhow::Result<ExitCode> {
     let style = style(json, args.verbose);
     let printer = Arc::new(Printer::new(style));
     let workers = Workers::start(&host, &consumer, &printer, args.outbox)?;
+    let waiting = Waiting::new(printer.clone());
+    let watching = waiting.start(&consumer);
     let ticking = (style == Style::Quiet).then(|| show_progress(&source, &printer)).flatten();
 
     let taken_max = taken_max(args.concurrency);
-    let read = hapax_core::run_source(&consumer, &mut source, printer.clone(), taken_max, stop.clone()).await;
+    let read = hapax_core::run_source(&consumer, &mut source, waiting, taken_max, stop.clone()).await;
     let finished = workers.finish(&host, &consumer, stop.clone()).await;
+    watching.abort();
     // The bar leaves the terminal before an error or the summary is printed.
     hide_progress(ticking).await;
     read?;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::config;
 use crate::exit::{Failed, INVALID_INPUT, SUCCESS};
 use crate::host;
-use crate::output::line;
+use crate::output::{line, note};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -59,7 +59,7 @@ async fn send(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
         refused |= match received {
             Received::Delivery(delivery) => !post(&publisher, delivery.message(), json).await?,
             Received::Invalid { position, reason } => {
-                eprintln!("{position}: {reason}");
+                note(&format!("{position}: {reason}"));
                 true
             }
         };

@@ -6,7 +6,7 @@ use hapax_transport::{EntryFilter, OperatorRequest};
 use serde_json::Value;
 
 use crate::commands::target::Target;
-use crate::output::line;
+use crate::output::{columns, line};
 
 /// Entries asked for at one time.
 const PAGE: usize = 1_000;
@@ -56,7 +56,11 @@ fn list(args: &Args, prefix: Option<String>, json: bool) -> anyhow::Result<()> {
         let entries = page["entries"].as_array().map(Vec::as_slice).unwrap_or_default();
         for entry in entries {
             let key = entry["key"].as_str().unwrap_or_default();
-            line(&if json { entry.to_string() } else { format!("{key}\t{}", text(&entry["value"])) });
+            if json {
+                line(&entry.to_string());
+            } else {
+                columns(&[key, &text(&entry["value"])]);
+            }
         }
         left -= entries.len().min(left);
         let Some(next) = page["next"].as_str() else { break };

@@ -6,7 +6,7 @@ use hapax_transport::{EntryFilter, OperatorRequest};
 use serde_json::Value;
 
 use crate::commands::target::Target;
-use crate::output::line;
+use crate::output::{columns, line};
 
 /// Events and streams asked for at one time.
 const PAGE: usize = 1_000;
@@ -43,7 +43,7 @@ pub(crate) fn command(args: Args, json: bool) -> anyhow::Result<ExitCode> {
         };
         let page = args.target.ask(request)?;
         let items = page[member].as_array().map(Vec::as_slice).unwrap_or_default();
-        items.iter().for_each(|item| line(&if json { item.to_string() } else { shown(item) }));
+        items.iter().for_each(|item| if json { line(&item.to_string()) } else { print(item) });
         left -= items.len().min(left);
         let Some(next) = page["next"].as_str() else { break };
         filter.after = Some(next.to_owned());
@@ -51,14 +51,14 @@ pub(crate) fn command(args: Args, json: bool) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns a stream, or an event of one, as a line for people.
-fn shown(item: &Value) -> String {
-    let text = |name: &str| match &item[name] {
+/// Prints a stream, or an event of one, for people.
+fn print(item: &Value) {
+    let text = |name: &&str| match &item[*name] {
         Value::String(text) => text.clone(),
         other => other.to_string(),
     };
-    match item.get("stream") {
-        Some(_) => format!("{}\t{}", text("stream"), text("version")),
-        None => format!("{}\t{}\t{}\t{}", text("version"), text("id"), text("type"), text("data")),
-    }
+    let names: &[&str] =
+        if item.get("stream").is_some() { &["stream", "version"] } else { &["version", "id", "type", "data"] };
+    let texts: Vec<_> = names.iter().map(text).collect();
+    columns(&texts.iter().map(String::as_str).collect::<Vec<_>>());
 }

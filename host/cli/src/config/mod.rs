@@ -278,6 +278,13 @@ impl Processor {
         }
     }
 
+    /// Switches the circuit breaker off. Returns whether it was on.
+    pub(crate) fn switch_breaker_off(&mut self) -> bool {
+        let policy = self.breaker.policy(BreakerPolicy::of_processor());
+        self.breaker = BreakerSetting::off();
+        policy.is_ok_and(|policy| policy.is_some())
+    }
+
     /// Returns the settings of outbound calls.
     pub(crate) fn outbound(&self) -> OutboundSettings<'_> {
         OutboundSettings {

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use serde_json::Value;
 
 use crate::exit::REFUSED;
-use crate::output::line;
 use crate::output::time::rfc3339;
+use crate::output::{line, note};
 
 /// Prints one line for each item of `answer[name]`, and how to continue if more remain.
 pub(crate) fn print_list(answer: &Value, name: &str, json: bool, as_line: impl Fn(&Value) -> String) {
@@ -14,7 +14,7 @@ pub(crate) fn print_list(answer: &Value, name: &str, json: bool, as_line: impl F
         line(&if json { item.to_string() } else { as_line(item) });
     }
     if let Some(next) = answer["next"].as_str() {
-        eprintln!("more remain: continue with --after '{next}'");
+        note(&format!("more remain: continue with --after '{next}'"));
     }
 }
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use parking_lot::Mutex;
 
+use crate::output::printable::printable;
+
 /// The bar on the terminal, if there is one.
 static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
 
@@ -48,15 +50,18 @@ impl Drop for Progress {
     }
 }
 
-/// Standard error, above the bar.
+/// Standard error, above the bar. Takes whole lines, one at a time: what is not the end of the line
+/// is escaped.
 pub(crate) struct Stderr;
 
 impl Write for Stderr {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(bytes);
+        let line = format!("{}\n", printable(text.strip_suffix('\n').unwrap_or(&text)));
         let bar = BAR.lock().clone();
         match bar {
-            Some(bar) => bar.suspend(|| io::stderr().write_all(bytes))?,
-            None => io::stderr().write_all(bytes)?,
+            Some(bar) => bar.suspend(|| io::stderr().write_all(line.as_bytes()))?,
+            None => io::stderr().write_all(line.as_bytes())?,
         }
         Ok(bytes.len())
     }

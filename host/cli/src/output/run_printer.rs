@@ -1,6 +1,5 @@
 //! Printing of `hapax run`: one line for each message, and the summary of all.
 
-use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
@@ -10,7 +9,7 @@ use serde_json::{Value, json};
 
 // Re-exported for the commands that still take it from here.
 pub(crate) use crate::output::line;
-use crate::output::progress::Stderr;
+use crate::output::note;
 
 /// Prints and counts outcomes.
 pub(crate) struct Printer {
@@ -79,6 +78,11 @@ impl Printer {
     /// failed.
     fn of_sagas(&self) -> [u64; 3] {
         [&self.compensating, &self.compensated, &self.compensation_failed].map(|count| count.load(Relaxed))
+    }
+
+    /// Returns the number of messages that are parked, and of those that are being compensated.
+    pub(crate) fn without_outcome(&self) -> (u64, u64) {
+        (self.parked.load(Relaxed), self.compensating.load(Relaxed))
     }
 
     /// Prints the last line: the counts of messages, and of sent and pending outbox messages.
@@ -153,8 +157,7 @@ impl Observer for Printer {
                 if self.style == Style::Lines {
                     line(&text);
                 } else {
-                    // If standard error was closed, nobody reads the line.
-                    let _ = Stderr.write_all(format!("{text}\n").as_bytes());
+                    note(&text);
                 }
             }
             (Style::Quiet, _) => {}

@@ -186,8 +186,9 @@ impl IdempotentConsumer {
         self.pipeline.permits.wants_messages().await;
     }
 
-    /// Stops waiting for retries: messages that wait for their next attempt end as
-    /// [`Outcome::Retry`]. Runs under way go on to their end.
+    /// Stops waiting: messages that wait for their next attempt, their turn or a slot end as
+    /// [`Outcome::Retry`]. Runs under way go on to their end, and so do messages whose delivery
+    /// does not wait here ([`Handling::retry_here`]).
     pub fn stop(&self) {
         self.pipeline.stopping.send_replace(true);
     }

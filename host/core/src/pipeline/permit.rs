@@ -61,7 +61,10 @@ impl Permits {
     ) -> Permitted<'_> {
         let mut in_line = None;
         loop {
-            let slot = self.slot().await;
+            let Some(slot) = self.slot_or_stop(message, stopping).await else {
+                let error = "the host is stopping, and the message has not run".to_owned();
+                return Permitted::PutOff(Outcome::Retry { error, after_ms: 0 });
+            };
             let Some(breaker) = &self.breaker else { return Permitted::Run(RunPermit { slot, breaker: None }) };
             let refused = match breaker.enter() {
                 Ok(permit) => return Permitted::Run(RunPermit { slot, breaker: Some(permit) }),
@@ -77,6 +80,19 @@ impl Permits {
                 return Permitted::PutOff(Outcome::Paused { after_ms: refused.retry_after_ms() });
             }
         }
+    }
+
+    /// Waits for a slot. Returns `None` if the consumer was told to stop, and the message is one of
+    /// a source that waits here: as many as may be taken wait with it, longer than a stop may take.
+    async fn slot_or_stop(&self, message: &Accepted, stopping: &watch::Sender<bool>) -> Option<SemaphorePermit<'_>> {
+        if !message.handling.retry_here || message.is_held || fault::mutated("stop-runs-what-waits") {
+            return Some(self.slot().await);
+        }
+        let slot = match self.slots.try_acquire() {
+            Ok(slot) => slot,
+            Err(_) => Box::pin(slot_before(self.slot(), stopping)).await?,
+        };
+        (!*stopping.borrow()).then_some(slot)
     }
 
     /// Waits for a slot alone. Compensations take one: the circuit breaker does not hold them up.
@@ -114,6 +130,16 @@ impl Permits {
             waiting,
             breaker: self.breaker.as_ref().map(CircuitBreaker::status),
         }
+    }
+}
+
+/// Waits for a slot, or until the consumer is told to stop: then it returns `None`.
+async fn slot_before<S>(slot: impl Future<Output = S>, stopping: &watch::Sender<bool>) -> Option<S> {
+    let mut stopping = stopping.subscribe();
+    tokio::select! {
+        biased;
+        _ = stopping.wait_for(|stop| *stop) => None,
+        slot = slot => Some(slot),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
 
 use crate::message::Message;
@@ -47,11 +47,17 @@ pub enum Report<'a> {
 /// Observer of outcomes. Notified of every outcome, before the delivery is settled and after the
 /// outcome is durable. Must not block for long.
 pub trait Observer: Send + Sync + 'static {
+    /// Takes note that a message was taken from the source. Its outcome is reported later, if it
+    /// gets one.
+    fn taken(&self) {}
+
     /// Takes the report on one piece of input.
     fn ended(&self, report: Report<'_>);
 }
 
-/// Runs `source` to its end, or until `stop` turns true; then waits for the messages in flight.
+/// Runs `source` to its end, or until `stop` turns true; then waits for the messages in flight. Of
+/// those, once `stop` is true, only the ones that run are brought to their outcome: the others are
+/// given back to the source.
 ///
 /// At most `taken_max` messages are taken and not yet settled; the consumer decides how many of
 /// them run at once. Messages that wait behind another or for their next attempt are among them, so
@@ -67,22 +73,19 @@ pub async fn run_source(
     let slots = Arc::new(Semaphore::new(taken_max.max(1)));
     let mut tasks: JoinSet<Result<(), SourceError>> = JoinSet::new();
     let pulled = loop {
-        let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
-        if let Some(failed) = first_failure(&mut tasks) {
-            break Err(failed);
-        }
         let received = tokio::select! {
             biased;
-            _ = stop.wait_for(|stop| *stop) => break Ok(()),
-            received = pull(consumer, source) => received,
+            _ = stop.wait_for(|stop| *stop), if !fault::mutated("stop-waits-for-room") => break Ok(()),
+            received = next(consumer, source, &slots, &mut tasks) => received,
         };
         match received {
-            Err(error) => break Err(error.into()),
-            Ok(None) => break Ok(()),
-            Ok(Some(Received::Invalid { position, reason })) => {
+            Err(error) => break Err(error),
+            Ok((_, None)) => break Ok(()),
+            Ok((_, Some(Received::Invalid { position, reason }))) => {
                 observer.ended(Report::Invalid { position: &position, reason: &reason });
             }
-            Ok(Some(Received::Delivery(delivery))) => {
+            Ok((slot, Some(Received::Delivery(delivery)))) => {
+                observer.taken();
                 // Accepted here, in the order received: that order is the order inside each lane.
                 let accepted = consumer.accept(delivery.message().clone(), Handling::default());
                 let (consumer, observer) = (consumer.clone(), observer.clone());
@@ -97,17 +100,26 @@ pub async fn run_source(
     pulled.and(drained)
 }
 
-/// Returns the next message. While the consumer's circuit breaker is open, nothing is pulled from
-/// the source.
-async fn pull(consumer: &IdempotentConsumer, source: &mut dyn Source) -> Result<Option<Received>, TransportError> {
+/// Returns the next message, and its slot among those that are taken. While the consumer's circuit
+/// breaker is open, nothing is pulled from the source; nor is it once a task has failed.
+async fn next(
+    consumer: &IdempotentConsumer,
+    source: &mut dyn Source,
+    slots: &Arc<Semaphore>,
+    tasks: &mut JoinSet<Result<(), SourceError>>,
+) -> Result<(OwnedSemaphorePermit, Option<Received>), SourceError> {
+    let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
+    if let Some(failed) = first_failure(tasks) {
+        return Err(failed);
+    }
     if !fault::mutated("breaker-open-pulls") {
         consumer.wants_messages().await;
     }
-    source.recv().await
+    Ok((slot, source.recv().await?))
 }
 
-/// Waits for the messages in flight. Retries that wait for their time are cut short when `stop`
-/// turns true.
+/// Waits for the messages in flight. Those that wait for their turn, for a slot or for their next
+/// attempt are put off when `stop` turns true.
 async fn drain(
     consumer: &IdempotentConsumer,
     mut tasks: JoinSet<Result<(), SourceError>>,
