@@ -122,6 +122,13 @@ impl Server {
         }
     }
 
+    /// Sends it a signal, such as `HUP`.
+    pub fn signal(&self, name: &str) {
+        assert!(
+            Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap().success()
+        );
+    }
+
     /// Returns true if the process has died.
     pub fn has_died(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
@@ -129,7 +136,7 @@ impl Server {
 
     /// Tells it to stop, waits, and answers its exit code.
     pub fn stop(mut self) -> Option<i32> {
-        assert!(Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap().success());
+        self.signal("TERM");
         self.child.wait().unwrap().code()
     }
 

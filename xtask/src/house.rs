@@ -17,6 +17,7 @@ const FOLDERS: &[(&str, &[&str])] = &[
             "observe",
             "store",
             "saga",
+            "outbox",
             "commit",
             "run",
             "circuit_breaker",

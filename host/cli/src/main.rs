@@ -43,6 +43,9 @@ enum Command {
     /// List, redrive or discard held messages: dead letters, and messages that wait.
     #[command(subcommand)]
     Dlq(commands::dlq::Command),
+    /// List, redrive or discard outgoing messages that their destination refused.
+    #[command(subcommand)]
+    Outbox(commands::outbox::Command),
     /// Print the audit trail: the actions of operators.
     Audit(commands::audit::Args),
     /// List deduplication records, or evict one.
@@ -85,6 +88,7 @@ fn run(command: Command, json: bool) -> anyhow::Result<ExitCode> {
         Command::Send(args) => commands::send::command(&args, json),
         Command::Status(args) => commands::status::command(&args, json),
         Command::Dlq(command) => commands::dlq::command(command, json),
+        Command::Outbox(command) => commands::outbox::command(command, json),
         Command::Audit(args) => commands::audit::command(args, json),
         Command::Records(command) => commands::records::command(command, json),
         Command::Saga(command) => commands::saga::command(command, json),

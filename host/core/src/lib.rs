@@ -18,6 +18,8 @@ mod store;
 
 mod saga;
 
+mod outbox;
+
 mod commit;
 
 mod run;
@@ -44,9 +46,10 @@ pub use message::key::{DigestHasher, ParseRecordKeyError, RecordKey, RecordKeyPa
 pub use message::strategy::{Fields, GapPolicy, Gaps, Select, Strategy, VersionOrder};
 pub use message::{Message, is_json_type, parse_rfc3339_ms, parse_rfc3339_ns};
 pub use observe::metrics::{Counted, Counters, IdempotencyMetrics, OUTCOMES};
-pub use observe::status::{BreakerState, BreakerStatus, ConsumerStatus};
+pub use observe::status::{BreakerState, BreakerStatus, ConsumerStatus, OutboxTrouble};
 pub use operator::audit::AuditEntry;
-pub use operator::{Actor, Operator, OperatorAction, OperatorError, SagaAction};
+pub use operator::{Actor, Operator, OperatorAction, OperatorError, OutboxAction, SagaAction};
+pub use outbox::{AfterRefusal, RefusedMessage, RefusedMessages};
 pub use pipeline::compensate::ComponentVersions;
 pub use pipeline::delivery::{Accepted, Handling};
 pub use pipeline::options::{ATTEMPTS_MAX, MismatchPolicy, Options, Ordering};
@@ -78,10 +81,12 @@ pub use store::{IdempotencyStorage, Inspect, Outbox, Store, StoreFacts};
 pub use support::clock::{Clock, SystemClock};
 pub use support::error::StoreError;
 pub use support::fault;
-pub use transport::{Delivery, Publisher, Received, Source, TransportError};
+pub use transport::{
+    Delivery, Published, Publisher, Received, Refusal, SendAnswer, Source, TransportError, Unavailable,
+};
 pub use workers::abandoned::{AbandonedParts, run_abandoned};
 pub use workers::compensator::{CompensatorParts, run_compensator, settle_compensations};
 pub use workers::deferred::run_deferred;
-pub use workers::outbox_relay::{BATCH_MESSAGES_MAX, OutboxRelay, RelayError};
+pub use workers::outbox_relay::{BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, OutboxRelay, RelayError, RelayStatus};
 pub use workers::source::{Observer, Report, SourceError, run_source};
 pub use workers::sweeper::{SWEEP_EVERY_MS, run_sweeper};

@@ -51,12 +51,83 @@ pub trait Delivery: Send {
     fn dead_letter(self: Box<Self>, error: &str) -> BoxFuture<'static, Result<(), TransportError>>;
 }
 
+/// Answer of a destination to one message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SendAnswer {
+    /// The receiver has the message, durably. It may have had it before, or have no use for it.
+    Delivered,
+    /// The receiver does not take the message, however often it is sent.
+    Refused(Refusal),
+    /// No answer: the message was not sent, or it is not known whether it arrived.
+    NotSent,
+}
+
+/// Refusal of one message by its destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Destination, as the configuration names it.
+    pub destination: Arc<str>,
+    /// Status code of the answer, if the destination has status codes.
+    pub status: Option<u16>,
+    /// Text of the answer, for people.
+    pub text: Arc<str>,
+}
+
+/// Reason why messages of a batch were not sent. They are to be sent later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unavailable {
+    /// Reason, for people.
+    pub reason: Arc<str>,
+    /// Time before which the destination asked not to be called again, in milliseconds from now.
+    pub retry_after_ms: Option<u64>,
+    /// Set if time alone does not help: the address or the rights to it are wrong.
+    pub is_misconfigured: bool,
+}
+
+/// Result of sending one batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// One answer for each message of the batch, in order.
+    pub answers: Vec<SendAnswer>,
+    /// Set if the destination is not available. Without it, messages that were not sent can be sent
+    /// at once.
+    pub unavailable: Option<Unavailable>,
+}
+
+impl Published {
+    /// Returns the result of a batch of `count` messages that were all delivered.
+    pub fn all(count: usize) -> Self {
+        Self { answers: vec![SendAnswer::Delivered; count], unavailable: None }
+    }
+
+    /// Returns the result of a batch of `count` messages of which none was sent.
+    pub fn none(count: usize, unavailable: Unavailable) -> Self {
+        Self { answers: vec![SendAnswer::NotSent; count], unavailable: Some(unavailable) }
+    }
+}
+
+impl Unavailable {
+    /// Returns a reason that may pass by itself.
+    pub fn for_now(reason: impl Into<Arc<str>>) -> Self {
+        Self { reason: reason.into(), retry_after_ms: None, is_misconfigured: false }
+    }
+}
+
 /// Sends outbox messages.
 ///
-/// Contract: when `publish` returns `Ok`, every message of the batch is durable at the receiver.
-/// The host may call it again with messages that were already sent; they carry the same ids, and
-/// the publisher drops them where it can.
+/// Contract:
+///
+/// - A message that is answered as delivered is durable at the receiver.
+/// - Messages of one ordering key (`partitionkey`) are sent in the order of the batch. Behind one
+///   that was not delivered, no other of its key is sent in the same batch: the caller decides
+///   whether they pass.
+/// - A batch of which the publisher can take only a part is answered `NotSent` behind that part.
+///   The first message is always taken.
+/// - The host may call it again with messages that were already sent; they carry the same ids, and
+///   the publisher drops them where it can.
+/// - An error means that somebody must repair something before the host can go on; nothing of the
+///   batch counts as sent.
 pub trait Publisher: Send {
     /// Sends a batch, in order.
-    fn publish<'a>(&'a mut self, batch: &'a [Message]) -> BoxFuture<'a, Result<(), TransportError>>;
+    fn publish<'a>(&'a mut self, batch: &'a [Message]) -> BoxFuture<'a, Result<Published, TransportError>>;
 }

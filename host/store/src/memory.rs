@@ -210,16 +210,23 @@ impl Outbox for MemoryStore {
         Box::pin(ready(Ok(self.inner.lock().outbox.len() as u64)))
     }
 
-    fn pending(
+    fn pending_within(
         &self,
         after: Option<OutboxPosition>,
         limit: usize,
+        bytes_max: usize,
     ) -> BoxFuture<'_, Result<Vec<OutboxRow>, StoreError>> {
         let inner = self.inner.lock();
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let rows = inner.outbox.range((start, Bound::Unbounded)).take(limit);
-        let rows = rows.map(|(position, message)| OutboxRow { position: *position, message: message.clone() });
-        Box::pin(ready(Ok(rows.collect())))
+        let (mut rows, mut bytes) = (Vec::new(), 0_usize);
+        for (position, message) in inner.outbox.range((start, Bound::Unbounded)).take(limit) {
+            bytes = bytes.saturating_add(message.data.len());
+            if bytes > bytes_max && !rows.is_empty() {
+                break;
+            }
+            rows.push(OutboxRow { position: *position, message: message.clone() });
+        }
+        Box::pin(ready(Ok(rows)))
     }
 }
 

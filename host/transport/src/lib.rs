@@ -18,5 +18,5 @@ pub use operator::request::{
     SagaFilter, Selection,
 };
 pub use publisher::http::{HttpAnswer, HttpPublisher};
-pub use publisher::jsonl::JsonlPublisher;
+pub use publisher::jsonl::{JsonlPublisher, Reopen};
 pub use source::jsonl::JsonlSource;

@@ -6,4 +6,5 @@ mod build;
 mod commands;
 mod docs;
 mod http;
+mod outbox;
 mod promises;

@@ -9,8 +9,8 @@ use futures_util::future::BoxFuture;
 use hapax_core::{
     Actor, BreakerPolicy, BreakerState, CircuitBreaker, CircuitBreakerParts, Clock as _, Commit, Committer, Context,
     Counters, Effects, Failure, Handling, HoldReason, IdempotencyStorage as _, Inspect as _, Invocation, Message,
-    MessageProcessor, Operator, Options, Outbox as _, OutboxRelay, Outcome, Outgoing, Output, Publisher, RecordKey,
-    Scope, StoredOutcome, TransportError,
+    MessageProcessor, Operator, Options, Outbox as _, OutboxRelay, Outcome, Outgoing, Output, Published, Publisher,
+    RecordKey, Scope, StoredOutcome, TransportError, Unavailable,
 };
 use hapax_store::{MemoryStore, RedbStore};
 use hapax_tests::backend::LossyDisk;
@@ -429,14 +429,17 @@ struct Destination {
 }
 
 impl Publisher for Destination {
-    fn publish<'a>(&'a mut self, batch: &'a [Message]) -> BoxFuture<'a, Result<(), TransportError>> {
+    fn publish<'a>(&'a mut self, batch: &'a [Message]) -> BoxFuture<'a, Result<Published, TransportError>> {
         self.tries.fetch_add(1, Ordering::SeqCst);
         let there = self.there.load(Ordering::SeqCst);
         if there {
             self.received.lock().extend(batch.iter().map(|message| String::from_utf8(message.data.to_vec()).unwrap()));
         }
-        let answer = if there { Ok(()) } else { Err(TransportError::Unavailable("nobody answers".into())) };
-        Box::pin(std::future::ready(answer))
+        let published = match there {
+            true => Published::all(batch.len()),
+            false => Published::none(batch.len(), Unavailable::for_now("nobody answers")),
+        };
+        Box::pin(std::future::ready(Ok(published)))
     }
 }
 

@@ -7,6 +7,7 @@ mod event_streams;
 mod feed;
 mod identity;
 mod order;
+mod outbox;
 mod retention;
 mod retry;
 mod stores;

@@ -4,7 +4,9 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 
-use hapax_tests::transport_conformance::{IDS, publisher, publisher_that_is_away, publisher_that_is_refused, source};
+use hapax_tests::transport_conformance::{
+    IDS, REFUSED, publisher, publisher_that_is_away, publisher_that_is_refused, source,
+};
 use hapax_transport::{HttpPublisher, JsonlPublisher, JsonlSource};
 use serde_json::{Value, json};
 
@@ -30,7 +32,8 @@ async fn the_jsonl_publisher_passes_the_suite() {
     publisher(|| JsonlPublisher::open(&file).unwrap(), ids).await;
 }
 
-/// A server that answers every request with `status`: its URL, and the ids that came.
+/// A server that answers 204, and `status` to the messages [`REFUSED`]: its URL, and the ids that
+/// came.
 fn serve(status: &'static str) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
@@ -47,14 +50,14 @@ fn serve(status: &'static str) -> (String, Arc<Mutex<Vec<String>>>) {
 
 #[tokio::test]
 async fn the_http_publisher_passes_the_suite() {
-    let (url, ids) = serve("204 No Content");
+    let (url, ids) = serve("400 Bad Request");
     publisher(|| HttpPublisher::new(&url).unwrap(), || ids.lock().unwrap().clone()).await;
 }
 
 #[tokio::test]
-async fn an_http_publisher_that_is_refused_says_that_it_needs_somebody() {
-    let (url, _) = serve("400 Bad Request");
-    publisher_that_is_refused(&mut HttpPublisher::new(&url).unwrap()).await;
+async fn an_http_publisher_tells_of_each_message_whether_it_is_refused() {
+    let (url, ids) = serve("400 Bad Request");
+    publisher_that_is_refused(&mut HttpPublisher::new(&url).unwrap(), || ids.lock().unwrap().clone()).await;
 }
 
 /// Takes the requests of one connection, and answers each.
@@ -79,6 +82,7 @@ fn answer(mut stream: std::net::TcpStream, status: &str, posted: &Mutex<Vec<Stri
             }
         }
         reader.by_ref().take(length).read_to_end(&mut Vec::new()).unwrap();
+        let status = if REFUSED.contains(&&*id) { status } else { "204 No Content" };
         posted.lock().unwrap().push(id);
         let length = if status.starts_with("204") { "" } else { "content-length: 0\r\n" };
         write!(stream, "HTTP/1.1 {status}\r\n{length}\r\n").unwrap();

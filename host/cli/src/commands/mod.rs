@@ -7,6 +7,7 @@ pub(crate) mod build;
 pub(crate) mod check;
 pub(crate) mod dlq;
 pub(crate) mod doctor;
+pub(crate) mod outbox;
 pub(crate) mod records;
 pub(crate) mod run;
 pub(crate) mod saga;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use hapax_core::{IdempotentConsumer, RelayError, StoreError};
+use hapax_core::{AfterRefusal, IdempotentConsumer, RelayError, StoreError};
 use hapax_store::StoreOptions;
 use hapax_transport::JsonlSource;
 use tokio::sync::watch;
@@ -15,10 +15,10 @@ use tokio::task::JoinHandle;
 use crate::config::outbound::GrantSetting;
 use crate::config::{self, Config, Outbox, Processor};
 use crate::exit::{Failed, INTERRUPTED, INVALID_INPUT, SUCCESS};
-use crate::host::{self, Host, joined};
+use crate::host::{self, Host, joined, status};
 use crate::output::note;
 use crate::output::progress::Progress;
-use crate::output::run_printer::{CompensatedPrinter, HeldPrinter, Printer, Style};
+use crate::output::run_printer::{CompensatedPrinter, HeldPrinter, OutboxCounts, Printer, Style};
 use crate::output::waiting::Waiting;
 
 /// Messages taken from the source for each one that may run.
@@ -93,6 +93,7 @@ struct Setup {
     processor: Processor,
     store: PathBuf,
     options: StoreOptions,
+    after_refusal: AfterRefusal,
 }
 
 /// Takes the processor and the store from the arguments, or from the configuration that they name.
@@ -105,7 +106,8 @@ fn setup(args: &Args) -> anyhow::Result<Setup> {
         let mut processor = Processor::plain(component);
         processor.http = args.http.iter().cloned().map(GrantSetting::Url).collect();
         processor.config = args.set.iter().cloned().collect();
-        return Ok(Setup { name, processor, store, options: StoreOptions::default() });
+        let (options, after_refusal) = (StoreOptions::default(), AfterRefusal::default());
+        return Ok(Setup { name, processor, store, options, after_refusal });
     };
     let mut config = Config::read(path)?;
     let name = args.processor.clone().unwrap_or_default();
@@ -113,15 +115,16 @@ fn setup(args: &Args) -> anyhow::Result<Setup> {
         let known: Vec<_> = config.processors.keys().map(String::as_str).collect();
         Failed::usage(format!("{}: it has no processor {name}; it has {}", path.display(), known.join(", ")))
     })?;
+    let (options, after_refusal) = (config.limits.store_options(), config.outbox_after_refusal());
     let store = args.store.clone().unwrap_or(config.store);
     if !args.breaker && processor.switch_breaker_off() {
         note("`hapax run` uses no circuit breaker; with --breaker it uses the one of the configuration");
     }
-    Ok(Setup { name, processor, store, options: config.limits.store_options() })
+    Ok(Setup { name, processor, store, options, after_refusal })
 }
 
 async fn run(args: Args, json: bool) -> anyhow::Result<ExitCode> {
-    let Setup { name, processor, store, options } = setup(&args)?;
+    let Setup { name, processor, store, options, after_refusal } = setup(&args)?;
     let mut source = JsonlSource::open(&args.input, args.max_message_bytes)
         .map_err(|error| Failed::usage(format!("cannot read the input {}: {error}", args.input.display())))?;
     let host = Host::open(&store, options, args.concurrency).await?;
@@ -129,7 +132,8 @@ async fn run(args: Args, json: bool) -> anyhow::Result<ExitCode> {
     let stop = host::stop_on_signal()?;
     let style = style(json, args.verbose);
     let printer = Arc::new(Printer::new(style));
-    let workers = Workers::start(&host, &consumer, &printer, args.outbox)?;
+    let outbox = args.outbox.map(|path| (Outbox::File(path), after_refusal));
+    let workers = Workers::start(&host, &consumer, &printer, outbox)?;
     let waiting = Waiting::new(printer.clone());
     let watching = waiting.start(&consumer);
     let ticking = (style == Style::Quiet).then(|| show_progress(&source, &printer)).flatten();
@@ -141,7 +145,9 @@ async fn run(args: Args, json: bool) -> anyhow::Result<ExitCode> {
     // The bar leaves the terminal before an error or the summary is printed.
     hide_progress(ticking).await;
     read?;
-    printer.summary(finished?, host.store.outbox_len().await?);
+    let sent = finished?;
+    let refused = status::refused(&*host.store).await.map_err(anyhow::Error::msg)?;
+    printer.summary(&OutboxCounts { sent, pending: host.store.outbox_len().await?, refused });
     Ok(ExitCode::from(exit_code(*stop.borrow(), printer.invalid())))
 }
 
@@ -186,13 +192,13 @@ impl Workers {
         host: &Host,
         consumer: &IdempotentConsumer,
         printer: &Arc<Printer>,
-        outbox: Option<PathBuf>,
+        outbox: Option<(Outbox, AfterRefusal)>,
     ) -> anyhow::Result<Self> {
         let (stop_others, others_stop) = watch::channel(false);
         let (stop_deferred, deferred_stop) = watch::channel(false);
         let (stop_compensator, compensator_stop) = watch::channel(false);
         let sweeper = host.sweeper(others_stop.clone());
-        let relay = outbox.map(|path| host.relay(Outbox::File(path), None, others_stop)).transpose()?;
+        let relay = outbox.map(|(to, policy)| host.relay(to, policy, None, others_stop)).transpose()?;
         let held = Arc::new(HeldPrinter(printer.clone()));
         let deferred = tokio::spawn(host.deferred(consumer, held, deferred_stop));
         let compensated = Arc::new(CompensatedPrinter(printer.clone()));

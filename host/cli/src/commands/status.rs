@@ -53,7 +53,8 @@ fn lines(status: &Value) -> Vec<String> {
         lines.push(format!("  circuit breaker: {}", breaker(&of["breaker"], now_ms)));
     }
     let (outbox, store) = (&status["outbox"], &status["store"]);
-    lines.push(format!("outbox: {} to be sent", outbox["pending"]));
+    lines.push(format!("outbox: {} to be sent{}", outbox["pending"], refused(outbox)));
+    lines.extend(trouble(&outbox["trouble"], now_ms));
     lines.push(format!("  circuit breaker: {}", breaker(&outbox["breaker"], now_ms)));
     lines.push(format!(
         "store: {} dead letters, {} buckets, {} bytes not yet in the tables",
@@ -70,6 +71,20 @@ fn lines(status: &Value) -> Vec<String> {
         lines.push("the host is stopping".into());
     }
     lines
+}
+
+fn refused(outbox: &Value) -> String {
+    match outbox["refused"].as_u64() {
+        None | Some(0) => String::new(),
+        Some(count) => format!(", {count} REFUSED: see `hapax outbox list`"),
+    }
+}
+
+fn trouble(trouble: &Value, now_ms: u64) -> Option<String> {
+    let reason = trouble["reason"].as_str()?;
+    let seconds = now_ms.saturating_sub(trouble["since_ms"].as_u64().unwrap_or(now_ms)) / 1_000;
+    let what = if trouble["is_misconfigured"] == true { "NOT SENT, to be repaired" } else { "not sent" };
+    Some(format!("  {what}, for {seconds} s, {} tries: {reason}", trouble["failures"]))
 }
 
 fn sagas_line(sagas: &Value) -> String {
@@ -119,7 +134,9 @@ mod tests {
                 "runs_under_way": 1, "runs_max": 256, "cache_hits": 1, "cache_misses": 3, "cache_hit_rate": 0.25,
                 "breaker": { "state": "open", "until_ms": 1_500, "calls": 0, "failed": 0, "slow": 0, "opened": 2 },
             } },
-            "outbox": { "pending": 7, "breaker": null },
+            "outbox": { "pending": 7, "refused": 2, "breaker": null, "trouble": {
+                "reason": "nobody there", "is_misconfigured": false, "since_ms": 0, "failures": 3,
+            } },
             "store": { "dead_letters": 1, "buckets": 2, "unapplied_bytes": 99, "failure": null },
             "sagas": { "compensating": 2, "stuck": 1 },
         });
@@ -128,7 +145,8 @@ mod tests {
             "  1 of 256 runs under way, 5 messages parked or redriven, 2 runs repeated after a conflict",
             "  cache: 1 hits, 3 misses (25.0 %)",
             "  circuit breaker: open for 500 ms more; has opened 2 times",
-            "outbox: 7 to be sent",
+            "outbox: 7 to be sent, 2 REFUSED: see `hapax outbox list`",
+            "  not sent, for 1 s, 3 tries: nobody there",
             "  circuit breaker: none",
             "store: 1 dead letters, 2 buckets, 99 bytes not yet in the tables",
             "sagas: 2 compensating, 1 STUCK: see `hapax saga list --state stuck`",

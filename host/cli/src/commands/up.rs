@@ -150,7 +150,8 @@ impl Workers {
             let (observer, signal) = (Arc::new(SourceObserver(setting.file.clone())), signal.clone());
             sources.spawn(async move { run_source(&consumer, &mut source, observer, TAKEN_MAX, signal).await });
         }
-        let relay = config.outbox.clone().map(|to| host.relay(to, outbox_breaker, stop)).transpose()?;
+        let policy = config.outbox_after_refusal();
+        let relay = config.outbox.clone().map(|to| host.relay(to, policy, outbox_breaker, stop)).transpose()?;
         Ok(Self { sources, ended, sweeper, deferred, relay })
     }
 

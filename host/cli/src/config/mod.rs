@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hapax_core::{ATTEMPTS_MAX, BreakerPolicy, MismatchPolicy, Options, Ordering};
+use hapax_core::{ATTEMPTS_MAX, AfterRefusal, BreakerPolicy, MismatchPolicy, Options, Ordering};
 use hapax_engine::{Batching, InstanceMode, ProcessorLimits, ReuseLimits};
 use hapax_store::StoreOptions;
 use hapax_transport::HttpLimits;
@@ -43,6 +43,7 @@ pub(crate) struct Config {
     /// Circuit breaker of the destination of the outbox.
     #[serde(default)]
     outbox_breaker: BreakerSetting,
+    outbox_after_refusal: Option<AfterRefusalName>,
     /// Limits of the store.
     #[serde(default)]
     pub(crate) limits: StoreLimits,
@@ -166,6 +167,13 @@ enum MismatchName {
     Reject,
 }
 
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum AfterRefusalName {
+    Pass,
+    Wait,
+}
+
 fn yes() -> bool {
     true
 }
@@ -238,6 +246,14 @@ impl Config {
     pub(crate) fn outbox_breaker(&self) -> anyhow::Result<Option<BreakerPolicy>> {
         let policy = self.outbox_breaker.policy(BreakerPolicy::of_destination());
         policy.map_err(|error| Failed::usage(format!("outbox_breaker: {error}")))
+    }
+
+    /// Returns the policy for outgoing messages whose ordering key has a refused message.
+    pub(crate) fn outbox_after_refusal(&self) -> AfterRefusal {
+        match self.outbox_after_refusal {
+            None | Some(AfterRefusalName::Pass) => AfterRefusal::Pass,
+            Some(AfterRefusalName::Wait) => AfterRefusal::Wait,
+        }
     }
 }
 

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, ready};
-use hapax_core::{CircuitBreaker, Handling, IdempotentConsumer, Message, Outcome, StoreError, StoredOutcome};
+use hapax_core::{
+    CircuitBreaker, Handling, IdempotentConsumer, Message, MismatchPolicy, Outcome, StoreError, StoredOutcome,
+};
 use hapax_transport::{Answer, Ingress, StatusSource};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -126,7 +128,7 @@ impl Ingress for HttpIngress {
         };
         Box::pin(async move {
             let _under_way = under_way;
-            answer(consumer.handle(message, handling).await)
+            answer(consumer.handle(message, handling).await, consumer.options().mismatch)
         })
     }
 
@@ -138,7 +140,9 @@ impl Ingress for HttpIngress {
         };
         Box::pin(async move {
             let _under_way = under_way;
-            consumer.handle_all(messages, handling).await.into_iter().map(answer).collect()
+            let mismatch = consumer.options().mismatch;
+            let ended = consumer.handle_all(messages, handling).await.into_iter();
+            ended.map(|ended| answer(ended, mismatch)).collect()
         })
     }
 
@@ -171,7 +175,7 @@ impl StatusSource for HttpIngress {
 }
 
 /// Translates the outcome of a message for the client.
-fn answer(ended: Result<Outcome, StoreError>) -> Answer {
+fn answer(ended: Result<Outcome, StoreError>, mismatch: MismatchPolicy) -> Answer {
     let outcome = match ended {
         Ok(outcome) => outcome,
         Err(error) => return Answer::Unavailable { reason: error.to_string() },
@@ -184,7 +188,7 @@ fn answer(ended: Result<Outcome, StoreError>) -> Answer {
         | Outcome::Compensating { error }
         | Outcome::Compensated { error }
         | Outcome::CompensationFailed { error } => Answer::Failed { error, replayed: false },
-        Outcome::Mismatch => Answer::Mismatch,
+        Outcome::Mismatch => Answer::Mismatch { held: mismatch == MismatchPolicy::DeadLetter },
         Outcome::Stale => Answer::Stale,
         Outcome::Parked { awaits, until_ms } => Answer::Parked { awaits, until_ms },
         Outcome::Retry { error, after_ms } => Answer::RetryLater { error, after_ms },

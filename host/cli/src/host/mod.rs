@@ -12,13 +12,14 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use hapax_core::{
-    AbandonedParts, BreakerPolicy, CircuitBreaker, CircuitBreakerParts, Committer, CompensatorParts, Counters,
+    AbandonedParts, AfterRefusal, BreakerPolicy, CircuitBreaker, CircuitBreakerParts, Committer, CompensatorParts, Counters,
     IdempotentConsumer, MessageProcessor as _, Observer, Operator, Options, Outbound, OutboxRelay, Parts, Publisher,
-    RelayError, SWEEP_EVERY_MS, Scope, Store, StoreError, SystemClock, run_abandoned, run_compensator, run_deferred,
+    RelayError, RelayStatus, SWEEP_EVERY_MS, Scope, Store, StoreError, SystemClock, run_abandoned, run_compensator, run_deferred,
     run_sweeper, settle_compensations,
 };
 use hapax_engine::{Engine, EngineConfig, LoadOptions};
 use hapax_store::{OpenError, RedbStore, StoreOptions};
+use hapax_transport::Reopen;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
@@ -39,6 +40,8 @@ pub(crate) struct Host {
     pub(crate) store: Arc<dyn Store>,
     /// Counters of each processor's consumer, by the processor's name.
     pub(crate) counters: Mutex<BTreeMap<String, Arc<Counters>>>,
+    /// Status of the outbox relay, if one works.
+    pub(crate) relay_status: Arc<RelayStatus>,
     committer: Arc<Committer>,
     engine: Engine,
     components: ComponentArchive,
@@ -52,7 +55,8 @@ impl Host {
         let store: Arc<dyn Store> = Arc::new(RedbStore::open_with(folder, options)?);
         let committer = Committer::start(store.clone()).await?;
         let components = ComponentArchive::of(folder, engine.clone());
-        Ok(Self { store, committer, counters: Mutex::default(), engine, components, concurrency })
+        let (counters, relay_status) = (Mutex::default(), Arc::default());
+        Ok(Self { store, committer, counters, relay_status, engine, components, concurrency })
     }
 
     /// Loads a processor's component, and makes its consumer.
@@ -166,15 +170,17 @@ impl Host {
         run_abandoned(AbandonedParts { scope: Scope::of(""), store, clock, consumers }, stop)
     }
 
-    /// Starts sending the outbox; runs until `stop` turns true and the outbox is empty.
+    /// Starts sending the outbox; runs until `stop` turns true and nothing more can be sent.
     pub(crate) fn relay(
         &self,
         to: Outbox,
+        after_refusal: AfterRefusal,
         breaker: Option<Arc<CircuitBreaker>>,
         stop: watch::Receiver<bool>,
     ) -> anyhow::Result<JoinHandle<Result<u64, RelayError>>> {
         let relay = OutboxRelay::new(self.store.clone(), self.committer.clone(), publisher(to)?, Arc::new(SystemClock));
-        Ok(tokio::spawn(relay.guarded_by(breaker).run(stop)))
+        let relay = relay.guarded_by(breaker).after_refusal(after_refusal).reporting_to(self.relay_status.clone());
+        Ok(tokio::spawn(relay.run(stop)))
     }
 
     /// Returns the circuit breaker of a destination, in the state in which an earlier process left
@@ -253,7 +259,11 @@ pub(crate) fn load(
 
 fn publisher(to: Outbox) -> anyhow::Result<Box<dyn Publisher>> {
     Ok(match to {
-        Outbox::File(path) => Box::new(hapax_transport::JsonlPublisher::open(&path)?),
+        Outbox::File(path) => {
+            let publisher = hapax_transport::JsonlPublisher::open(&path)?;
+            publisher.reopen().map(reopen_on_hangup).transpose()?;
+            Box::new(publisher)
+        }
         Outbox::Url(url) => Box::new(hapax_transport::HttpPublisher::new(&url)?),
     })
 }
@@ -264,6 +274,18 @@ fn cache_dir() -> Option<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let base = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
     Some(base.join("hapax").join("compiled"))
+}
+
+/// Has the outbox file opened again at each SIGHUP: whoever rotates it has renamed it.
+fn reopen_on_hangup(reopen: Reopen) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            reopen.ask();
+        }
+    });
+    Ok(())
 }
 
 /// Returns a receiver that turns true at SIGTERM or SIGINT. The second signal ends the process at

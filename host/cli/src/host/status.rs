@@ -1,8 +1,8 @@
 //! Status of a running host as JSON, the answer of `GET /v1/status`. Reads only.
 
 use hapax_core::{
-    CircuitBreaker, Clock as _, Counted, IdempotentConsumer, SagaLog, SagaState, Scope, Store, SystemClock,
-    unfinished_messages,
+    CircuitBreaker, Clock as _, Counted, IdempotentConsumer, RefusedMessages, SagaLog, SagaState, Scope, Store,
+    SystemClock, unfinished_messages,
 };
 use serde_json::{Map, Value, json};
 
@@ -11,6 +11,8 @@ use crate::host::Host;
 /// Maximum number of sagas that one status counts: a status must stay cheap however many sagas are
 /// unsettled.
 const SAGAS_COUNTED: usize = 10_000;
+/// Maximum number of refused messages that one status counts.
+const REFUSED_COUNTED: usize = 10_000;
 
 /// Maximum number of overdue messages that one status counts.
 const OVERDUE_COUNTED: usize = 10_000;
@@ -36,7 +38,12 @@ pub(crate) async fn of<'a>(
         "version": env!("CARGO_PKG_VERSION"),
         "now_ms": SystemClock.now_ms(),
         "processors": processors,
-        "outbox": { "pending": facts.outbox_pending, "breaker": outbox_breaker.map(CircuitBreaker::status) },
+        "outbox": {
+            "pending": facts.outbox_pending,
+            "refused": refused(&*host.store).await?,
+            "trouble": host.relay_status.trouble(),
+            "breaker": outbox_breaker.map(CircuitBreaker::status),
+        },
         "store": {
             "dead_letters": facts.held_messages.saturating_sub(waiting),
             "unapplied_bytes": facts.unapplied_bytes,
@@ -44,6 +51,12 @@ pub(crate) async fn of<'a>(
             "failure": host.failure().map(ToString::to_string),
         },
     }))
+}
+
+/// Returns the number of outgoing messages that their destination refused, up to
+/// [`REFUSED_COUNTED`].
+pub(crate) async fn refused(store: &dyn Store) -> Result<usize, String> {
+    RefusedMessages::new(store).count(REFUSED_COUNTED).await.map_err(|error| error.to_string())
 }
 
 /// Returns the numbers of compensating and of stuck sagas, up to [`SAGAS_COUNTED`].

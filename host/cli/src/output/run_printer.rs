@@ -30,6 +30,16 @@ pub(crate) struct Printer {
     invalid: AtomicU64,
 }
 
+/// Numbers of the outbox at the end of a run.
+pub(crate) struct OutboxCounts {
+    /// Messages that were delivered.
+    pub(crate) sent: u64,
+    /// Messages that are to be sent.
+    pub(crate) pending: u64,
+    /// Messages that their destination refused, now or before.
+    pub(crate) refused: usize,
+}
+
 /// Form in which each message is printed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Style {
@@ -86,7 +96,8 @@ impl Printer {
     }
 
     /// Prints the last line: the counts of messages, and of sent and pending outbox messages.
-    pub(crate) fn summary(&self, sent: u64, pending: u64) {
+    pub(crate) fn summary(&self, outbox: &OutboxCounts) {
+        let OutboxCounts { sent, pending, refused } = outbox;
         let [completed, duplicates, mismatches, dead_lettered, put_off, invalid] =
             [&self.completed, &self.duplicates, &self.mismatches, &self.dead_lettered, &self.put_off, &self.invalid]
                 .map(|count| count.load(Relaxed));
@@ -102,7 +113,7 @@ impl Printer {
                 "received": received, "completed": completed, "duplicates": duplicates, "failed": failed,
                 "stale": stale, "parked": parked, "mismatches": mismatches, "dead_lettered": dead_lettered,
                 "compensating": compensating, "compensated": compensated, "compensation_failed": compensation_failed, "retry": put_off, "invalid": invalid,
-                "duplicate_rate": duplicate_rate, "outbox_sent": sent, "outbox_pending": pending,
+                "duplicate_rate": duplicate_rate, "outbox_sent": sent, "outbox_pending": pending, "outbox_refused": refused,
                 "elapsed_ms": elapsed_ms,
             } })
                 .to_string(),
@@ -112,11 +123,12 @@ impl Printer {
         let of_sagas = some(compensated, "compensated")
             + &some(compensating, "compensating")
             + &some(compensation_failed, "whose compensation failed");
+        let refused = if *refused > 0 { format!(", {refused} refused (`hapax outbox list`)") } else { String::new() };
         let stale_and_parked = some(stale, "stale") + &some(parked, "parked");
         line(&format!(
             "{received} received: {completed} completed, {duplicates} duplicates skipped ({:.1} %), {stale_and_parked}{failed} failed \
              ({of_sagas}{dead_lettered} dead-lettered, {mismatches} mismatches, {invalid} invalid), {put_off} to be retried; \
-             outbox: {sent} sent, {pending} pending; {elapsed_ms} ms",
+             outbox: {sent} sent, {pending} pending{refused}; {elapsed_ms} ms",
             duplicate_rate * 100.0
         ));
         if duplicates > 0 && completed + dead_lettered + put_off == 0 {

@@ -2,6 +2,8 @@
 //! the store write the group, and notifies each waiter of the verdict. Writes the feed counts
 //! along, about once a second. Owns a thread, since stores block. Looks into no message.
 
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -10,10 +12,10 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use crate::commit::feed_counts::FeedCounts;
 use crate::commit::overlay;
 use crate::commit::overlay::Overlay;
-use crate::message::key::RecordKey;
+use crate::message::key::{RecordKey, Scope};
 use crate::state::Version;
 use crate::store::IdempotencyStorage;
-use crate::store::commit::{Commit, Group, OutboxPosition, Verdict};
+use crate::store::commit::{Commit, Group, OutboxPosition, SharedChange, Verdict};
 use crate::store::feed::FeedEventKind;
 use crate::support::error::StoreError;
 use crate::support::fault;
@@ -59,6 +61,8 @@ struct Shared {
     failing: Notify,
     /// Woken when a group with outgoing messages is durable.
     outbox: Notify,
+    /// Number of operator actions on the outbox that became durable.
+    outbox_actions: AtomicU64,
     /// Woken when there is a saga to compensate.
     compensation: Notify,
     /// Feed counts that are not written yet.
@@ -88,6 +92,8 @@ impl Drop for PanicAlarm<'_> {
 
 enum Job {
     Commit(Box<Commit>, Waiter),
+    /// A commit that becomes durable together with the marks of the rows that it is about.
+    CommitAndSent(Box<Commit>, Waiter, Vec<OutboxPosition>),
     Sent(Vec<OutboxPosition>, oneshot::Sender<Result<(), StoreError>>),
     /// The first feed count since the last write was made.
     FeedCounted,
@@ -247,6 +253,42 @@ impl Committer {
         done.await.unwrap_or_else(|_| Err(StoreError::Closed("the committer has stopped".into())))
     }
 
+    /// Marks outbox rows as sent and writes to the state that no processor owns, both in one group:
+    /// either is durable only with the other.
+    pub(crate) async fn mark_sent_with(
+        &self,
+        sent: Vec<OutboxPosition>,
+        shared: SharedChange,
+    ) -> Result<(), StoreError> {
+        let key = RecordKey::new(Scope::of("").shared(), "outbox".into(), "relay".into());
+        // Marks have no condition, so the commit may have none: a conflict would leave them alone.
+        let shared = SharedChange { reads: BTreeMap::new(), ..shared };
+        let mut commit = Box::new(Commit { shared: Some(Box::new(shared)), ..Commit::of(&key) });
+        let (reply, verdict) = oneshot::channel();
+        {
+            let mut sequencer = self.sequencer.lock();
+            commit.version = sequencer.next;
+            sequencer.next += 1;
+            if let Some(jobs) = &sequencer.jobs {
+                let waiter = Waiter { version: commit.version, overlay: None, room: None, reply };
+                let _ = jobs.send(Job::CommitAndSent(commit, waiter, sent));
+            }
+        }
+        verdict.await.unwrap_or_else(|_| Err(StoreError::Closed("the committer has stopped".into()))).map(drop)
+    }
+
+    /// Notifies the relay that an operator has changed the outbox, durably.
+    pub(crate) fn wake_relay(&self) {
+        self.shared.outbox_actions.fetch_add(1, Ordering::SeqCst);
+        self.shared.outbox.notify_one();
+    }
+
+    /// Returns the number of operator actions on the outbox so far: if it has changed, what was
+    /// read of the outbox may be old.
+    pub(crate) fn outbox_actions(&self) -> u64 {
+        self.shared.outbox_actions.load(Ordering::SeqCst)
+    }
+
     /// Counts a message of `key` in the feed that was answered and left nothing behind. The feed
     /// shows it about a second later. Nothing waits for the write.
     pub(crate) fn notify_feed(&self, kind: FeedEventKind, key: &RecordKey, now_ms: u64) {
@@ -328,6 +370,12 @@ impl Worker {
                         group.commits.push(*commit);
                         waiting.push(waiter);
                     }
+                    Job::CommitAndSent(commit, waiter, sent) => {
+                        bytes += commit.bytes();
+                        group.commits.push(*commit);
+                        waiting.push(waiter);
+                        group.sent.extend(sent);
+                    }
                     Job::Sent(sent, reply) => {
                         group.sent.extend(sent);
                         senders.push(reply);
@@ -388,7 +436,7 @@ impl Worker {
                 for reply in senders {
                     let _ = reply.send(Ok(()));
                 }
-                if group.commits.iter().any(|commit| !commit.effects.outgoing.is_empty()) {
+                if group.commits.iter().any(Commit::fills_outbox) {
                     self.shared.outbox.notify_one();
                 }
             }
@@ -428,8 +476,6 @@ impl Worker {
 
 #[cfg(all(test, not(feature = "shuttle")))]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::state::ReadSet;
 

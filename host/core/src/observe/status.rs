@@ -1,5 +1,7 @@
 //! The status of a consumer and of its circuit breaker, as people and metrics see them. Plain data.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 /// Status of a consumer.
@@ -13,6 +15,19 @@ pub struct ConsumerStatus {
     pub waiting: usize,
     /// Status of the circuit breaker, where there is one.
     pub breaker: Option<BreakerStatus>,
+}
+
+/// Reason why the outbox is not sent at present.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct OutboxTrouble {
+    /// Last error, for people; names the destination and the message.
+    pub reason: Arc<str>,
+    /// Set if time alone does not help: the address or the rights to it are wrong.
+    pub is_misconfigured: bool,
+    /// Time of the first failure since something was sent, in milliseconds since the Unix epoch.
+    pub since_ms: u64,
+    /// Number of failures since then.
+    pub failures: u64,
 }
 
 /// Status of a circuit breaker.

@@ -3,6 +3,7 @@
 //! processor, it is kept off the record meanwhile.
 
 pub(crate) mod audit;
+pub(crate) mod outbox;
 pub(crate) mod saga;
 
 use bytes::Bytes;
@@ -57,6 +58,18 @@ pub enum OperatorAction {
     GiveUp(RecordKey),
     /// Continues a saga that is stuck, or ends one that is being compensated.
     Saga(SagaAction, SagaId),
+    /// Redrives or discards an outgoing message that its destination refused, by its id.
+    Outbox(OutboxAction, String),
+}
+
+/// Operator action on an outgoing message that its destination refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutboxAction {
+    /// Puts the message back into the outbox, under the same id. Messages of its key that waited
+    /// for it go behind it.
+    Redrive,
+    /// Forgets the message: it is never sent.
+    Discard,
 }
 
 /// Operator action on a saga that is stuck.
@@ -140,15 +153,17 @@ impl OperatorAction {
             Self::Saga(SagaAction::Retry, _) => "saga-retry",
             Self::Saga(SagaAction::Skip, _) => "saga-skip",
             Self::Saga(SagaAction::Resolve, _) => "saga-resolve",
+            Self::Outbox(OutboxAction::Redrive, _) => "outbox-redrive",
+            Self::Outbox(OutboxAction::Discard, _) => "outbox-discard",
         }
     }
 
-    /// Returns the record of the action, or `None` if the action is on a saga.
+    /// Returns the record of the action, or `None` if the action is on a saga or on the outbox.
     pub fn record(&self) -> Option<&RecordKey> {
         match self {
             Self::Redrive(key) | Self::Discard(key) => Some(&key.record),
             Self::Evict(key) | Self::GiveUp(key) => Some(key),
-            Self::Saga(..) => None,
+            Self::Saga(..) | Self::Outbox(..) => None,
         }
     }
 
@@ -163,6 +178,7 @@ impl OperatorAction {
             Self::Redrive(key) | Self::Discard(key) => key.to_string(),
             Self::Evict(key) | Self::GiveUp(key) => key.to_string(),
             Self::Saga(_, id) => id.to_string(),
+            Self::Outbox(_, id) => id.clone(),
         }
     }
 }
@@ -286,8 +302,10 @@ impl Operator {
             Verdict::EpochMismatch(_) | Verdict::Conflict => return Err(OperatorError::Changed(key)),
         }
         fault::point("operator-durable");
-        if let OperatorAction::Saga(..) | OperatorAction::GiveUp(_) = deed {
-            self.committer.wake_compensator();
+        match deed {
+            OperatorAction::Saga(..) | OperatorAction::GiveUp(_) => self.committer.wake_compensator(),
+            OperatorAction::Outbox(..) => self.committer.wake_relay(),
+            OperatorAction::Redrive(_) | OperatorAction::Discard(_) | OperatorAction::Evict(_) => {}
         }
         Ok(redriven)
     }
@@ -316,6 +334,7 @@ impl Operator {
     async fn plan(&self, deed: &OperatorAction, by: &Actor) -> Result<Plan, OperatorError> {
         match deed {
             OperatorAction::Saga(deed, id) => self.plan_saga(*deed, id, by).await,
+            OperatorAction::Outbox(deed, id) => self.plan_outbox(*deed, id).await,
             OperatorAction::Redrive(key) => self.plan_redrive(key).await,
             OperatorAction::Discard(key) => self.plan_discard(key).await,
             OperatorAction::Evict(key) => self.plan_evict(key).await,

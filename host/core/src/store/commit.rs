@@ -38,6 +38,9 @@ pub struct Commit {
     pub held_message: Option<HeldChange>,
     /// Reads and writes of the state that no processor owns: sagas and locks.
     pub shared: Option<Box<SharedChange>>,
+    /// Outgoing message that goes back into the outbox, at its end and under the id that it has: an
+    /// operator redrives it.
+    pub requeued: Option<Box<Message>>,
     /// Time of the decision, in milliseconds since the Unix epoch. The feed shows it for a commit
     /// that leaves no record; a record has its own time.
     pub at_ms: u64,
@@ -174,6 +177,7 @@ impl Commit {
             effects: Effects::default(),
             held_message: None,
             shared: None,
+            requeued: None,
             at_ms: 0,
         }
     }
@@ -198,13 +202,24 @@ impl Commit {
         };
         let shared = self.shared.iter().flat_map(|shared| &shared.writes);
         let writes = writes.chain(shared.map(|(key, value)| key.len() + value.as_ref().map_or(0, Bytes::len)));
-        256 + record + writes.sum::<usize>() + outgoing.sum::<usize>() + held_message
+        let requeued = self.requeued.as_ref().map_or(0, |message| message.data.len());
+        256 + record + writes.sum::<usize>() + outgoing.sum::<usize>() + held_message + requeued
+    }
+
+    /// Returns true if the commit puts messages into the outbox.
+    pub fn fills_outbox(&self) -> bool {
+        !self.effects.outgoing.is_empty() || self.requeued.is_some()
     }
 
     /// Returns the outbox rows of this commit, each under its stable id.
     pub fn outbox_rows(&self) -> impl Iterator<Item = OutboxRow> + '_ {
-        self.effects.outgoing.iter().enumerate().map(|(index, outgoing)| OutboxRow {
-            position: OutboxPosition { version: self.version, index: index as u32 },
+        let position = |index: usize| OutboxPosition { version: self.version, index: index as u32 };
+        let requeued = self.requeued.iter().map(move |message| OutboxRow {
+            position: position(self.effects.outgoing.len()),
+            message: (**message).clone(),
+        });
+        let outgoing = self.effects.outgoing.iter().enumerate().map(move |(index, outgoing)| OutboxRow {
+            position: position(index),
             message: Message {
                 subject: outgoing.subject.clone(),
                 content_type: outgoing.content_type.clone(),
@@ -216,6 +231,7 @@ impl Commit {
                     outgoing.kind.as_str(),
                 )
             },
-        })
+        });
+        outgoing.chain(requeued)
     }
 }

@@ -79,9 +79,24 @@ pub trait IdempotencyStorage: Send + Sync + 'static {
 
 /// Pending messages of a store. A [`Group`] commits that they were sent.
 pub trait Outbox: Send + Sync + 'static {
+    /// Returns up to `limit` rows after `after` (`None`: from the first), in order: as many as have
+    /// `bytes_max` bytes together, as they are stored, and at least one. Whoever holds the result
+    /// holds no more than that.
+    fn pending_within(
+        &self,
+        after: Option<OutboxPosition>,
+        limit: usize,
+        bytes_max: usize,
+    ) -> BoxFuture<'_, Result<Vec<OutboxRow>, StoreError>>;
+
     /// Returns up to `limit` rows after `after` (`None`: from the first), in order.
-    fn pending(&self, after: Option<OutboxPosition>, limit: usize)
-    -> BoxFuture<'_, Result<Vec<OutboxRow>, StoreError>>;
+    fn pending(
+        &self,
+        after: Option<OutboxPosition>,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<OutboxRow>, StoreError>> {
+        self.pending_within(after, limit, usize::MAX)
+    }
 
     /// Returns the number of pending rows.
     fn outbox_len(&self) -> BoxFuture<'_, Result<u64, StoreError>>;

@@ -176,12 +176,13 @@ impl Outbox for RedbStore {
         Box::pin(ready(read::outbox_len(&self.core)))
     }
 
-    fn pending(
+    fn pending_within(
         &self,
         after: Option<OutboxPosition>,
         limit: usize,
+        bytes_max: usize,
     ) -> BoxFuture<'_, Result<Vec<OutboxRow>, StoreError>> {
-        Box::pin(ready(read::pending(&self.core, after, limit)))
+        Box::pin(ready(read::pending(&self.core, after, limit, bytes_max)))
     }
 }
 

@@ -177,8 +177,14 @@ pub(crate) fn records(
     least.into_sorted_vec().iter().map(|(_, row)| any_row(row)).collect()
 }
 
-/// Returns up to `limit` messages to send after `after`, in order.
-pub(crate) fn pending(core: &Core, after: Option<OutboxPosition>, limit: usize) -> Result<Vec<OutboxRow>, StoreError> {
+/// Returns up to `limit` messages to send after `after`, in order: as many as have `bytes_max`
+/// bytes together, and at least one.
+pub(crate) fn pending(
+    core: &Core,
+    after: Option<OutboxPosition>,
+    limit: usize,
+    bytes_max: usize,
+) -> Result<Vec<OutboxRow>, StoreError> {
     let start = after.map_or(Bound::Unbounded, Bound::Excluded);
     let (above, sent, snapshot) = {
         let view = core.view.read();
@@ -193,22 +199,28 @@ pub(crate) fn pending(core: &Core, after: Option<OutboxPosition>, limit: usize) 
         (above, sent, view.snapshot.clone())
     };
     let start = after.map_or(Bound::Unbounded, |after| Bound::Excluded((after.version, after.index)));
-    let mut rows = Vec::new();
+    let (mut rows, mut bytes) = (Vec::new(), 0_usize);
     for row in snapshot.outbox.range::<(u64, u32)>((start, Bound::Unbounded)).map_err(running_error)? {
         let (position, message) = row.map_err(running_error)?;
         let (version, index) = position.value();
         let position = OutboxPosition { version, index };
-        if rows.len() == limit {
+        if rows.len() == limit || bytes > bytes_max {
             break;
         }
         if !sent.contains(&position) {
+            bytes = bytes.saturating_add(message.value().len());
             rows.push((position, Bytes::copy_from_slice(message.value())));
         }
     }
     // Versions only grow: what the tables hold comes before what is not applied.
     rows.extend(above);
     rows.sort_by_key(|(position, _)| *position);
-    let decoded = rows.into_iter().take(limit).map(|(position, message)| {
+    let mut bytes = 0_usize;
+    let fit = rows.into_iter().take(limit).enumerate().take_while(|(index, (_, message))| {
+        bytes = bytes.saturating_add(message.len());
+        *index == 0 || bytes <= bytes_max
+    });
+    let decoded = fit.map(|(_, (position, message))| {
         let message: Message = layout::decode(&message).ok_or_else(|| damaged("an outbox message"))?;
         Ok(OutboxRow { position, message })
     });

@@ -157,7 +157,9 @@ fn ended(answer: Answer) -> Ended {
         Answer::Replayed { output } => settled("duplicate", result_of(&output)),
         Answer::Failed { error, replayed: true } => settled("duplicate", error_of(&error)),
         Answer::Failed { error, replayed: false } => settled("dead-lettered", error_of(&error)),
-        Answer::Mismatch => settled("mismatch", error_of("the idempotency key was used before with another body")),
+        Answer::Mismatch { .. } => {
+            settled("mismatch", error_of("the idempotency key was used before with another body"))
+        }
         Answer::Stale => settled("stale", Map::new()),
         Answer::Parked { awaits, until_ms } => {
             settled("parked", Map::from_iter([("awaits".into(), json!(awaits)), ("until_ms".into(), json!(until_ms))]))

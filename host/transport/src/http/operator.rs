@@ -37,8 +37,8 @@ type Key = Result<Path<String>, PathRejection>;
 /// Processor, and the key or stream of it.
 type KeyOf = Result<Path<(String, String)>, PathRejection>;
 
-/// The routes: `/v1/dlq`, `/v1/records`, `/v1/sagas`, `/v1/audit`, `/v1/feed`, `/v1/state`,
-/// `/v1/streams`.
+/// The routes: `/v1/dlq`, `/v1/outbox`, `/v1/records`, `/v1/sagas`, `/v1/audit`, `/v1/feed`,
+/// `/v1/state`, `/v1/streams`.
 pub fn operator_router(operations: Arc<dyn Operations>) -> Router {
     let order = |ask: fn(Selection) -> OperatorRequest| {
         post(async move |state: Answering, headers: HeaderMap, body: Body| match chosen(&headers, body).await {
@@ -74,6 +74,10 @@ pub fn operator_router(operations: Arc<dyn Operations>) -> Router {
         .route("/v1/dlq/{key}", show(OperatorRequest::Letter))
         .route("/v1/dlq/redrive", order(OperatorRequest::Redrive))
         .route("/v1/dlq/discard", order(OperatorRequest::Discard))
+        .route("/v1/outbox", list(|query| parse(query).map(OperatorRequest::RefusedMessages)))
+        .route("/v1/outbox/{id}", show(OperatorRequest::RefusedMessage))
+        .route("/v1/outbox/redrive", order(OperatorRequest::RedriveOutgoing))
+        .route("/v1/outbox/discard", order(OperatorRequest::DiscardOutgoing))
         .route("/v1/records", list(|query| parse(query).map(OperatorRequest::Records)))
         .route("/v1/records/{key}", show(OperatorRequest::Record))
         .route("/v1/records/{key}/history", show(OperatorRequest::History))
@@ -125,7 +129,8 @@ fn not_utf8() -> RequestError {
 }
 
 async fn no_such_method() -> Response {
-    let detail = "GET lists and shows; POST to /v1/dlq/redrive and discard, /v1/records/evict, and /v1/sagas/retry, skip and resolve";
+    let detail = "GET lists and shows; POST to /v1/dlq/redrive and discard, /v1/outbox/redrive and discard, \
+                  /v1/records/evict, and /v1/sagas/retry, skip and resolve";
     problem(StatusCode::METHOD_NOT_ALLOWED, "method", detail)
 }
 

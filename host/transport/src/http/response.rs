@@ -1,5 +1,6 @@
 //! Answers over HTTP: a result with 200, everything else as a problem by RFC 9457. One rule over
 //! the codes: 4xx but 409 means "not again like this", 409 and 503 mean "again later, it is safe".
+//! `Hapax-Settled` on a 4xx says that the host has the message all the same.
 
 use axum::body::Body;
 use axum::response::Response;
@@ -8,6 +9,7 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::json;
 
 use crate::cloudevents::InvalidMessage;
+use crate::publisher::http::SETTLED;
 
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
@@ -32,7 +34,10 @@ pub enum Answer {
         replayed: bool,
     },
     /// Its key was used with another body: 422.
-    Mismatch,
+    Mismatch {
+        /// Set if the host holds this body as a dead letter.
+        held: bool,
+    },
     /// A newer version was processed before: 422.
     Stale,
     /// It waits for the one before it and runs then: 202.
@@ -74,15 +79,20 @@ pub(crate) fn respond(processor: &str, answer: Answer) -> Response {
     match answer {
         Answer::Completed { output } => result(output),
         Answer::Replayed { output } => replayed(result(output)),
-        Answer::Failed { error, replayed: false } => problem(Code::UNPROCESSABLE_ENTITY, "failed", &error),
-        Answer::Failed { error, replayed: true } => replayed(problem(Code::UNPROCESSABLE_ENTITY, "failed", &error)),
-        Answer::Mismatch => {
+        Answer::Failed { error, replayed: false } => {
+            settled("dead-lettered", problem(Code::UNPROCESSABLE_ENTITY, "failed", &error))
+        }
+        Answer::Failed { error, replayed: true } => {
+            settled("duplicate", replayed(problem(Code::UNPROCESSABLE_ENTITY, "failed", &error)))
+        }
+        Answer::Mismatch { held } => {
             let detail = "the idempotency key was used before with another body; give the message a key of its own";
-            problem(Code::UNPROCESSABLE_ENTITY, "mismatch", detail)
+            let response = problem(Code::UNPROCESSABLE_ENTITY, "mismatch", detail);
+            if held { settled("mismatch", response) } else { response }
         }
         Answer::Stale => {
             let detail = "a newer version of what this message is about was processed before; there is nothing to do";
-            problem(Code::UNPROCESSABLE_ENTITY, "stale", detail)
+            settled("stale", problem(Code::UNPROCESSABLE_ENTITY, "stale", detail))
         }
         Answer::Parked { awaits, until_ms } => accepted(awaits, until_ms),
         Answer::InFlight => retry_after(
@@ -163,6 +173,13 @@ fn accepted(awaits: u64, until_ms: u64) -> Response {
 
 fn replayed(mut response: Response) -> Response {
     response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+    response
+}
+
+/// Says that the host has the message, durably, and that sending it again changes nothing: this
+/// is not a refusal to take it.
+fn settled(outcome: &'static str, mut response: Response) -> Response {
+    response.headers_mut().insert(SETTLED, HeaderValue::from_static(outcome));
     response
 }
 

@@ -99,6 +99,10 @@ fn request(ask: &OperatorRequest) -> (Method, String, String) {
         OperatorRequest::Audit(filter) => get(format!("/v1/audit{}", query(filter))),
         OperatorRequest::Sagas(filter) => get(format!("/v1/sagas{}", query(filter))),
         OperatorRequest::Saga(id) => one("/v1/sagas", id, ""),
+        OperatorRequest::RefusedMessages(filter) => get(format!("/v1/outbox{}", query(filter))),
+        OperatorRequest::RefusedMessage(id) => one("/v1/outbox", id, ""),
+        OperatorRequest::RedriveOutgoing(chosen) => post("/v1/outbox/redrive", as_json(chosen).to_string()),
+        OperatorRequest::DiscardOutgoing(chosen) => post("/v1/outbox/discard", as_json(chosen).to_string()),
         OperatorRequest::State(processor, filter) => one("/v1/state", processor, &query(filter)),
         OperatorRequest::StateValue(processor, key) => {
             get(format!("/v1/state/{}/{}", utf8_percent_encode(processor, PLAIN), utf8_percent_encode(key, PLAIN)))

@@ -41,6 +41,14 @@ pub enum OperatorRequest {
     Saga(String),
     /// Resume stuck sagas.
     ResumeSaga(SagaAction, Selection),
+    /// List outgoing messages that their destination refused.
+    RefusedMessages(HeldFilter),
+    /// Show one refused message as a whole, by its id.
+    RefusedMessage(String),
+    /// Put refused messages back into the outbox.
+    RedriveOutgoing(Selection),
+    /// Discard refused messages.
+    DiscardOutgoing(Selection),
     /// List entries of a processor's state: the processor, and the filter.
     State(String, EntryFilter),
     /// Show one value of a processor's state: the processor, and the key.
@@ -73,7 +81,7 @@ impl EntryFilter {
     }
 }
 
-/// Filter of held messages.
+/// Filter of held messages, and of refused ones.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HeldFilter {
@@ -95,7 +103,7 @@ pub struct HeldFilter {
     /// Only those held before this time, written as `since` is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<String>,
-    /// Only those with this kind of hold reason.
+    /// Only those with this kind of hold reason. Refused messages have none.
     #[serde(rename = "standing", skip_serializing_if = "Option::is_none")]
     pub hold_reason: Option<HoldKind>,
     /// Maximum number of items.

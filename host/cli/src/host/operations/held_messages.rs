@@ -146,7 +146,7 @@ pub(super) fn whole(key: &HeldKey, held_message: &HeldMessage) -> Value {
 }
 
 /// Returns the payload under its CloudEvents name: text, or base64 if it is not UTF-8.
-fn body(message: &Message) -> (&'static str, String) {
+pub(super) fn body(message: &Message) -> (&'static str, String) {
     match std::str::from_utf8(&message.data) {
         Ok(text) => ("data", text.to_owned()),
         Err(_) => ("data_base64", base64::engine::general_purpose::STANDARD.encode(&message.data)),

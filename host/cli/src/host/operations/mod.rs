@@ -4,6 +4,7 @@
 mod entries;
 mod feed;
 mod held_messages;
+mod outbox;
 mod records;
 mod sagas;
 mod selection;
@@ -12,7 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use hapax_core::{Clock as _, Operator, OperatorAction, OperatorError, Store, StoreError, SystemClock};
+use hapax_core::{
+    Clock as _, Operator, OperatorAction, OperatorError, OutboxAction, Store, StoreError, SystemClock,
+};
 use hapax_transport::{AuditFilter, FeedPage, Operations, OperatorRequest, RequestError};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -54,6 +57,10 @@ impl Ops {
             OperatorRequest::Audit(filter) => self.audit(&filter).await,
             OperatorRequest::Sagas(filter) => sagas::list(&*self.store, &filter).await,
             OperatorRequest::Saga(id) => sagas::show(&*self.store, &id).await,
+            OperatorRequest::RefusedMessages(filter) => outbox::list(&*self.store, &filter, SystemClock.now_ms()).await,
+            OperatorRequest::RefusedMessage(id) => outbox::show(&*self.store, &id).await,
+            OperatorRequest::RedriveOutgoing(chosen) => self.on_refused(OutboxAction::Redrive, &chosen).await,
+            OperatorRequest::DiscardOutgoing(chosen) => self.on_refused(OutboxAction::Discard, &chosen).await,
             OperatorRequest::State(processor, filter) => entries::state(self, &processor, &filter).await,
             OperatorRequest::StateValue(processor, key) => entries::value(&*self.store, &processor, &key).await,
             OperatorRequest::Streams(processor, filter) => entries::streams(self, &processor, &filter).await,
@@ -111,6 +118,9 @@ fn refusal(error: OperatorError) -> RequestError {
         }
         OperatorError::NotFound { what: what @ "saga", .. } => {
             RequestError::NotFound(format!("{error}; `hapax saga list` shows every {what}"))
+        }
+        OperatorError::NotFound { what: what @ "refused message", .. } => {
+            RequestError::NotFound(format!("{error}; `hapax outbox list` shows every {what}"))
         }
         OperatorError::NotFound { .. } => {
             RequestError::NotFound(format!("{error}; `hapax dlq list` shows every held message"))

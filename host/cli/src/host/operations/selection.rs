@@ -1,12 +1,15 @@
 //! Actions on the keys or the filter that an operator selected: redrive, discard, evict, resume a
 //! saga. A dry run only checks them.
 
-use hapax_core::{Actor, Clock as _, HoldKind, OperatorAction, OperatorError, SagaAction, SystemClock, fault};
+use hapax_core::{
+    Actor, Clock as _, HoldKind, OperatorAction, OperatorError, OutboxAction, RefusedMessage, SagaAction, SystemClock,
+    fault,
+};
 use hapax_transport::{HeldFilter, RequestError, Selection};
 use serde_json::{Value, json};
 
 use super::held_messages::{self, Wanted};
-use super::{Ops, records, refusal, sagas};
+use super::{Ops, outbox, records, refusal, sagas};
 
 /// Maximum number of keys in one order.
 const KEYS_MAX: usize = 10_000;
@@ -44,6 +47,34 @@ impl Ops {
         self.perform_chosen(action.name(), chosen, actions, false).await
     }
 
+    /// Acts on refused messages, in the order in which they were sent first.
+    pub(super) async fn on_refused(&self, action: OutboxAction, chosen: &Selection) -> Result<Value, RequestError> {
+        check(chosen)?;
+        let (ids, more) = match &chosen.filter {
+            Some(filter) => self.find_refused(filter).await?,
+            None => (chosen.keys.clone(), false),
+        };
+        let verb = if action == OutboxAction::Redrive { "redrive" } else { "discard" };
+        let actions = ids.into_iter().map(|id| OperatorAction::Outbox(action, id)).collect();
+        self.perform_chosen(verb, chosen, actions, more).await
+    }
+
+    /// Returns the ids of the refused messages that a filter selects, the one sent first first, and
+    /// true if more remain.
+    async fn find_refused(&self, filter: &HeldFilter) -> Result<(Vec<String>, bool), RequestError> {
+        let limit = filter.done()?;
+        not_for_orders(filter)?;
+        let mut found = Vec::new();
+        let take = |letter: RefusedMessage| {
+            found.push((letter.position, letter.id));
+            true
+        };
+        outbox::Wanted::by(filter, SystemClock.now_ms())?.each(&*self.store, take).await?;
+        found.sort();
+        let more = found.len() > limit;
+        Ok((found.into_iter().take(limit).map(|(_, id)| id).collect(), more))
+    }
+
     async fn perform_on_held(
         &self,
         verb: &str,
@@ -62,9 +93,7 @@ impl Ops {
     /// more remain.
     async fn find(&self, filter: &HeldFilter) -> Result<(Vec<hapax_core::HeldKey>, bool), RequestError> {
         let limit = filter.done()?;
-        if filter.after.is_some() {
-            return Err(RequestError::Invalid("after: this field is for lists only".into()));
-        }
+        not_for_orders(filter)?;
         // Waiting messages run by themselves: a filter selects them only if it names their hold
         // reason.
         let filter = HeldFilter { hold_reason: filter.hold_reason.or(Some(HoldKind::Dead)), ..filter.clone() };
@@ -108,6 +137,13 @@ impl Ops {
             }
         }
         Ok(json!({ "action": verb, "dry_run": chosen.dry_run, "done": done, "refused": refused, "more": more }))
+    }
+}
+
+fn not_for_orders(filter: &HeldFilter) -> Result<(), RequestError> {
+    match filter.after {
+        Some(_) => Err(RequestError::Invalid("after: this field is for lists only".into())),
+        None => Ok(()),
     }
 }
 
