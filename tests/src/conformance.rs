@@ -239,6 +239,15 @@ async fn the_outbox_keeps_order_until_sent(store: &impl Store) {
     assert_eq!(kinds(&store.pending(None, 10).await.unwrap()), ["b0", "a0"]);
     assert_eq!(store.outbox_len().await.unwrap(), 2);
     assert_eq!(store.facts().await.unwrap().outbox_pending, 2);
+    // One at least, however few bytes are asked for.
+    assert_eq!(kinds(&store.pending_within(None, 10, 0).await.unwrap()), ["b0"]);
+    assert_eq!(kinds(&store.pending_within(None, 10, 1 << 20).await.unwrap()), ["b0", "a0"]);
+    // What is requeued comes last, and is the message that it was.
+    let requeued = Some(Box::new(rows[1].message.clone()));
+    write(store, vec![Commit { requeued, ..sending("c", 3, 1) }]).await;
+    let again = store.pending(None, 10).await.unwrap();
+    assert_eq!(kinds(&again), ["b0", "a0", "c0", "b1"]);
+    assert_eq!(again[3].message, rows[1].message);
     assert!(store.last_version().await.unwrap() >= 2);
 }
 

@@ -220,7 +220,7 @@ impl Outbox for MemoryStore {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         let (mut rows, mut bytes) = (Vec::new(), 0_usize);
         for (position, message) in inner.outbox.range((start, Bound::Unbounded)).take(limit) {
-            bytes = bytes.saturating_add(message.data.len());
+            bytes = bytes.saturating_add(message.id.len() + message.data.len());
             if bytes > bytes_max && !rows.is_empty() {
                 break;
             }
