@@ -12,10 +12,10 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use hapax_core::{
-    AbandonedParts, AfterRefusal, BreakerPolicy, CircuitBreaker, CircuitBreakerParts, Committer, CompensatorParts, Counters,
-    IdempotentConsumer, MessageProcessor as _, Observer, Operator, Options, Outbound, OutboxRelay, Parts, Publisher,
-    RelayError, RelayStatus, SWEEP_EVERY_MS, Scope, Store, StoreError, SystemClock, run_abandoned, run_compensator, run_deferred,
-    run_sweeper, settle_compensations,
+    AbandonedParts, AfterRefusal, BreakerPolicy, CircuitBreaker, CircuitBreakerParts, Committer, CompensatorParts,
+    Counters, IdempotentConsumer, MessageProcessor as _, Observer, Operator, Options, Outbound, OutboxRelay, Parts,
+    Publisher, RelayError, RelayStatus, SWEEP_EVERY_MS, Scope, Store, StoreError, SystemClock, run_abandoned,
+    run_compensator, run_deferred, run_sweeper, settle_compensations,
 };
 use hapax_engine::{Engine, EngineConfig, LoadOptions};
 use hapax_store::{OpenError, RedbStore, StoreOptions};

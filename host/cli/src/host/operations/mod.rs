@@ -13,9 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use hapax_core::{
-    Clock as _, Operator, OperatorAction, OperatorError, OutboxAction, Store, StoreError, SystemClock,
-};
+use hapax_core::{Clock as _, Operator, OperatorAction, OperatorError, OutboxAction, Store, StoreError, SystemClock};
 use hapax_transport::{AuditFilter, FeedPage, Operations, OperatorRequest, RequestError};
 use serde_json::{Value, json};
 use tokio::sync::watch;
