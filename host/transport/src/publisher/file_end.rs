@@ -47,8 +47,8 @@ impl WrittenIds {
     }
 }
 
-/// Opens a regular file for append, creates it where it is absent, locks it, and adds the ids at its
-/// end to `written`.
+/// Opens a regular file for append, creates it where it is absent, locks it, and adds the ids at
+/// its end to `written`.
 pub(super) fn open(path: &Path, written: &mut WrittenIds) -> io::Result<File> {
     let absent = !path.exists();
     let mut options = File::options();
