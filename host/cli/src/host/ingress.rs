@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::config::Processor;
+use crate::host::operations::apart;
 use crate::host::{Host, status};
 
 /// Reason for a refusal after a signal.
@@ -166,8 +167,9 @@ impl StatusSource for HttpIngress {
         Box::pin(async {
             let consumers = self.routes.0.iter().map(|(name, route)| (&**name, &route.consumer));
             let mut status = status::of(&self.host, consumers, self.outbox_breaker.as_deref()).await?;
-            status["sagas"] = status::sagas(&*self.host.store).await?;
-            status["overdue"] = status::overdue(&*self.host.store).await?;
+            let store = self.host.store.clone();
+            let counted = apart(async move { (status::sagas(&*store).await, status::overdue(&*store).await) }).await;
+            (status["sagas"], status["overdue"]) = (counted.0?, counted.1?);
             status["stopping"] = json!(*self.stop.borrow());
             Ok(status)
         })

@@ -96,8 +96,8 @@ impl Host {
     }
 
     /// Returns the failure that closed the store, if one did.
-    pub(crate) fn failure(&self) -> Option<&StoreError> {
-        self.committer.failure()
+    pub(crate) fn failure(&self) -> Option<StoreError> {
+        self.committer.failure().cloned().or_else(|| self.store.failure())
     }
 
     /// Completes when a failure has closed the store.

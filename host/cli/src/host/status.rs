@@ -48,7 +48,7 @@ pub(crate) async fn of<'a>(
             "dead_letters": facts.held_messages.saturating_sub(waiting),
             "unapplied_bytes": facts.unapplied_bytes,
             "buckets": facts.buckets,
-            "failure": host.failure().map(ToString::to_string),
+            "failure": host.failure().map(|error| error.to_string()),
         },
     }))
 }

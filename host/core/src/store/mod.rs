@@ -61,6 +61,11 @@ pub trait IdempotencyStorage: Send + Sync + 'static {
         Arc::new(NoCrashTracker)
     }
 
+    /// Returns the failure that closed the store, if the store has found one by itself.
+    fn failure(&self) -> Option<StoreError> {
+        None
+    }
+
     /// Returns `true` if the key's message has completed.
     fn is_processed<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<bool, StoreError>> {
         Box::pin(async move { Ok(self.processed_result(key).await?.is_some()) })

@@ -1,12 +1,15 @@
 //! State shared by the parts of an open store: the database, the view that readers see, and the
 //! applier's progress.
 
-use hapax_core::StoreError;
+use std::sync::{Arc, OnceLock};
+
+use hapax_core::{StoreError, fault};
 use parking_lot::{Condvar, Mutex, RwLock};
 use redb::Database;
 
 use crate::StoreOptions;
 use crate::redb::buckets::Catalogue;
+use crate::redb::pages::Scrub;
 use crate::redb::view::{Snapshot, View};
 
 /// Shared by the committer, the applier and every reader. Locks are taken in the order catalogue,
@@ -20,6 +23,10 @@ pub(crate) struct Core {
     pub(crate) progress: Mutex<Progress>,
     /// Something in [`Progress`] or in the view's memtables has changed.
     pub(crate) changed: Condvar,
+    /// The pages of the database, with the damage that was found in them.
+    pub(crate) pages: Arc<dyn Scrub>,
+    /// The damage that closed the store.
+    pub(crate) damaged: OnceLock<StoreError>,
 }
 
 /// A database that is closed without a panic: redb takes some damage for a mistake of its own also
@@ -91,19 +98,53 @@ impl Core {
     /// Closes the store.
     pub(crate) fn fail(&self, error: StoreError) {
         tracing::error!("store: {error}");
+        if let StoreError::Damaged(_) = error {
+            let _ = self.damaged.set(error.clone());
+        }
         self.progress.lock().failed.get_or_insert(error);
         self.wake();
     }
 
     /// The failure that closed the store, if one did.
     pub(crate) fn failure(&self) -> Result<(), StoreError> {
+        self.undamaged()?;
         self.progress.lock().failed.clone().map_or(Ok(()), Err)
+    }
+
+    /// Fails once damage was found anywhere: nothing is answered from a store that may be wrong.
+    fn undamaged(&self) -> Result<(), StoreError> {
+        match (self.damaged.get(), self.pages.damage()) {
+            (Some(error), _) => Err(error.clone()),
+            (None, Some(damage)) => Err(StoreError::Damaged(damage.into())),
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// Reads from the store, unless it is damaged. Damage that is found closes it.
+    pub(crate) fn reading<T>(&self, read: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+        self.undamaged()?;
+        let result = read();
+        if let Err(error @ StoreError::Damaged(_)) = &result {
+            self.fail(error.clone());
+        }
+        result
     }
 
     /// Waits until `ready` answers something, looking again after every change. The applier must be
     /// able to bring it about.
     pub(crate) fn wait_for<T>(&self, mut ready: impl FnMut(&mut View) -> Option<T>) -> Result<T, StoreError> {
-        if let Some(answer) = ready(&mut self.view.write()) {
+        // Returns the answer, and whether the applier has got something to do.
+        let mut look = || {
+            let mut view = self.view.write();
+            let frozen = view.frozen.len();
+            let answer = ready(&mut view);
+            (answer, view.frozen.len() != frozen || fault::mutated("waiters-wake-each-other"))
+        };
+        let (answer, froze) = look();
+        if froze {
+            self.wake();
+        }
+        if let Some(answer) = answer {
             return Ok(answer);
         }
         let mut progress = self.progress.lock();
@@ -111,10 +152,14 @@ impl Core {
             if let Some(error) = &progress.failed {
                 return Err(error.clone());
             }
-            if let Some(answer) = ready(&mut self.view.write()) {
+            let (answer, froze) = look();
+            if let Some(answer) = answer {
                 return Ok(answer);
             }
-            self.changed.notify_all();
+            // Only then: two that wait would wake each other for as long as they wait.
+            if froze {
+                self.changed.notify_all();
+            }
             self.changed.wait(&mut progress);
         }
     }

@@ -8,7 +8,7 @@ use redb::{Database, ReadableDatabase as _};
 use crate::StoreOptions;
 use crate::format::layout::{self, Applied};
 use crate::journal::{self, JournalError, Survey};
-use crate::redb::open::{self, JOURNAL, OpenError};
+use crate::redb::open::{self, JOURNAL, OpenError, Opened};
 
 /// Report of a check of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,8 +41,12 @@ pub fn examine(path: &Path) -> Result<Examination, OpenError> {
 }
 
 fn examine_folder(path: &Path) -> Result<Examination, OpenError> {
-    let mut database = open::open_database(path, &StoreOptions::default())?;
+    let Opened { mut database, pages } = open::open_database(path, &StoreOptions::default())?;
     // First, before anything is read that may be damaged.
+    let mut next = Some(0);
+    while let Some(page) = next {
+        next = pages.scrub(page).map_err(|error| open::storage_error(path, &redb::Error::Io(error)))?;
+    }
     let integrity = database.check_integrity();
     let database_is_whole = integrity.map_err(|error| open::database_error(path, error))?;
     let (store_id, applied) = facts(path, &database)?;
@@ -56,7 +60,7 @@ fn examine_folder(path: &Path) -> Result<Examination, OpenError> {
 /// new one. `None`: it needs no cutting.
 pub fn cut_journal(path: &Path) -> Result<Option<Cut>, OpenError> {
     let io = |error: std::io::Error| open::io_error(path, &error);
-    let database = open::open_database(path, &StoreOptions::default())?;
+    let Opened { database, .. } = open::open_database(path, &StoreOptions::default())?;
     let (store_id, applied) = facts(path, &database)?;
     let Survey { frames, damage: Some(_), .. } = survey(path, &store_id, &applied)? else { return Ok(None) };
     let journal = path.join(JOURNAL);
@@ -79,7 +83,7 @@ pub fn cut_journal(path: &Path) -> Result<Option<Cut>, OpenError> {
 pub fn compact(path: &Path) -> Result<(u64, u64), OpenError> {
     let length = || std::fs::metadata(path.join(open::DATABASE)).map_or(0, |metadata| metadata.len());
     let before = length();
-    let mut database = open::open_database(path, &StoreOptions::default())?;
+    let Opened { mut database, .. } = open::open_database(path, &StoreOptions::default())?;
     facts(path, &database)?;
     database.compact().map_err(|error| open::storage_error(path, &error.into()))?;
     drop(database);

@@ -11,6 +11,7 @@ use hapax_core::{
     Record, RecordChange, RecordKey, RecordState, Scope, StoreError, Verdict,
 };
 use redb::backends::InMemoryBackend;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::{MemoryStore, RedbStore, StoreOptions};
 
@@ -253,4 +254,32 @@ fn what_comes_while_the_tables_are_waited_for_is_not_waited_for() {
     store.flush().unwrap();
     assert!(core.view.write().push_down(last) && core.view.read().active.is_empty());
     store.flush().unwrap();
+}
+
+/// Two that wait for the tables sleep until the applier has done something.
+#[test]
+fn two_that_wait_do_not_wake_each_other() {
+    let store = store(1 << 20);
+    let core = store.core();
+    let effects = Effects { writes: [("k".to_owned(), Some("v".into()))].into(), outgoing: Vec::new() };
+    let commit = Commit { effects, version: 1, ..Commit::of(&key(1)) };
+    // The applier waits for the catalogue.
+    let held = core.catalogue.lock();
+    now(store.commit(&Group { commits: vec![commit], ..Group::default() }));
+    let last = core.view.read().last_sequence();
+    let looks = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                core.wait_for(|view| {
+                    looks.fetch_add(1, Ordering::Relaxed);
+                    view.push_down(last).then_some(())
+                })
+            });
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        drop(held);
+    });
+    let looks = looks.into_inner();
+    assert!(looks < 50, "they looked {looks} times in a tenth of a second");
 }

@@ -12,6 +12,7 @@ pub(crate) mod feed;
 mod layers_tests;
 pub(crate) mod memtable;
 pub(crate) mod open;
+pub(crate) mod pages;
 pub(crate) mod read;
 pub(crate) mod status;
 pub(crate) mod view;
@@ -143,7 +144,7 @@ impl RedbStore {
 
 impl IdempotencyStorage for RedbStore {
     fn record<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
-        Box::pin(ready(read::record(&self.core, key)))
+        Box::pin(ready(self.core.reading(|| read::record(&self.core, key))))
     }
 
     fn commit<'a>(&'a self, group: &'a Group) -> BoxFuture<'a, Result<Vec<Verdict>, StoreError>> {
@@ -169,11 +170,15 @@ impl IdempotencyStorage for RedbStore {
     fn crash_tracker(&self) -> Arc<dyn CrashTracker> {
         self.running.clone()
     }
+
+    fn failure(&self) -> Option<StoreError> {
+        self.core.failure().err()
+    }
 }
 
 impl Outbox for RedbStore {
     fn outbox_len(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
-        Box::pin(ready(read::outbox_len(&self.core)))
+        Box::pin(ready(self.core.reading(|| read::outbox_len(&self.core))))
     }
 
     fn pending_within(
@@ -182,13 +187,13 @@ impl Outbox for RedbStore {
         limit: usize,
         bytes_max: usize,
     ) -> BoxFuture<'_, Result<Vec<OutboxRow>, StoreError>> {
-        Box::pin(ready(read::pending(&self.core, after, limit, bytes_max)))
+        Box::pin(ready(self.core.reading(|| read::pending(&self.core, after, limit, bytes_max))))
     }
 }
 
 impl Inspect for RedbStore {
     fn facts(&self) -> BoxFuture<'_, Result<StoreFacts, StoreError>> {
-        Box::pin(ready(status::facts(&self.core)))
+        Box::pin(ready(self.core.reading(|| status::facts(&self.core))))
     }
 
     fn records<'a>(
@@ -197,11 +202,11 @@ impl Inspect for RedbStore {
         after: Option<&'a RecordKey>,
         limit: usize,
     ) -> BoxFuture<'a, Result<Vec<(RecordKey, Record)>, StoreError>> {
-        Box::pin(ready(read::records(&self.core, processor, after, limit)))
+        Box::pin(ready(self.core.reading(|| read::records(&self.core, processor, after, limit))))
     }
 
     fn held_under<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Vec<HeldMessage>, StoreError>> {
-        Box::pin(ready(read::held_under(&self.core, key)))
+        Box::pin(ready(self.core.reading(|| read::held_under(&self.core, key))))
     }
 
     fn held_messages<'a>(
@@ -210,7 +215,7 @@ impl Inspect for RedbStore {
         after: Option<&'a HeldKey>,
         limit: usize,
     ) -> BoxFuture<'a, Result<Vec<(HeldKey, HeldMessage)>, StoreError>> {
-        Box::pin(ready(read::held_messages(&self.core, processor, after, limit)))
+        Box::pin(ready(self.core.reading(|| read::held_messages(&self.core, processor, after, limit))))
     }
 }
 
@@ -221,6 +226,6 @@ impl Feed for RedbStore {
         after: Option<Cursor>,
         limit: usize,
     ) -> BoxFuture<'_, Result<FeedPage, StoreError>> {
-        Box::pin(ready(feed::events(&self.core, of, after, limit)))
+        Box::pin(ready(self.core.reading(|| feed::events(&self.core, of, after, limit))))
     }
 }

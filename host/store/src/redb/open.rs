@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use hapax_core::{CrashTracker, NoCrashTracker, StoreError};
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -21,6 +21,7 @@ use crate::redb::buckets::{Bucket, Catalogue};
 use crate::redb::core::{Closing, Core, Progress};
 use crate::redb::crash_file::RunningFile;
 use crate::redb::memtable::Memtable;
+use crate::redb::pages::{self, Pages, Scrub};
 use crate::redb::view::{Snapshot, View};
 use crate::{RedbStore, StoreOptions};
 
@@ -128,7 +129,7 @@ fn open_folder(path: &Path, create: Create, options: StoreOptions) -> Result<Red
         // An identity is written last: a creation that was cut short has whole files and none.
         (None | Some(_), _) => {}
     }
-    let database = builder(&options).create(&file).map_err(|error| database_error(path, error))?;
+    let Opened { database, pages } = open_pages(path, &file, &options)?;
     let found = identify(path, &database, false)?;
     if let Some(expected) = identity.as_ref().filter(|expected| **expected != found) {
         return Err(damaged(path, format!("{DATABASE} belongs to store {found}, the folder to store {expected}")));
@@ -144,7 +145,7 @@ fn open_folder(path: &Path, create: Create, options: StoreOptions) -> Result<Red
     let running = Arc::new(RunningFile::open(&path.join(RUNNING)).map_err(io)?);
     let missing = || damaged(path, format!("the {JOURNAL} is missing, and with it what was acknowledged last"));
     let journal = open_journal(path)?.ok_or_else(missing)?;
-    let store = join(path, database, journal, &found, options, running)?;
+    let store = join(path, Opened { database, pages }, journal, &found, options, running)?;
     if identity.is_none() {
         write_identity(path, &found).map_err(io)?;
     }
@@ -152,7 +153,7 @@ fn open_folder(path: &Path, create: Create, options: StoreOptions) -> Result<Red
 }
 
 /// Opens the database of a store that must be there, and nothing else of it.
-pub(crate) fn open_database(path: &Path, options: &StoreOptions) -> Result<Database, OpenError> {
+pub(crate) fn open_database(path: &Path, options: &StoreOptions) -> Result<Opened, OpenError> {
     match std::fs::metadata(path.join(DATABASE)) {
         Ok(metadata) if metadata.len() > 0 => {}
         _ if read_identity(path)?.is_some() => {
@@ -160,7 +161,29 @@ pub(crate) fn open_database(path: &Path, options: &StoreOptions) -> Result<Datab
         }
         _ => return Err(OpenError::Missing(path.into())),
     }
-    builder(options).open(path.join(DATABASE)).map_err(|error| database_error(path, error))
+    open_pages(path, &path.join(DATABASE), options)
+}
+
+/// An open database, and the pages that it reads.
+pub(crate) struct Opened {
+    pub(crate) database: Database,
+    pub(crate) pages: Arc<dyn Scrub>,
+}
+
+/// Opens or creates the database in `file`. One of an earlier version is given its checksums first.
+fn open_pages(path: &Path, file: &Path, options: &StoreOptions) -> Result<Opened, OpenError> {
+    let io = |error: std::io::Error| io_error(path, &error);
+    pages::upgrade(file).map_err(io)?;
+    let file = std::fs::File::options().read(true).write(true).create(true).truncate(false).open(file).map_err(io)?;
+    let backend = FileBackend::new(file).map_err(|error| database_error(path, error))?;
+    open_over(path, backend, options)
+}
+
+fn open_over(path: &Path, backend: impl StorageBackend, options: &StoreOptions) -> Result<Opened, OpenError> {
+    let backend = Pages::new(backend);
+    let pages = backend.scrub();
+    let database = builder(options).create_with_backend(backend).map_err(|error| database_error(path, error))?;
+    Ok(Opened { database, pages })
 }
 
 /// Opens or creates a store on backends of the caller's; for tests that lose writes.
@@ -172,23 +195,24 @@ pub(crate) fn open_backends(
     let path = Path::new("(backend)");
     let io = |error: std::io::Error| io_error(path, &error);
     let empty = database.len().map_err(io)? == 0;
-    let database = builder(&options).create_with_backend(database).map_err(|error| database_error(path, error))?;
+    let Opened { database, pages } = open_over(path, database, &options)?;
     let id = identify(path, &database, empty)?;
     if empty {
         Journal::create(&*journal, &id).map_err(io)?;
     }
-    join(path, database, journal, &id, options, Arc::new(NoCrashTracker))
+    join(path, Opened { database, pages }, journal, &id, options, Arc::new(NoCrashTracker))
 }
 
 /// Takes in what the journal has and the tables have not, and starts the applier.
 fn join(
     path: &Path,
-    database: Database,
+    opened: Opened,
     journal: Box<dyn StorageBackend>,
     id: &str,
     options: StoreOptions,
     running: Arc<dyn CrashTracker>,
 ) -> Result<RedbStore, OpenError> {
+    let Opened { database, pages } = opened;
     let told = |error: StoreError| damaged(path, error.to_string());
     let buckets = found_buckets(&database).map_err(|error| storage_error(path, &error))?;
     let snapshot = Snapshot::open(&database, buckets.iter().cloned()).map_err(told)?;
@@ -219,6 +243,8 @@ fn join(
         catalogue: Mutex::new(catalogue),
         progress: Mutex::new(Progress::default()),
         changed: Condvar::new(),
+        pages,
+        damaged: OnceLock::new(),
     };
     RedbStore::over(Arc::new(core), journal, running).map_err(|error| io_error(path, &error))
 }
@@ -362,7 +388,7 @@ fn create_files(path: &Path, file: &Path, options: &StoreOptions) -> Result<(), 
             std::fs::remove_file(entry.path()).map_err(io)?;
         }
     }
-    let database = builder(options).create(&new).map_err(|error| database_error(path, error))?;
+    let Opened { database, .. } = open_pages(path, &new, options)?;
     let id = identify(path, &database, true)?;
     drop(database);
     make_journal(path, &new_journal, &id)?;
@@ -454,9 +480,14 @@ pub(crate) fn is_full(error: &std::io::Error) -> bool {
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
-/// An error of the journal's file while the store runs.
+/// An error of a file while the store runs.
 pub(crate) fn io_store_error(error: &std::io::Error) -> StoreError {
-    if is_full(error) { StoreError::Full(error.to_string().into()) } else { StoreError::Io(error.to_string().into()) }
+    let text = error.to_string().into();
+    match error.kind() {
+        _ if is_full(error) => StoreError::Full(text),
+        std::io::ErrorKind::InvalidData => StoreError::Damaged(text),
+        _ => StoreError::Io(text),
+    }
 }
 
 /// An error of the running store, by what the host can do about it.

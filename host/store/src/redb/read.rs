@@ -383,7 +383,7 @@ impl ScopeView {
 
 impl StateView for ScopeView {
     fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(Version, Option<Bytes>), StoreError>> {
-        Box::pin(ready(state(&self.core, &self.prefix, key)))
+        Box::pin(ready(self.core.reading(|| state(&self.core, &self.prefix, key))))
     }
 
     fn scan<'a>(
@@ -392,6 +392,6 @@ impl StateView for ScopeView {
         end: Option<&'a str>,
         limit: usize,
     ) -> BoxFuture<'a, Result<Vec<Entry>, StoreError>> {
-        Box::pin(ready(scan(&self.core, &self.prefix, start, end, limit)))
+        Box::pin(ready(self.core.reading(|| scan(&self.core, &self.prefix, start, end, limit))))
     }
 }

@@ -16,7 +16,7 @@ use futures_util::future::BoxFuture;
 use hapax_core::{Clock as _, Operator, OperatorAction, OperatorError, OutboxAction, Store, StoreError, SystemClock};
 use hapax_transport::{AuditFilter, FeedPage, Operations, OperatorRequest, RequestError};
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::output::time;
 
@@ -27,6 +27,9 @@ pub(crate) struct Ops {
     operator: Arc<Operator>,
     /// True once the host stops: requests wait no longer.
     stop: watch::Receiver<bool>,
+    /// Held by a request that may read much of the store. Several at once would take the processors
+    /// from the messages.
+    reading: Arc<Semaphore>,
 }
 
 /// Items that a list reads from the store at one time, before it filters them.
@@ -37,7 +40,7 @@ const LOOK_AGAIN_MS: u64 = 100;
 
 impl Ops {
     pub(crate) fn new(store: Arc<dyn Store>, operator: Operator, stop: watch::Receiver<bool>) -> Self {
-        Self { store, operator: Arc::new(operator), stop }
+        Self { store, operator: Arc::new(operator), stop, reading: Arc::new(Semaphore::new(1)) }
     }
 
     /// Answers a request, or performs its action.
@@ -85,12 +88,18 @@ impl Ops {
 impl Operations for Ops {
     fn perform(&self, request: OperatorRequest) -> BoxFuture<'static, Result<Value, RequestError>> {
         let ops = self.clone();
-        Box::pin(async move { ops.ask(request).await })
+        Box::pin(apart(async move {
+            let _reading = match reads_much(&request) {
+                true => Some(ops.reading.clone().acquire_owned().await.expect("it is never closed")),
+                false => None,
+            };
+            ops.ask(request).await
+        }))
     }
 
     fn events(&self, after: Option<String>, limit: usize) -> BoxFuture<'static, Result<FeedPage, RequestError>> {
         let store = self.store.clone();
-        Box::pin(async move { feed::page(&*store, after.as_deref(), limit).await })
+        Box::pin(apart(async move { feed::page(&*store, after.as_deref(), limit).await }))
     }
 
     fn feed_changed(&self) -> BoxFuture<'static, bool> {
@@ -102,6 +111,23 @@ impl Operations for Ops {
             }
         })
     }
+}
+
+/// Does work that may read much of the store on a thread of its own: reads block, and no message
+/// must wait for them.
+pub(crate) async fn apart<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    let runtime = tokio::runtime::Handle::current();
+    let done = tokio::task::spawn_blocking(move || runtime.block_on(work)).await;
+    done.unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()))
+}
+
+/// Returns whether a request may read much of the store.
+fn reads_much(request: &OperatorRequest) -> bool {
+    use OperatorRequest::{Audit, History, Letters, Records, Sagas, State, StreamEvents, Streams};
+    matches!(
+        request,
+        Audit(_) | History(_) | Letters(_) | Records(_) | Sagas(_) | State(..) | StreamEvents(..) | Streams(..)
+    )
 }
 
 /// Translates a failure of the store.
