@@ -86,7 +86,7 @@ impl HttpIngress {
 
     /// Returns the failure that closed the store, if one did.
     pub(crate) fn failure(&self) -> Option<StoreError> {
-        self.host.failure().cloned()
+        self.host.failure()
     }
 
     /// Completes when a signal has come and every accepted message has an outcome. The server
