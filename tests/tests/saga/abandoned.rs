@@ -5,9 +5,9 @@
 use std::sync::Arc;
 
 use hapax_core::{
-    AbandonedParts, Actor, Handling, IdempotencyStorage as _, Message, NativeProcessor, Operator, OperatorAction,
-    Outcome, RecordKey, SagaAction, SagaId, SagaState, Scope, Select, Strategy, VersionOrder, run_abandoned,
-    unfinished_messages,
+    AbandonedParts, Actor, Handling, IdempotencyStorage as _, Inspect as _, Message, NativeProcessor, Operator,
+    OperatorAction, Outcome, RecordKey, SagaAction, SagaId, SagaState, Scope, Select, Strategy, VersionOrder,
+    run_abandoned, unfinished_messages,
 };
 use hapax_tests::plans::{Op, Reply, call, plan, step};
 use hapax_tests::sagas::{Host, World};
@@ -112,16 +112,70 @@ async fn an_operator_gives_a_message_up_at_once() {
     assert_eq!(operator.trail("p", 10).await.unwrap()[0].action, "give-up");
 }
 
-/// Without steps there is nothing to compensate: the record says that the message has failed.
+/// Without steps nothing of it is left, and its body is not known: it is forgotten, and counts as new
+/// should it come again.
 #[tokio::test]
-async fn a_message_without_steps_is_given_up_as_a_dead_letter() {
+async fn a_message_without_steps_is_forgotten() {
     let world = World::new();
     let host = world.host().await;
     let message = plan("m-1", &[Op::RetryUntil(9)]);
     put_off(&host, &message).await;
     world.clock.advance(HORIZON_MS + 60_000);
     search(&world, &host).await;
-    assert_eq!(world.record("p", &message).await.state.name(), "dead-lettered");
+    assert_eq!(world.store.record(&key(&message)).await.unwrap(), None);
+    assert_eq!(unfinished(&world).await, 0);
+    put_off(&host, &message).await;
+}
+
+/// Past its pivot a message that is given up is a dead letter, and its saga stays: redriven, it goes
+/// forward only. Discarded, nothing of it is left.
+#[tokio::test]
+async fn a_message_past_its_pivot_is_given_up_and_never_compensated() {
+    let world = World::new();
+    let host = world.host().await;
+    let message = plan("m-1", &[step("a"), call("/a"), Op::Pivot, Op::RetryUntil(9)]);
+    put_off(&host, &message).await;
+    let operator = operator(&world, &host);
+    operator.perform(&OperatorAction::GiveUp(key(&message)), &by("gone")).await.unwrap();
+    let saga = SagaId::of_message(&key(&message));
+    assert_eq!(world.saga(&saga).await, SagaState::Pivoted);
+    let held = world.store.held_under(&key(&message)).await.unwrap();
+    assert_eq!(held.len(), 1, "a member of a saga is known as a whole");
+    host.undo().await.unwrap();
+    assert_eq!(world.books.undone(), [""; 0]);
+    operator.discard(&held[0].key(&key(&message)), &by("")).await.unwrap();
+    assert_eq!(world.left(&Scope::of("p").shared()).await, [""; 0]);
+}
+
+/// A message that was overtaken is given up by its own key, which the list tells.
+#[tokio::test]
+async fn an_overtaken_message_is_given_up_by_its_own_key() {
+    let world = by_version();
+    let host = world.host().await;
+    put_off(&host, &version("m-1", "1", &[step("a"), call("/a"), Op::RetryUntil(9)])).await;
+    put_off(&host, &version("m-2", "2", &[step("b"), call("/b"), Op::RetryUntil(9)])).await;
+    let first = RecordKey::new(Scope::of("p"), "/plans".into(), "e@1".into());
+    operator(&world, &host).perform(&OperatorAction::GiveUp(first), &by("")).await.unwrap();
+    host.undo().await.unwrap();
+    assert_eq!(world.books.undone(), ["a m-1"]);
+    assert_eq!((entity(&world).await.state.name(), unfinished(&world).await), ("retry-due", 1), "of the second one");
+}
+
+/// The host died over a message while its clock was a year ahead: it is given up in its time.
+#[tokio::test]
+async fn a_message_of_a_clock_that_was_ahead_is_given_up() {
+    const YEAR_MS: u64 = 31_536_000_000;
+    let world = World::new();
+    let host = world.host().await;
+    world.clock.advance(YEAR_MS);
+    put_off(&host, &failing_for_now()).await;
+    world.clock.set(1_000_000);
+    search(&world, &host).await;
+    assert_eq!(world.record("p", &failing_for_now()).await.state.name(), "retry-due", "from now on it is waited for");
+    world.clock.advance(HORIZON_MS + 60_000);
+    search(&world, &host).await;
+    host.undo().await.unwrap();
+    assert_eq!(world.record("p", &failing_for_now()).await.state.name(), "compensated");
     assert_eq!(unfinished(&world).await, 0);
 }
 

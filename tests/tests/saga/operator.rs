@@ -156,6 +156,18 @@ fn a_compensation_that_kills_the_host_is_stuck_in_the_end() {
     assert_eq!(shop.undone(), ["/shipments/cancel", "/charges/refund", "/reservations/release"]);
 }
 
+/// A message that is claimed has as many attempts as any other, however the host dies over it.
+#[test]
+fn deaths_over_a_claimed_message_count_once_each() {
+    let shop = Shop::new();
+    let mut deaths = 0;
+    while shop.run_with(&Shop::event(), Some("running=m-1")).code.is_none() {
+        deaths += 1;
+        assert!(deaths <= 5, "five attempts are allowed");
+    }
+    assert_eq!(deaths, 5);
+}
+
 /// A step whose compensation kills the host can be skipped while the host is down.
 #[test]
 fn a_step_of_a_saga_that_is_being_compensated_is_skipped() {
@@ -306,5 +318,6 @@ fn a_component_that_is_gone_halts_its_sagas_by_name() {
 }
 
 hapax_tests::mutations! {
+    mutation_deaths_counted_by_claims_are_found: deaths_over_a_claimed_message_count_once_each is red with "deaths-counted-by-claims";
     mutation_deaths_of_compensations_uncounted_are_found: a_compensation_that_kills_the_host_is_stuck_in_the_end is red with "deaths-of-compensations-uncounted";
 }

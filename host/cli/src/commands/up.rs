@@ -41,6 +41,9 @@ pub(crate) fn command(args: &Args, json: bool) -> anyhow::Result<ExitCode> {
     host::block_on(up(config, json))
 }
 
+/// Time for the last answers to reach their clients, once every message has an outcome.
+const LAST_ANSWERS: Duration = Duration::from_secs(3);
+
 async fn up(config: Config, json: bool) -> anyhow::Result<ExitCode> {
     let host = Host::open(&config.store, config.limits.store_options(), CONCURRENCY).await?;
     let routes = Routes::of(&host, &config.processors)?;
@@ -64,9 +67,18 @@ async fn up(config: Config, json: bool) -> anyhow::Result<ExitCode> {
     ingress.failure().map_or(Ok(ExitCode::SUCCESS), |error| Err(error.into()))
 }
 
-/// Serves until a signal has come and every accepted message has an outcome.
+/// Serves until a signal has come and every accepted message has an outcome. Then connections have
+/// a while to end: one whose request never arrives holds nobody up.
 async fn serve(listener: TcpListener, router: Router, ingress: Arc<HttpIngress>) -> anyhow::Result<()> {
-    Ok(axum::serve(listener, router).with_graceful_shutdown(ingress.drained()).await?)
+    let drained = ingress.clone().drained();
+    tokio::select! {
+        served = axum::serve(listener, router).with_graceful_shutdown(drained).into_future() => served?,
+        () = async {
+            ingress.clone().drained().await;
+            tokio::time::sleep(LAST_ANSWERS).await;
+        } => {}
+    }
+    Ok(())
 }
 
 /// Completes when the store has failed, and load balancers had the time to see that the host is not

@@ -21,13 +21,14 @@ use crate::pipeline::admission::{RecordHold, last_version_key};
 use crate::pipeline::give_up::GiveUp;
 use crate::pipeline::options::Options;
 use crate::record::{HistoryEntry, Record, RecordEvent, RecordState};
-use crate::saga::SagaId;
+use crate::saga::log::SagaLog;
+use crate::saga::{SagaId, SagaState};
 use crate::state::Effects;
 use crate::state::RESERVED;
 use crate::store::Store;
-use crate::store::commit::{Commit, Expected, HeldChange, RecordChange, Verdict};
+use crate::store::commit::{Commit, Expected, HeldChange, RecordChange, SharedChange, Verdict};
 use crate::store::held_message::{HeldMessage, HoldReason};
-use crate::store::unfinished::Unfinished;
+use crate::store::unfinished::{Unfinished, UnfinishedEntry, unfinished_messages};
 use crate::support::clock::Clock;
 use crate::support::error::StoreError;
 use crate::support::fault;
@@ -386,8 +387,11 @@ impl Operator {
 
     async fn plan_discard(&self, key: &HeldKey) -> Result<Plan, OperatorError> {
         let held_message = self.held_message(key).await?;
-        let gone =
-            Commit { held_message: Some(HeldChange::Remove(held_message.fingerprint)), ..Commit::of(&key.record) };
+        let gone = Commit {
+            held_message: Some(HeldChange::Remove(held_message.fingerprint)),
+            shared: self.saga_past_its_pivot(key, &held_message).await?,
+            ..Commit::of(&key.record)
+        };
         if held_message.hold_reason != HoldReason::Redriven {
             return Ok(Plan { commit: gone, redriven: None });
         }
@@ -417,32 +421,84 @@ impl Operator {
     }
 
     async fn plan_give_up(&self, key: &RecordKey, by: &Actor) -> Result<Plan, OperatorError> {
-        let record = self.store.record(key).await?;
-        let record = record.ok_or_else(|| OperatorError::NotFound { what: "record", key: key.to_string() })?;
-        let now_ms = self.clock.now_ms();
-        let why_not = match &record.state {
-            RecordState::InProgress { owner, lease_end_ms } if *lease_end_ms > now_ms => {
-                Some(format!("is claimed by `{owner}` for {} ms more; try again then", lease_end_ms - now_ms))
-            }
-            state if state.has_ended() => Some(format!("is {}: it has ended, or is about to", state.name())),
-            _ => None,
+        let entry = self.unfinished(key).await?;
+        let message = match &entry {
+            Some(entry) => entry.message.clone(),
+            // Begun under an earlier version of the host, which had no index.
+            None => Unfinished { record: key.clone(), message_key: key.clone() },
         };
-        if let Some(why_not) = why_not {
-            return Err(OperatorError::Refused(format!("{key} {why_not}")));
-        }
-        let held = self.store.held_under(key).await?;
-        if held.iter().any(|held| held.fingerprint == record.fingerprint && held.hold_reason != HoldReason::Dead) {
-            return Err(OperatorError::Refused(format!(
-                "{key} is held, and runs by itself: `hapax dlq discard` ends it"
-            )));
+        let record = self.store.record(&message.record).await?;
+        let own = record.as_ref().filter(|record| message.is_of(record));
+        match own {
+            Some(record) => self.may_be_given_up(&message.record, record).await?,
+            None if entry.is_some() => {}
+            None => return Err(OperatorError::NotFound { what: "unfinished message", key: key.to_string() }),
         }
         let consumer = self.consumers.get(&key.scope.processor);
         let life_ms = consumer.map_or(Options::default().record_life_ms(), |it| it.options().record_life_ms());
-        let message_key = record.position.as_ref().map_or_else(|| key.clone(), |position| position.message_key(key));
         let reason = if by.reason.is_empty() { "an operator decided so" } else { &by.reason };
-        let give_up = GiveUp { storage: &*self.store, reason, now_ms, life_ms };
-        let commit = give_up.plan(&Unfinished { record: key.clone(), message_key }).await?;
+        let give_up = GiveUp { storage: &*self.store, reason, now_ms: self.clock.now_ms(), life_ms };
+        let mut commit = give_up.plan(&message).await?;
+        if let Some(entry) = entry {
+            entry.remove(commit.shared.get_or_insert_default());
+        }
         Ok(Plan { commit, redriven: None })
+    }
+
+    /// Fails if the message of `record` has ended, runs by itself, or may be running.
+    async fn may_be_given_up(&self, key: &RecordKey, record: &Record) -> Result<(), OperatorError> {
+        let refuse = |why_not: String| Err(OperatorError::Refused(format!("{key} {why_not}")));
+        if record.state.has_ended() {
+            return refuse(format!("is {}: it has ended, or is about to", record.state.name()));
+        }
+        // Where nobody is at work, a claim is of a host that is gone.
+        let claimed_ms = self.consumers.get(&key.scope.processor).and_then(|consumer| {
+            let options = consumer.options();
+            record.claimed_by_another_ms(&options.owner, self.clock.now_ms(), options.lease_ms)
+        });
+        if let Some(claimed_ms) = claimed_ms {
+            return refuse(format!("is claimed by another owner for {claimed_ms} ms more; try again then"));
+        }
+        let held = self.store.held_under(key).await?;
+        if held.iter().any(|held| held.fingerprint == record.fingerprint && held.hold_reason != HoldReason::Dead) {
+            return refuse("is held, and runs by itself: `hapax dlq discard` ends it".into());
+        }
+        Ok(())
+    }
+
+    /// Returns the entry of an unfinished message, by its own key or by that of its record.
+    async fn unfinished(&self, key: &RecordKey) -> Result<Option<UnfinishedEntry>, StoreError> {
+        let (mut last, mut of_record) = (None, None);
+        loop {
+            let page = unfinished_messages(&*self.store, &key.scope, u64::MAX, last.as_ref(), AT_ONCE).await?;
+            let is_last = page.len() < AT_ONCE;
+            for entry in &page {
+                if entry.message.message_key == *key {
+                    return Ok(Some(entry.clone()));
+                }
+                if entry.message.record == *key {
+                    of_record = Some(entry.clone());
+                }
+            }
+            if is_last {
+                return Ok(of_record);
+            }
+            last = page.into_iter().last();
+        }
+    }
+
+    /// Returns the change that forgets the message's own saga, if that is past its pivot: the
+    /// message never runs again, so nothing else ends the saga.
+    async fn saga_past_its_pivot(
+        &self,
+        key: &HeldKey,
+        held_message: &HeldMessage,
+    ) -> Result<Option<Box<SharedChange>>, StoreError> {
+        let position = held_message.position.as_ref();
+        let message_key = position.map_or_else(|| key.record.clone(), |position| position.message_key(&key.record));
+        let log = SagaLog::new(&*self.store, &key.record.scope);
+        let read = log.read(&SagaId::of_message(&message_key)).await?;
+        Ok((read.saga.state == SagaState::Pivoted).then(|| Box::new(read.forget(None))))
     }
 
     async fn held_message(&self, key: &HeldKey) -> Result<HeldMessage, OperatorError> {

@@ -6,11 +6,11 @@
 use crate::message::identity::HeldKey;
 use crate::message::key::RecordKey;
 use crate::pipeline::IdempotentConsumer;
-use crate::record::{Record, RecordEvent, RecordState};
+use crate::record::{CLOCK_SKEW_MS, Record, RecordEvent, RecordState};
 use crate::run::answer_journal::journalled_answers;
 use crate::saga::log::{ReadSaga, SagaLog};
 use crate::saga::{Member, SagaEvent, SagaId, SagaLogEntry, SagaState};
-use crate::store::commit::{Commit, Expected, HeldChange, SharedChange, Verdict};
+use crate::store::commit::{Commit, Expected, HeldChange, RecordChange, SharedChange, Verdict};
 use crate::store::held_message::{HeldMessage, HoldReason};
 use crate::store::unfinished::{Unfinished, UnfinishedEntry};
 use crate::store::{IdempotencyStorage, Store};
@@ -53,19 +53,23 @@ impl GiveUp<'_> {
                 let event = if compensates {
                     RecordEvent::CompensationStarted { error: error.clone() }
                 } else {
-                    RecordEvent::GivenUp { error: error.clone() }
+                    commit.held_message = self.dead_letter(&read, message, record, error.clone());
+                    RecordEvent::GivenUp { error }
                 };
                 let given_up = record.after_event(event, self.now_ms, self.life_ms).expect("the message has not ended");
                 message.record_changes(Some(record), &given_up, &mut shared);
-                if !compensates {
-                    commit.held_message = self.dead_letter(&read, message, record, error);
-                }
-                commit.record = Some(given_up).into();
+                // Nothing of it is left, and its body is not known: it is forgotten, and counts as
+                // new should it come again. A record that holds the last position stays.
+                let is_forgotten = !compensates && commit.held_message.is_none() && record.position.is_none();
+                commit.record = if is_forgotten { RecordChange::Remove } else { Some(given_up).into() };
             }
             // Overtaken by a later message. A saga that several messages share goes on without it.
             None if !read.id.is_named() => {
                 let error = "a later message was seen before this one had ended";
-                shared = self.end_saga(&read, message_key, error).unwrap_or_default();
+                let ended = self.end_saga(&read, message_key, error);
+                // Past its pivot, or without steps: the message never runs again.
+                let is_over = read.saga.state.is_forward() && read.saga.events > 0;
+                shared = ended.or_else(|| is_over.then(|| read.forget(None))).unwrap_or_default();
             }
             _ => {}
         }
@@ -77,7 +81,7 @@ impl GiveUp<'_> {
 
     fn error(&self, record: &Record) -> String {
         let last = record.state.error().map(|error| format!("; the last error: {error}")).unwrap_or_default();
-        format!("given up before its next attempt: {}{last}", self.reason)
+        format!("given up: {}{last}", self.reason)
     }
 
     /// Returns the change of the saga of a message that has failed for good: it is compensated, or
@@ -88,7 +92,9 @@ impl GiveUp<'_> {
         }
         let member = read.saga.member(message_key);
         let (Some(member), SagaState::Open) = (member, read.saga.state) else {
-            return (!read.id.is_named()).then(|| read.forget(None));
+            // Past its pivot it stays: the message may be redriven, and must not be compensated
+            // then.
+            return None;
         };
         let mut events = vec![SagaEvent::CompensationStarted { member, error: error.to_owned() }];
         if !read.saga.can_compensate() {
@@ -125,6 +131,12 @@ impl IdempotentConsumer {
         let Some(_hold) = self.pipeline.admission.try_hold_record(key) else { return Ok(false) };
         let found = store.record(key).await?;
         let own = found.as_ref().filter(|record| record.is_of(key, &entry.message.message_key));
+        if entry.when_ms > self.latest_ms() {
+            let mut commit = Commit { at_ms: parts.clock.now_ms(), ..Commit::of(key) };
+            entry.move_to(parts.clock.now_ms(), commit.shared.get_or_insert_default());
+            parts.committer.submit(commit).durable().await?;
+            return Ok(false);
+        }
         if let Some(record) = own
             && (self.runs_by_itself(key, record, store).await? || self.is_claimed(record))
         {
@@ -142,6 +154,13 @@ impl IdempotentConsumer {
         let given_up = parts.committer.submit(commit).durable().await? == Verdict::Committed;
         parts.committer.wake_compensator();
         Ok(given_up)
+    }
+
+    /// Returns the latest time that an unfinished message may wait for, in milliseconds since the
+    /// Unix epoch. A later one was written by a clock that was ahead.
+    pub(crate) fn latest_ms(&self) -> u64 {
+        let longest_ms = self.options().longest_delay_ms().max(self.options().lease_ms);
+        self.clock().now_ms().saturating_add(longest_ms).saturating_add(CLOCK_SKEW_MS)
     }
 
     /// Returns whether the store holds the message of `record` to run it.

@@ -36,6 +36,12 @@ pub struct UnfinishedEntry {
 }
 
 impl Unfinished {
+    /// Returns `true` if `record`, which is stored under the message's record key, is of this
+    /// message, and not of a later one of the entity.
+    pub fn is_of(&self, record: &Record) -> bool {
+        record.is_of(&self.record, &self.message_key)
+    }
+
     /// Returns the index key of the message in this state, or `None` if the state is no unfinished
     /// one.
     fn key(&self, state: &RecordState) -> Option<String> {
@@ -69,6 +75,13 @@ impl Unfinished {
 }
 
 impl UnfinishedEntry {
+    /// Adds to `change` what moves the entry to another time.
+    pub(crate) fn move_to(&self, when_ms: u64, change: &mut SharedChange) {
+        self.remove(change);
+        let value = postcard::to_stdvec(&self.message).expect("two keys can be encoded");
+        change.writes.insert(self.message.key_at(when_ms), Some(value.into()));
+    }
+
     /// Adds to `change` the removal of the entry.
     pub(crate) fn remove(&self, change: &mut SharedChange) {
         change.writes.insert(self.message.key_at(self.when_ms), None);
@@ -84,8 +97,20 @@ pub async fn unfinished_messages(
     after: Option<&UnfinishedEntry>,
     limit: usize,
 ) -> Result<Vec<UnfinishedEntry>, StoreError> {
-    let start =
-        after.map_or_else(|| UNFINISHED.to_owned(), |after| format!("{}\0", after.message.key_at(after.when_ms)));
+    unfinished_between(storage, tenant, (0, before_ms), after, limit).await
+}
+
+/// Returns up to `limit` unfinished messages of a tenant whose time is in the range, the oldest
+/// first, after `after`.
+pub(crate) async fn unfinished_between(
+    storage: &(impl IdempotencyStorage + ?Sized),
+    tenant: &Scope,
+    (from_ms, before_ms): (u64, u64),
+    after: Option<&UnfinishedEntry>,
+    limit: usize,
+) -> Result<Vec<UnfinishedEntry>, StoreError> {
+    let first = || format!("{UNFINISHED}{from_ms:020}");
+    let start = after.map_or_else(first, |after| format!("{}\0", after.message.key_at(after.when_ms)));
     let end = format!("{UNFINISHED}{before_ms:020}");
     if start >= end {
         return Ok(Vec::new());

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use crate::message::key::Scope;
 use crate::pipeline::IdempotentConsumer;
 use crate::store::Store;
-use crate::store::unfinished::{UnfinishedEntry, unfinished_messages};
+use crate::store::unfinished::{UnfinishedEntry, unfinished_between};
 use crate::support::clock::Clock;
 use crate::support::error::StoreError;
 
@@ -55,13 +55,28 @@ async fn search(
     let now_ms = parts.clock.now_ms();
     let shortest_ms = consumers.values().map(|consumer| consumer.options().redelivery_horizon_ms).min();
     let before_ms = now_ms.saturating_sub(shortest_ms.unwrap_or(u64::MAX));
+    let over = search_between(parts, consumers, 0, before_ms).await?;
+    // Times that a clock wrote which was ahead.
+    let latest_ms = consumers.values().map(IdempotentConsumer::latest_ms).min().unwrap_or(u64::MAX);
+    Ok(over + search_between(parts, consumers, latest_ms, u64::MAX).await?)
+}
+
+/// Gives up the messages of a range of the index that are abandoned now.
+async fn search_between(
+    parts: &AbandonedParts,
+    consumers: &BTreeMap<Arc<str>, IdempotentConsumer>,
+    from_ms: u64,
+    before_ms: u64,
+) -> Result<usize, StoreError> {
+    let now_ms = parts.clock.now_ms();
     let (mut given_up, mut last) = (0, None);
     loop {
-        let page = unfinished_messages(&*parts.store, &parts.scope, before_ms, last.as_ref(), PAGE).await?;
+        let page = unfinished_between(&*parts.store, &parts.scope, (from_ms, before_ms), last.as_ref(), PAGE).await?;
         for entry in &page {
             let UnfinishedEntry { message, when_ms } = entry;
             let Some(consumer) = consumers.get(&message.record.scope.processor) else { continue };
-            if when_ms.saturating_add(consumer.options().redelivery_horizon_ms) < now_ms {
+            let is_over = when_ms.saturating_add(consumer.options().redelivery_horizon_ms) < now_ms;
+            if is_over || *when_ms > consumer.latest_ms() {
                 given_up += usize::from(consumer.give_up(entry, &*parts.store).await?);
             }
         }

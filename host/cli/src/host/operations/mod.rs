@@ -146,6 +146,9 @@ fn refusal(error: OperatorError) -> RequestError {
         OperatorError::NotFound { what: what @ "refused message", .. } => {
             RequestError::NotFound(format!("{error}; `hapax outbox list` shows every {what}"))
         }
+        OperatorError::NotFound { what: "unfinished message", .. } => RequestError::NotFound(format!(
+            "{error}; `hapax records list --overdue` shows those that wait for a delivery"
+        )),
         OperatorError::NotFound { .. } => {
             RequestError::NotFound(format!("{error}; `hapax dlq list` shows every held message"))
         }

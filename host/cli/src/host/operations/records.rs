@@ -48,9 +48,12 @@ async fn overdue(store: &dyn Store, filter: &RecordFilter, limit: usize) -> Resu
                 break 'pages;
             }
             let record = store.record(&message.record).await.map_err(failed)?;
-            let mut shown = record.map_or_else(|| json!({}), |record| as_json(&message.record, &record));
-            shown["key"] = json!(message.record.to_string());
-            shown["message_key"] = json!(message.message_key.to_string());
+            // The record may be of a later message of the entity.
+            let own = record.filter(|record| message.is_of(record));
+            let overtaken = || json!({ "state": "overtaken" });
+            let mut shown = own.map_or_else(overtaken, |record| as_json(&message.record, &record));
+            shown["key"] = json!(message.message_key.to_string());
+            shown["record"] = json!(message.record.to_string());
             shown["overdue_since_ms"] = json!(when_ms);
             records.push(shown);
         }
