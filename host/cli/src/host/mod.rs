@@ -97,7 +97,7 @@ impl Host {
 
     /// Returns the failure that closed the store, if one did.
     pub(crate) fn failure(&self) -> Option<StoreError> {
-        self.committer.failure().cloned().or_else(|| self.store.failure())
+        self.committer.failure().cloned()
     }
 
     /// Completes when a failure has closed the store.

@@ -1,4 +1,4 @@
-//! The stored format, version 3: tables, keys, values. `docs/internals/storage-format.md` says the
+//! The stored format, version 4: tables, keys, values. `docs/internals/storage-format.md` says the
 //! same in words; change both together.
 
 use hapax_core::{Cursor, FeedEntry, FeedEventKind, Fingerprint, HeldKey, Record, RecordKey, Scope, Version};
@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// The version of the format that this build reads and writes.
-pub(crate) const FORMAT: u32 = 3;
+pub(crate) const FORMAT: u32 = 4;
 
 /// Facts about the store: see the `META_` names.
 pub(crate) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
@@ -38,7 +38,8 @@ pub(crate) const META_STORE_ID: &str = "store-id";
 /// In [`META`]: how far the journal was applied, 32 bytes: sequence number of the last applied
 /// frame, offset of the one after it, last version, next free block; each 8 bytes, little endian.
 pub(crate) const META_APPLIED: &str = "applied";
-
+/// In [`META`]: present, and empty, once the journal was found under its name.
+pub(crate) const META_JOURNAL: &str = "journal";
 /// In [`META`]: extent of the feed's table, 20 bytes: number of events, group and index of the last
 /// dropped event; 8, 8 and 4 bytes, little endian.
 pub(crate) const META_FEED: &str = "feed";
@@ -149,7 +150,7 @@ pub(crate) fn push_row(out: &mut Vec<u8>, key: &RecordKey, record: &Record) {
 /// Returns the whole row that begins at `at`.
 pub(crate) fn row_at(bytes: &[u8], at: usize) -> Option<&[u8]> {
     let length = u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?) as usize;
-    bytes.get(at..at + 4 + length)
+    bytes.get(at..at.checked_add(4 + length)?)
 }
 
 /// Returns the encoded record key and the record of a row.

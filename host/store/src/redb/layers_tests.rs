@@ -283,3 +283,7 @@ fn two_that_wait_do_not_wake_each_other() {
     let looks = looks.into_inner();
     assert!(looks < 50, "they looked {looks} times in a tenth of a second");
 }
+
+crate::mutations! {
+    mutation_waiters_that_wake_each_other_are_found: two_that_wait_do_not_wake_each_other is red with "waiters-wake-each-other";
+}

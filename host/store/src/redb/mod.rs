@@ -8,6 +8,7 @@ pub(crate) mod core;
 pub(crate) mod crash_file;
 pub mod doctor;
 pub(crate) mod feed;
+pub(crate) mod folder;
 #[cfg(test)]
 mod layers_tests;
 pub(crate) mod memtable;

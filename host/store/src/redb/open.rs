@@ -20,8 +20,9 @@ use crate::journal::{self, Journal, JournalError, Recovered};
 use crate::redb::buckets::{Bucket, Catalogue};
 use crate::redb::core::{Closing, Core, Progress};
 use crate::redb::crash_file::RunningFile;
+use crate::redb::folder;
 use crate::redb::memtable::Memtable;
-use crate::redb::pages::{self, Pages, Scrub};
+use crate::redb::pages::{Pages, Scrub};
 use crate::redb::view::{Snapshot, View};
 use crate::{RedbStore, StoreOptions};
 
@@ -134,17 +135,23 @@ fn open_folder(path: &Path, create: Create, options: StoreOptions) -> Result<Red
     if let Some(expected) = identity.as_ref().filter(|expected| **expected != found) {
         return Err(damaged(path, format!("{DATABASE} belongs to store {found}, the folder to store {expected}")));
     }
-    if identity.is_none() && !path.join(JOURNAL).exists() {
+    let named = journal_is_named(&database).map_err(|error| storage_error(path, &error))?;
+    if !named && !path.join(JOURNAL).exists() {
         // A creation was cut short between the database's name and the journal's: nothing was
         // acknowledged.
         let new = path.join(format!("{JOURNAL}.{}.new", std::process::id()));
         make_journal(path, &new, &found)?;
         name_journal(path, &new)?;
+        folder::sync(path).map_err(io)?;
     }
     // After the database, whose lock says that nobody else is here.
     let running = Arc::new(RunningFile::open(&path.join(RUNNING)).map_err(io)?);
     let missing = || damaged(path, format!("the {JOURNAL} is missing, and with it what was acknowledged last"));
     let journal = open_journal(path)?.ok_or_else(missing)?;
+    if !named {
+        // From now on a missing journal is a lost one, also where the identity is lost with it.
+        note_journal(&database).map_err(|error| storage_error(path, &error))?;
+    }
     let store = join(path, Opened { database, pages }, journal, &found, options, running)?;
     if identity.is_none() {
         write_identity(path, &found).map_err(io)?;
@@ -170,10 +177,9 @@ pub(crate) struct Opened {
     pub(crate) pages: Arc<dyn Scrub>,
 }
 
-/// Opens or creates the database in `file`. One of an earlier version is given its checksums first.
+/// Opens or creates the database in `file`.
 fn open_pages(path: &Path, file: &Path, options: &StoreOptions) -> Result<Opened, OpenError> {
     let io = |error: std::io::Error| io_error(path, &error);
-    pages::upgrade(file).map_err(io)?;
     let file = std::fs::File::options().read(true).write(true).create(true).truncate(false).open(file).map_err(io)?;
     let backend = FileBackend::new(file).map_err(|error| database_error(path, error))?;
     open_over(path, backend, options)
@@ -358,11 +364,26 @@ fn new_id() -> String {
     format!("{:016x}{:016x}", RandomState::new().hash_one(1), RandomState::new().hash_one(2))
 }
 
+/// Returns true if the store's journal was once found under its name.
+fn journal_is_named(database: &Database) -> Result<bool, redb::Error> {
+    if hapax_core::fault::mutated("journal-made-anew") {
+        return Ok(false);
+    }
+    Ok(database.begin_read()?.open_table(META)?.get(layout::META_JOURNAL)?.is_some())
+}
+
+fn note_journal(database: &Database) -> Result<(), redb::Error> {
+    let mut txn = database.begin_write()?;
+    txn.set_quick_repair(true);
+    txn.open_table(META)?.insert(layout::META_JOURNAL, &[][..])?;
+    Ok(txn.commit()?)
+}
+
 fn create_folder(path: &Path) -> Result<(), OpenError> {
     if path.is_file() {
         return Err(OpenError::NotAStore { path: path.into(), reason: "it is a file" });
     }
-    std::fs::create_dir_all(path).map_err(|error| io_error(path, &error))?;
+    folder::create(path).map_err(|error| io_error(path, &error))?;
     let strangers =
         std::fs::read_dir(path).map_err(|error| io_error(path, &error))?.filter_map(Result::ok).any(|entry| {
             let name = entry.file_name();
@@ -401,7 +422,7 @@ fn create_files(path: &Path, file: &Path, options: &StoreOptions) -> Result<(), 
         Ok(()) => name_journal(path, &new_journal)?,
     }
     std::fs::remove_file(&new).map_err(io)?;
-    std::fs::File::open(path).and_then(|folder| folder.sync_all()).map_err(io)
+    folder::sync(path).map_err(io)
 }
 
 fn make_journal(path: &Path, new: &Path, id: &str) -> Result<(), OpenError> {
@@ -422,10 +443,16 @@ fn name_journal(path: &Path, new: &Path) -> Result<(), OpenError> {
 
 fn read_identity(path: &Path) -> Result<Option<String>, OpenError> {
     match std::fs::read_to_string(path.join(IDENTITY)) {
-        Ok(text) => match text.lines().find_map(|line| line.strip_prefix("id = ")) {
-            Some(id) => Ok(Some(id.to_owned())),
-            None => Err(damaged(path, format!("{IDENTITY} names no id"))),
-        },
+        Ok(text) => {
+            let named = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(" = "));
+            match (named("format").and_then(|format| format.parse().ok()), named("id")) {
+                (Some(layout::FORMAT), Some(id)) => Ok(Some(id.to_owned())),
+                (Some(found), _) if found != layout::FORMAT => {
+                    Err(OpenError::Version { path: path.into(), found, expected: layout::FORMAT })
+                }
+                _ => Err(damaged(path, format!("{IDENTITY} names no id"))),
+            }
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(_) if path.is_file() => Err(OpenError::NotAStore { path: path.into(), reason: "it is a file" }),
         Err(error) => Err(io_error(path, &error)),
@@ -443,7 +470,7 @@ fn write_identity(path: &Path, id: &str) -> std::io::Result<()> {
     )?;
     file.sync_all()?;
     std::fs::rename(&new, path.join(IDENTITY))?;
-    std::fs::File::open(path)?.sync_all()
+    folder::sync(path)
 }
 
 pub(crate) fn damaged(path: &Path, reason: String) -> OpenError {

@@ -12,7 +12,6 @@
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind};
 use std::ops::Bound;
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use hapax_core::fault;
@@ -26,8 +25,6 @@ const PAGE: u64 = 4_096;
 const GROUP: u64 = PAGE / 8 - 1;
 /// Begins the file.
 const MAGIC: &[u8; 8] = b"hapaxdb\n";
-/// Begins a file that redb wrote without checksums: a store of an earlier version of Hapax.
-const PLAIN: &[u8; 4] = b"redb";
 /// Version of this layout.
 pub(crate) const FORMAT: u32 = 1;
 /// Pages that a scrub reads at one time.
@@ -333,53 +330,12 @@ impl<B: StorageBackend> Scrub for Inner<B> {
     }
 }
 
-/// Gives the database of an earlier version, a plain file of redb's, its checksums: as another
-/// file, which then takes its name. Nothing happens to a file that is no such database.
-pub(crate) fn upgrade(path: &Path) -> io::Result<()> {
-    let mut head = [0; 4];
-    let plain = match std::fs::File::options().read(true).write(true).open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    let length = plain.metadata()?.len();
-    let plain = redb::backends::FileBackend::new(plain).map_err(|error| io::Error::other(error.to_string()))?;
-    if length < PAGE || plain.read(0, &mut head).is_err() || head != *PLAIN {
-        return Ok(());
-    }
-    // Another process may still have it open.
-    if !plain.try_lock_range(Bound::Included(0), Bound::Unbounded).is_ok_and(|is_free| is_free) {
-        return Ok(());
-    }
-    tracing::info!("store: the database gets a checksum for each page, once; this takes as long as copying it");
-    let new = path.with_extension("checksums");
-    let file = std::fs::File::options().read(true).write(true).create(true).truncate(true).open(&new)?;
-    let pages =
-        Pages::new(redb::backends::FileBackend::new(file).map_err(|error| io::Error::other(error.to_string()))?);
-    pages.set_len(length)?;
-    let mut bytes = vec![0; (SCRUBBED_AT_ONCE * PAGE) as usize];
-    let whole = length / PAGE * PAGE;
-    let mut at = 0;
-    while at < whole {
-        let some = (whole - at).min(bytes.len() as u64) as usize;
-        plain.read(at, &mut bytes[..some])?;
-        pages.write(at, &bytes[..some])?;
-        at += some as u64;
-    }
-    pages.sync_data()?;
-    std::fs::rename(&new, path)?;
-    path.parent().map_or(Ok(()), |folder| std::fs::File::open(folder)?.sync_all())
-}
-
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use std::sync::Mutex;
 
-    use hapax_core::{Commit, Effects, Group, IdempotencyStorage as _, RecordKey, Scope};
-
     use super::*;
-    use crate::RedbStore;
 
     /// A file in memory, which a test may damage.
     #[derive(Debug, Clone, Default)]
@@ -476,36 +432,5 @@ mod tests {
             file.0.lock().unwrap()[at] ^= 1 << bit;
         }
         assert!(found > 5_000, "{found} found");
-    }
-
-    #[test]
-    fn a_database_without_checksums_gets_them_and_keeps_what_it_has() {
-        let folder = tempfile::tempdir().unwrap();
-        let key = RecordKey::new(Scope::of("p"), "/s".into(), "m".into());
-        let now = |commit: Commit, store: &RedbStore| {
-            let group = Group { commits: vec![commit], ..Group::default() };
-            futures_executor_now(store.commit(&group)).unwrap();
-        };
-        let effects = Effects { writes: [("k".to_owned(), Some("v".into()))].into(), outgoing: Vec::new() };
-        let store = RedbStore::open(folder.path()).unwrap();
-        now(Commit { effects, version: 1, ..Commit::of(&key) }, &store);
-        drop(store);
-        // As an earlier version wrote it: redb's pages alone.
-        let path = folder.path().join("records.redb");
-        let file = Memory(Arc::new(Mutex::new(std::fs::read(&path).unwrap())));
-        let pages = Pages::new(file);
-        let mut plain = vec![0; pages.len().unwrap() as usize];
-        pages.read(0, &mut plain).unwrap();
-        std::fs::write(&path, plain).unwrap();
-        let store = RedbStore::open(folder.path()).unwrap();
-        let found = futures_executor_now(store.view(&Scope::of("p")).get("k")).unwrap();
-        assert_eq!(found.1.as_deref(), Some(&b"v"[..]));
-        drop(store);
-        assert!(std::fs::read(&path).unwrap().starts_with(MAGIC));
-    }
-
-    fn futures_executor_now<T>(future: impl Future<Output = T>) -> T {
-        use futures_util::FutureExt as _;
-        future.now_or_never().unwrap()
     }
 }
