@@ -147,7 +147,9 @@ struct Left {
 
 impl Left {
     fn read(path: &Path) -> Self {
-        let database = redb::Database::open(path).unwrap();
+        let plain = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(plain.path(), crate::raw::pages_of_redb(path)).unwrap();
+        let database = redb::Database::open(plain.path()).unwrap();
         let txn = database.begin_read().unwrap();
         let part = |key: &[u8], number: usize| -> String {
             let text = String::from_utf8(key.to_vec()).unwrap();

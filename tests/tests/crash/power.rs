@@ -277,5 +277,6 @@ fn mutation_journal_not_synced_is_found() {
 }
 
 hapax_tests::mutations! {
+    mutation_a_journal_that_grows_over_frames_is_found: power_lost_twice_while_the_journal_goes_round_keeps_what_was_acknowledged is red with "journal-grows-over-frames";
     mutation_recovered_frames_that_are_not_rewritten_are_found: what_a_restart_finds_unsynced_is_durable_before_anybody_hears_of_it is red with "recovered-not-rewritten";
 }

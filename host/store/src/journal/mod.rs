@@ -87,7 +87,11 @@ impl Journal {
         if let Some(damage) = damage {
             return Err(JournalError::Damaged(damage));
         }
-        let promises = promises.unwrap_or(Promises { length: START, floor: 0 });
+        let mut promises = promises.unwrap_or(Promises { length: START, floor: 0 });
+        // A frame may be there whose header's promise was lost with the power: the file must not
+        // grow over it.
+        let ends = frames.iter().map(|(_, after)| *after).filter(|_| !fault::mutated("journal-grows-over-frames"));
+        promises.length = ends.fold(promises.length, u64::max);
         make_durable(&*file, store_id, promises, &frames)?;
         let place = |(frame, after): &(Frame, u64)| (frame.sequence, after - frame.bytes.len() as u64);
         let journal = Self {

@@ -10,6 +10,8 @@ pub mod doctor;
 pub(crate) mod feed;
 pub(crate) mod folder;
 #[cfg(test)]
+mod folder_tests;
+#[cfg(test)]
 mod layers_tests;
 pub(crate) mod memtable;
 pub(crate) mod open;
