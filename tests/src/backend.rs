@@ -233,7 +233,13 @@ impl LossyFile {
 
     fn operate(&self, operation: Operation, work: impl FnOnce(&mut File)) -> io::Result<()> {
         let mut power = self.power.lock();
-        power.pass(self.part, operation)?;
+        let passed = power.pass(self.part, operation);
+        if passed.is_err() && operation == Operation::Sync && power.left != Some(0) {
+            // As Linux does: what could not be written counts as clean. Readers see it, and no
+            // later sync writes it.
+            self.inner.lock().unsynced.clear();
+        }
+        passed?;
         work(&mut self.inner.lock());
         Ok(())
     }

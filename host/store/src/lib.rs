@@ -4,6 +4,11 @@
 pub mod format;
 mod journal;
 mod memory;
+/// Shared with the tests of the workspace, which this crate cannot depend on.
+#[cfg(test)]
+#[path = "../../../tests/src/mutation.rs"]
+#[expect(unreachable_pub, clippy::unwrap_used, reason = "tests, public where they live")]
+mod mutation;
 mod redb;
 
 pub use crate::memory::MemoryStore;

@@ -2,6 +2,7 @@
 //! there afterwards.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod damage;
 mod deaths;
 mod kill;
 mod power;

@@ -275,3 +275,7 @@ async fn an_applier_that_fails_closes_the_store_in_words() {
 fn mutation_journal_not_synced_is_found() {
     turns_red(module_path!(), "power_loss_at_every_operation_keeps_what_was_acknowledged", "journal-not-synced");
 }
+
+hapax_tests::mutations! {
+    mutation_recovered_frames_that_are_not_rewritten_are_found: what_a_restart_finds_unsynced_is_durable_before_anybody_hears_of_it is red with "recovered-not-rewritten";
+}

@@ -25,8 +25,8 @@ fn frames(journal: &[u8]) -> Vec<(usize, usize)> {
     let mut at = START;
     while journal.get(at..at + 4) == Some(b"HPXF") {
         let payload = u32::from_le_bytes(journal[at + 4..at + 8].try_into().unwrap()) as usize;
-        frames.push((at, 40 + payload));
-        at += (40 + payload).next_multiple_of(8);
+        frames.push((at, 48 + payload));
+        at += (48 + payload).next_multiple_of(8);
     }
     frames
 }
@@ -70,26 +70,23 @@ async fn a_torn_tail_opens_with_everything_before_it() {
     let journal = disk.bytes(Part::Journal);
     let (begins, length) = *frames(&journal).last().unwrap();
     for cut in 0..=length {
-        // Every torn end once as the end of the file, once with zeros behind it, and once with
-        // garbage.
+        // Every torn end with zeros behind it or with garbage. A file is never cut: it grows before
+        // a frame is written.
         let mut random = Random::of(cut as u64);
-        let short = journal[..begins + cut].to_vec();
-        let mut zeros = short.clone();
+        let mut zeros = journal[..begins + cut].to_vec();
         zeros.resize(journal.len(), 0);
-        let mut garbage = short.clone();
-        garbage.extend((0..2_000).map(|_| random.below(256) as u8));
+        let mut garbage = zeros.clone();
+        garbage[begins + cut..][..2_000].iter_mut().for_each(|byte| *byte = random.below(256) as u8);
         // A header cut short is another case than a payload cut short: all kinds of the first, one
         // after the other of the rest.
-        let kinds = [("cut", short), ("zeros", zeros), ("garbage", garbage)];
-        let rest = cut > 48 && cut < length;
+        let kinds = [("zeros", zeros), ("garbage", garbage)];
+        let rest = cut > 56 && cut < length;
         for (_, (kind, bytes)) in (0..).zip(kinds).filter(|(number, _)| !rest || cut % 3 == *number) {
             let torn = disk.copy();
             torn.set(Part::Journal, bytes);
             let expected = if cut == length { 4 } else { 3 };
-            // The alignment's zeros belong to a frame: the very end may be missing one.
             let context = format!("cut after {cut} of {length} bytes, {kind}");
-            let present = present(&torn, &context).await;
-            assert!(present == expected || (kind == "cut" && cut == length && present == 3), "{context}: {present}");
+            assert_eq!(present(&torn, &context).await, expected, "{context}");
         }
     }
 }
@@ -219,6 +216,7 @@ impl Shop {
         };
         std::fs::write(shop.path("orders.jsonl"), (0..orders).map(line).collect::<String>()).unwrap();
         assert!(shop.run("none.jsonl", None).status.success());
+        std::fs::copy(shop.path("store/journal"), shop.path("first-journal")).unwrap();
         std::fs::copy(shop.path("store/records.redb"), shop.path("tables")).unwrap();
         let output = shop.run("orders.jsonl", None);
         assert!(output.status.success(), "{output:?}");
@@ -348,7 +346,7 @@ fn bit_rot_in_the_journal_is_refused_and_cut() {
 fn a_journal_that_cannot_grow_stops_the_host_and_goes_on_when_there_is_room() {
     let shop = Shop::new(ORDERS);
     // As a store is before its first message.
-    shop.set_journal(&shop.journal()[..START]);
+    shop.set_journal(&std::fs::read(shop.path("first-journal")).unwrap());
     let mut limited = std::process::Command::new("bash");
     // Blocks of 1,024 bytes; the journal grows by 1 MiB.
     limited.arg("-c").arg("trap '' XFSZ; ulimit -f 512; exec \"$@\"").arg("bash").arg(hapax().get_program());
@@ -372,6 +370,51 @@ fn a_missing_journal_is_refused_and_made_anew() {
     std::fs::remove_file(shop.path("store/journal")).unwrap();
     shop.is_refused("the journal is missing, and with it what was acknowledged last");
     shop.is_mended(0);
+}
+
+/// The identity is lost with the journal: what the database knows is enough to tell that there was
+/// one.
+#[test]
+fn a_journal_lost_with_the_identity_is_refused_and_never_made_anew() {
+    let shop = Shop::new(ORDERS);
+    std::fs::remove_file(shop.path("store/journal")).unwrap();
+    std::fs::remove_file(shop.path("store/STORE")).unwrap();
+    shop.is_refused("the journal is missing, and with it what was acknowledged last");
+    assert!(!shop.path("store/journal").exists());
+    shop.is_mended(0);
+}
+
+/// Every length below that which the journal had: refused, and what is left of it is kept.
+#[test]
+fn a_journal_cut_short_is_refused_with_its_length_and_cut() {
+    let shop = Shop::new(ORDERS);
+    let journal = shop.journal();
+    let all = frames(&journal);
+    for (length, kept) in [(START, 0), (all[3].0, 3), (all[5].0 + 20, 5), (journal.len() - 1, ORDERS)] {
+        shop.set_journal(&journal[..length]);
+        shop.is_refused(&format!("it is cut short: {length} bytes are left of {}", journal.len()));
+        let (code, text) = shop.doctor(&[]);
+        assert!(code == Some(5) && text.contains(&format!("{kept} frames before that can be read")), "{text}");
+    }
+    shop.set_journal(&journal[..all[5].0 + 20]);
+    shop.is_mended(5);
+}
+
+/// The process dies between the two steps of a cut; the cut is asked for again.
+#[test]
+fn a_cut_that_is_killed_between_its_steps_loses_no_frame_when_it_is_repeated() {
+    let shop = Shop::new(ORDERS);
+    let mut journal = shop.journal();
+    let (begins, length) = frames(&journal)[4];
+    journal[begins + length / 2] ^= 4;
+    shop.set_journal(&journal);
+    let mut cut = hapax();
+    cut.args(["doctor", "--cut-journal", "--store"]).arg(shop.path("store")).env("HAPAX_FAULT", "journal-kept");
+    assert_eq!(cut.output().unwrap().status.code(), None, "it was to die");
+    shop.is_refused("frame 5 at byte");
+    let (code, text) = shop.doctor(&["--cut-journal"]);
+    assert!(code == Some(0) && text.contains("the journal was cut after 4 frames"), "{text}");
+    assert_eq!(counts(&shop.run("orders.jsonl", None)), (ORDERS - 4, 4));
 }
 
 #[test]
@@ -433,4 +476,10 @@ fn a_database_with_turned_bits_is_told_by_the_doctor() {
     let (code, text) = shop.doctor(&[]);
     assert_eq!(code, Some(5), "{text}");
     assert!(text.to_lowercase().contains("damaged"), "{text}");
+}
+
+hapax_tests::mutations! {
+    mutation_a_journal_of_any_length_is_found: a_journal_cut_short_is_refused_with_its_length_and_cut is red with "journal-length-unchecked";
+    mutation_a_journal_made_anew_is_found: a_journal_lost_with_the_identity_is_refused_and_never_made_anew is red with "journal-made-anew";
+    mutation_a_cut_that_renames_the_journal_is_found: a_cut_that_is_killed_between_its_steps_loses_no_frame_when_it_is_repeated is red with "cut-renames-the-journal";
 }

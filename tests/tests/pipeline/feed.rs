@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use hapax_core::{
     Actor, Clock as _, Commit, Cursor, Feed as _, FeedEvent, FeedEventKind, Fingerprint, Group, Handling, HeldKey,
@@ -252,9 +251,10 @@ async fn after_a_crash_the_journal_tells_exactly_what_is_there() {
     the_feed_tells_exactly_what_is_there(options, 5).await;
 }
 
-/// The answer of a store, which never makes anyone wait.
-fn at_once<T>(answer: BoxFuture<'_, Result<T, StoreError>>) -> T {
-    answer.now_or_never().unwrap().unwrap()
+/// The answer of a store, waited for on a thread without a runtime.
+fn at_once<T: Send>(answer: BoxFuture<'_, Result<T, StoreError>>) -> T {
+    let wait = || tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(answer);
+    std::thread::scope(|scope| scope.spawn(wait).join().unwrap()).unwrap()
 }
 
 /// A completed record that has expired long ago.

@@ -40,6 +40,7 @@ const FEED_COUNTS_DELAY: Duration = Duration::from_secs(1);
 
 /// The committer of one store; all consumers of the store share it.
 pub struct Committer {
+    storage: Arc<dyn IdempotencyStorage>,
     sequencer: Mutex<Sequencer>,
     shared: Arc<Shared>,
     /// A permit a byte of [`WAITING_BYTES_MAX`].
@@ -171,7 +172,7 @@ impl Committer {
         let last = storage.last_version().await?;
         let (jobs, inbox) = mpsc::channel();
         let shared = Arc::new(Shared::default());
-        let work = Worker { storage, inbox, shared: shared.clone(), feed_counts_due: None };
+        let work = Worker { storage: storage.clone(), inbox, shared: shared.clone(), feed_counts_due: None };
         let thread = thread::Builder::new()
             .name("hapax-committer".into())
             .spawn(move || {
@@ -182,7 +183,13 @@ impl Committer {
             .map_err(|error| StoreError::Io(error.to_string().into()))?;
         let sequencer = Sequencer { next: last + 1, jobs: Some(jobs) };
         let waiting = Arc::new(Semaphore::new(WAITING_BYTES_MAX));
-        Ok(Arc::new(Self { sequencer: Mutex::new(sequencer), shared, waiting, thread: Mutex::new(Some(thread)) }))
+        Ok(Arc::new(Self {
+            storage,
+            sequencer: Mutex::new(sequencer),
+            shared,
+            waiting,
+            thread: Mutex::new(Some(thread)),
+        }))
     }
 
     /// Sequences a commit: gives it its version, in place of any that it states. Commits are
@@ -316,6 +323,12 @@ impl Committer {
 
     /// Returns the failure that closed the store, if one did.
     pub fn failure(&self) -> Option<&StoreError> {
+        if self.shared.failed.get().is_none()
+            && let Some(failure) = self.storage.failure()
+        {
+            // The first failure stays.
+            let _ = self.shared.failed.set(failure);
+        }
         self.shared.failed.get()
     }
 

@@ -56,6 +56,12 @@ pub trait IdempotencyStorage: Send + Sync + 'static {
     /// too, once per portion.
     fn sweep(&self, now_ms: u64) -> BoxFuture<'_, Result<u64, StoreError>>;
 
+    /// Returns the failure that closed the store, also where no commit has met it yet: a read, or a
+    /// check of the store's own, may have found damage.
+    fn failure(&self) -> Option<StoreError> {
+        None
+    }
+
     /// Returns the tracker that marks, outside the transactions, the messages that are being run.
     fn crash_tracker(&self) -> Arc<dyn CrashTracker> {
         Arc::new(NoCrashTracker)

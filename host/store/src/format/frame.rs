@@ -6,14 +6,19 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use bytes::Bytes;
-use hapax_core::{Commit, Expected, FeedEntry, HeldChange, OutboxPosition, RecordChange, Scope, Version};
+use hapax_core::{Commit, Expected, FeedEntry, HeldChange, OutboxPosition, RecordChange, Scope, Version, fault};
 
 use crate::format::layout;
 
 /// Begins every frame.
 const MAGIC: u32 = u32::from_le_bytes(*b"HPXF");
-/// Magic, payload length, sequence number, last version, checksum.
-pub(crate) const HEADER_BYTES: usize = 4 + 4 + 8 + 8 + 16;
+/// Magic, payload length, sequence number, last version, checksum of the frame, checksum of the
+/// header.
+pub(crate) const HEADER_BYTES: usize = CHECKED_BYTES + 8;
+/// Bytes of the header that its own checksum covers.
+const CHECKED_BYTES: usize = SUMMED_BYTES + 16;
+/// Bytes of the header that the frame's checksum covers.
+const SUMMED_BYTES: usize = 4 + 4 + 8 + 8;
 /// Frames begin at multiples of this.
 pub(crate) const ALIGNMENT: usize = 8;
 
@@ -81,7 +86,14 @@ impl ChecksumKey {
         Self(blake3::derive_key("hapax journal frame", store_id.as_bytes()))
     }
 
-    /// Returns the checksum of the header without its last field, and of the payload.
+    /// Returns the checksum of a header by itself. Bytes of a payload that look like a header fail
+    /// it, since nobody outside knows the store's identity.
+    fn header_checksum(&self, header: &[u8]) -> [u8; 8] {
+        let hash = blake3::keyed_hash(&self.0, header);
+        *hash.as_bytes().first_chunk().expect("a hash has 32 bytes")
+    }
+
+    /// Returns the checksum of the header without its checksums, and of the payload.
     fn checksum(&self, header: &[u8], payload: &[u8]) -> [u8; 16] {
         let mut hasher = blake3::Hasher::new_keyed(&self.0);
         let hash = hasher.update(header).update(payload).finalize();
@@ -199,14 +211,16 @@ impl Builder {
         self.bytes[4..8].copy_from_slice(&((payload_end - HEADER_BYTES) as u32).to_le_bytes());
         self.bytes[8..16].copy_from_slice(&sequence.to_le_bytes());
         self.bytes[16..24].copy_from_slice(&last_version.to_le_bytes());
-        let checksum = key.checksum(&self.bytes[..24], &self.bytes[HEADER_BYTES..]);
-        self.bytes[24..HEADER_BYTES].copy_from_slice(&checksum);
+        let checksum = key.checksum(&self.bytes[..SUMMED_BYTES], &self.bytes[HEADER_BYTES..]);
+        self.bytes[SUMMED_BYTES..CHECKED_BYTES].copy_from_slice(&checksum);
+        let checksum = key.header_checksum(&self.bytes[..CHECKED_BYTES]);
+        self.bytes[CHECKED_BYTES..HEADER_BYTES].copy_from_slice(&checksum);
         self.bytes.resize(payload_end.next_multiple_of(ALIGNMENT), 0);
         Frame { sequence, last_version, bytes: self.bytes.into(), payload_end }
     }
 }
 
-/// A frame's header, unchecked.
+/// A frame's header, which this store wrote; the payload is unchecked.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Header {
     pub(crate) sequence: u64,
@@ -217,12 +231,18 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// Reads a header; `None` if there is none.
-    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
+    /// Reads a header; `None` if there is none, or not one of this store. Its length is that of a
+    /// frame which was really written here, so whoever reads the frame does no work in vain.
+    pub(crate) fn read(bytes: &[u8], key: &ChecksumKey) -> Option<Self> {
         let bytes: &[u8; HEADER_BYTES] = bytes.first_chunk()?;
         let number = |at: usize| bytes[at..].first_chunk().map(|chunk| u64::from_le_bytes(*chunk));
         let half = |at: usize| bytes[at..].first_chunk().map(|chunk| u32::from_le_bytes(*chunk));
         if half(0)? != MAGIC {
+            return None;
+        }
+        let checked = fault::mutated("frame-header-unchecked")
+            || key.header_checksum(&bytes[..CHECKED_BYTES]) == bytes[CHECKED_BYTES..];
+        if !checked {
             return None;
         }
         let payload_end = HEADER_BYTES + half(4)? as usize;
@@ -234,9 +254,9 @@ impl Header {
 impl Frame {
     /// Checks a frame that was read; `None` if it is not whole or another store's.
     pub(crate) fn check(header: &Header, bytes: Bytes, key: &ChecksumKey) -> Option<Self> {
-        let checksum = bytes.get(24..HEADER_BYTES)?;
+        let checksum = bytes.get(SUMMED_BYTES..CHECKED_BYTES)?;
         let payload = bytes.get(HEADER_BYTES..header.payload_end)?;
-        if bytes.len() != header.length || key.checksum(&bytes[..24], payload) != checksum {
+        if bytes.len() != header.length || key.checksum(&bytes[..SUMMED_BYTES], payload) != checksum {
             return None;
         }
         let Header { sequence, last_version, payload_end, .. } = *header;

@@ -1,4 +1,4 @@
-//! The stored format, version 3: tables, keys, values. `docs/internals/storage-format.md` says the
+//! The stored format, version 4: tables, keys, values. `docs/internals/storage-format.md` says the
 //! same in words; change both together.
 
 use hapax_core::{Cursor, FeedEntry, FeedEventKind, Fingerprint, HeldKey, Record, RecordKey, Scope, Version};
@@ -6,16 +6,18 @@ use redb::TableDefinition;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::format::seal::{Sealed, Seals};
+
 /// The version of the format that this build reads and writes.
-pub(crate) const FORMAT: u32 = 3;
+pub(crate) const FORMAT: u32 = 4;
 
 /// Facts about the store: see the `META_` names.
 pub(crate) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 /// Records that no expiry may take: hash of the record key to row.
 pub(crate) const KEPT: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("kept");
 /// Buckets of records that expire together: number to (end of the window in milliseconds since the
-/// Unix epoch, rows).
-pub(crate) const BUCKETS: TableDefinition<'_, u64, (u64, u64)> = TableDefinition::new("buckets");
+/// Unix epoch, rows, seal of both).
+pub(crate) const BUCKETS: TableDefinition<'_, u64, (u64, u64, u64)> = TableDefinition::new("buckets");
 /// State of one scope: the key's text, to version (8 bytes, little endian) and value. See
 /// [`state_name`].
 pub(crate) type StateTable<'a> = TableDefinition<'a, &'static [u8], &'static [u8]>;
@@ -30,6 +32,9 @@ pub(crate) const DEAD_LETTERS: TableDefinition<'_, &[u8], &[u8]> = TableDefiniti
 /// [`push_placed`].
 pub(crate) const FEED: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("feed");
 
+/// Sums of the tables' seals, by table.
+pub(crate) const SUMS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("sums");
+
 /// In [`META`]: the format's version, 4 bytes, little endian.
 pub(crate) const META_FORMAT: &str = "format";
 /// In [`META`]: the store's identity, 32 hex digits; the file `STORE` beside the database holds the
@@ -38,7 +43,8 @@ pub(crate) const META_STORE_ID: &str = "store-id";
 /// In [`META`]: how far the journal was applied, 32 bytes: sequence number of the last applied
 /// frame, offset of the one after it, last version, next free block; each 8 bytes, little endian.
 pub(crate) const META_APPLIED: &str = "applied";
-
+/// In [`META`]: present, and empty, once the journal was found under its name.
+pub(crate) const META_JOURNAL: &str = "journal";
 /// In [`META`]: extent of the feed's table, 20 bytes: number of events, group and index of the last
 /// dropped event; 8, 8 and 4 bytes, little endian.
 pub(crate) const META_FEED: &str = "feed";
@@ -133,6 +139,27 @@ pub(crate) fn split_location(location: u64) -> (u64, usize) {
     (location >> OFFSET_BITS, (location & ((1 << OFFSET_BITS) - 1)) as usize)
 }
 
+/// Returns the seal of an index's entry, which only its table's sum holds.
+pub(crate) fn entry_seal(seals: &Seals, hash: u128, location: u64) -> u64 {
+    seals.of(Sealed::Index, &[&hash.to_le_bytes()], &location.to_le_bytes())
+}
+
+/// Returns the seal of a bucket's facts.
+pub(crate) fn bucket_seal(seals: &Seals, id: u64, end_ms: u64, rows: u64) -> u64 {
+    let mut facts = [0; 16];
+    facts[..8].copy_from_slice(&end_ms.to_le_bytes());
+    facts[8..].copy_from_slice(&rows.to_le_bytes());
+    seals.of(Sealed::Buckets, &[&id.to_le_bytes()], &facts)
+}
+
+/// Returns the bytes of an event block's key or an outbox message's, for its seal.
+pub(crate) fn pair_key(key: (u64, u32)) -> [u8; 12] {
+    let mut out = [0; 12];
+    out[..8].copy_from_slice(&key.0.to_le_bytes());
+    out[8..].copy_from_slice(&key.1.to_le_bytes());
+    out
+}
+
 /// Appends the row of a record: length of the rest, length of the key, key, record. Lengths are 4
 /// bytes, little endian.
 pub(crate) fn push_row(out: &mut Vec<u8>, key: &RecordKey, record: &Record) {
@@ -146,10 +173,17 @@ pub(crate) fn push_row(out: &mut Vec<u8>, key: &RecordKey, record: &Record) {
     out[start + 4..start + 8].copy_from_slice(&(key_length as u32).to_le_bytes());
 }
 
+/// Returns the whole row that begins at `at` in a block, and its seal.
+pub(crate) fn sealed_row_at(block: &[u8], at: usize) -> Option<(&[u8], u64)> {
+    let row = row_at(block, at)?;
+    let seal = block.get(at + row.len()..)?.first_chunk()?;
+    Some((row, u64::from_le_bytes(*seal)))
+}
+
 /// Returns the whole row that begins at `at`.
 pub(crate) fn row_at(bytes: &[u8], at: usize) -> Option<&[u8]> {
     let length = u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?) as usize;
-    bytes.get(at..at + 4 + length)
+    bytes.get(at..at.checked_add(4 + length)?)
 }
 
 /// Returns the encoded record key and the record of a row.

@@ -4,3 +4,4 @@ pub(crate) mod frame;
 #[cfg(test)]
 mod golden_tests;
 pub(crate) mod layout;
+pub(crate) mod seal;

@@ -18,7 +18,15 @@ use crate::journal::{Journal, JournalError, Recovered, START};
 const STORE: &str = "00112233445566778899aabbccddeeff";
 
 #[derive(Debug, Clone, Default)]
-struct File(Arc<Mutex<Vec<u8>>>);
+struct File(Arc<Mutex<Vec<u8>>>, Arc<Mutex<Disk>>);
+
+#[derive(Debug, Default)]
+struct Disk {
+    /// Bytes read so far.
+    read: u64,
+    /// Part of the next frame that is written, in thousandths, if not all of it.
+    cut: Option<usize>,
+}
 
 impl StorageBackend for File {
     fn len(&self) -> io::Result<u64> {
@@ -27,6 +35,7 @@ impl StorageBackend for File {
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let bytes = self.0.lock();
+        self.1.lock().read += out.len() as u64;
         let from = bytes.get(offset as usize..offset as usize + out.len());
         out.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
@@ -41,7 +50,13 @@ impl StorageBackend for File {
         Ok(())
     }
 
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+    fn write(&self, offset: u64, mut data: &[u8]) -> io::Result<()> {
+        if data.starts_with(b"HPXF")
+            && let Some(cut) = self.1.lock().cut.take()
+        {
+            // Short of the payload's end, which lies less than an alignment before the frame's.
+            data = &data[..(data.len() - ALIGNMENT) * cut / 1_000];
+        }
         let mut bytes = self.0.lock();
         let end = offset as usize + data.len();
         if bytes.len() < end {
@@ -143,17 +158,13 @@ impl Model {
     }
 
     /// A process died while it appended: only the first bytes of a frame are there, `cut` of 1,000
-    /// of them.
+    /// of them. The journal must be opened again.
     fn tear(&mut self, size: usize, cut: usize) {
         self.made += 1;
         let next = frame(self.appended + 1, self.made, size);
         let offset = self.room(next.len());
-        let key = crate::format::frame::ChecksumKey::new(STORE);
-        let last_version = self.journal.last_version();
-        let frame = next.finish(self.applied.sequence + 1 + self.unapplied.len() as u64, last_version, &key);
-        // Short of the payload's end, which lies less than an alignment before the frame's.
-        let torn = (frame.bytes.len() - ALIGNMENT) * cut / 1_000;
-        self.file.write(offset, &frame.bytes[..torn]).unwrap();
+        self.file.1.lock().cut = Some(cut);
+        self.journal.append(next, offset).unwrap();
     }
 
     fn recover(&self) -> Result<Recovered, JournalError> {
@@ -263,4 +274,83 @@ fn a_frame_larger_than_the_ring_makes_the_file_longer_and_the_ring_goes_on() {
         (0..5).for_each(|_| model.append(500));
         model.reopen();
     }
+}
+
+/// A message may hold bytes that look like a frame's header at every place where one may begin,
+/// each with a length that reaches to the file's end.
+#[test]
+fn look_alikes_of_frames_in_a_message_cost_a_recovery_nothing() {
+    let mut model = Model::new(START + (4 << 20));
+    let mut header = b"HPXF".to_vec();
+    header.extend(300_000u32.to_le_bytes());
+    // Frames begin at multiples of 8: one of the shifts has the headers there.
+    let shifted = |shift| [&vec![b'x'; shift][..], &header.repeat(16 << 10)].concat();
+    let body: Vec<u8> = (0..8).flat_map(|_| shifted(1)).collect();
+    model.append(10);
+    let mut builder = Builder::new(1);
+    let writes = [("k".to_owned(), Some(body.into()))].into();
+    builder.push(&Commit {
+        version: 2,
+        effects: Effects { writes, outgoing: Vec::new() },
+        ..Commit::of(&RecordKey::by_message_id(&Scope::of("p"), &Message::new("m", "/s", "t")))
+    });
+    model.appended += 1;
+    model.made += 1;
+    let offset = model.room(builder.len());
+    let (frame, after) = model.journal.append(builder, offset).unwrap();
+    model.unapplied.push_back(Synced { sequence: frame.sequence, bytes: frame.bytes.to_vec(), after });
+    model.tear(3_000, 500);
+    let before = model.file.1.lock().read;
+    model.reopen();
+    let read = model.file.1.lock().read - before;
+    let length = model.file.len().unwrap();
+    assert!(read < 2 * length, "{read} bytes were read of a file of {length}");
+}
+
+/// A file is never shorter than its header says, wherever it was cut: not a torn end.
+#[test]
+fn a_journal_cut_short_anywhere_is_refused_and_nothing_changed() {
+    let mut model = Model::new(START + 2_048);
+    (0..3).for_each(|_| model.append(300));
+    (0..2).for_each(|_| model.apply_one());
+    let whole = model.file.0.lock().clone();
+    for length in (0..whole.len()).filter(|length| *length < 6_000 || length.is_multiple_of(4_099)) {
+        model.file.0.lock().truncate(length);
+        let told = model.recover().unwrap_err().to_string();
+        assert!(told.contains("it is cut short"), "{length} bytes: {told}");
+        assert_eq!(model.file.0.lock()[..], whole[..length]);
+        model.file.0.lock().clone_from(&whole);
+    }
+    model.reopen();
+}
+
+/// The tables have frames that the file never had.
+#[test]
+fn an_older_copy_of_a_journal_is_refused() {
+    let mut model = Model::new(START + 2_048);
+    model.append(100);
+    let mut copies = vec![model.file.0.lock().clone()];
+    for round in 0..20 {
+        model.append(400);
+        model.apply_one();
+        model.apply_one();
+        let newest = model.file.0.lock().clone();
+        for (number, older) in copies.iter().enumerate() {
+            model.file.0.lock().clone_from(older);
+            let told = model.recover().expect_err(&format!("round {round}, copy {number}")).to_string();
+            assert!(told.contains("it is an older copy"), "{told}");
+        }
+        model.file.0.lock().clone_from(&newest);
+        model.reopen();
+        copies.push(newest);
+    }
+    // A file of the same length that was emptied.
+    model.file.0.lock()[START as usize..].fill(0);
+    assert!(model.recover().unwrap_err().to_string().contains("was emptied"));
+}
+
+crate::mutations! {
+    mutation_headers_that_are_not_checked_are_found: look_alikes_of_frames_in_a_message_cost_a_recovery_nothing is red with "frame-header-unchecked";
+    mutation_a_journal_of_any_age_is_found: an_older_copy_of_a_journal_is_refused is red with "journal-age-unchecked";
+    mutation_a_journal_of_any_length_is_found: a_journal_cut_short_anywhere_is_refused_and_nothing_changed is red with "journal-length-unchecked";
 }

@@ -14,13 +14,15 @@ use redb::{Durability, Table, WriteTransaction};
 
 use crate::format::frame::Builder;
 use crate::format::layout::{self, Applied, BLOCK_BYTES};
+use crate::format::seal::{SEAL_BYTES, Sealed, seal_of};
 use crate::journal::Journal;
 use crate::redb::buckets::{Bucket, Catalogue};
 use crate::redb::core::{Core, Published};
 use crate::redb::memtable::Memtable;
 use crate::redb::open::running_error;
+use crate::redb::sums::{Changes, write_fact};
 use crate::redb::view::{BucketTables, Snapshot};
-use crate::redb::{commit, feed};
+use crate::redb::{commit, feed, scrub};
 
 /// Longest time that journalled entries wait in a memtable that is not full before they are
 /// applied.
@@ -40,8 +42,8 @@ pub(crate) fn run(core: &Core) {
     }
 }
 
-/// The threads of an open store: the applier, and the one that builds filters. Dropping it applies
-/// what is left.
+/// The threads of an open store: the applier, the one that builds filters, the scrub. Dropping it
+/// applies what is left.
 pub(crate) struct Applying {
     core: Arc<Core>,
     threads: Vec<JoinHandle<()>>,
@@ -53,7 +55,11 @@ impl Applying {
             let core = core.clone();
             std::thread::Builder::new().name(name.into()).spawn(move || work(&core))
         };
-        let threads = vec![spawn("hapax-applier", run)?, spawn("hapax-filters", build_filters)?];
+        let threads = vec![
+            spawn("hapax-applier", run)?,
+            spawn("hapax-filters", build_filters)?,
+            spawn("hapax-scrub", scrub::run)?,
+        ];
         Ok(Self { core, threads })
     }
 }
@@ -98,10 +104,10 @@ fn next(core: &Core) -> Option<Arc<Memtable>> {
         }
         match (active_is_empty, progress.closing) {
             (true, true) => return None,
-            (true, false) => core.changed.wait(&mut progress),
+            (true, false) => core.work.wait(&mut progress),
             (false, true) => core.view.write().freeze(),
             (false, false) => {
-                if core.changed.wait_for(&mut progress, IDLE).timed_out() {
+                if core.work.wait_for(&mut progress, IDLE).timed_out() {
                     core.view.write().freeze();
                 }
             }
@@ -115,32 +121,34 @@ fn apply(core: &Core, memtable: &Memtable) -> Result<(), StoreError> {
     let mut catalogue = core.catalogue.lock();
     let before = core.view.read().snapshot.clone();
     let txn = begin(core)?;
-    let mut writer = Writer { txn: &txn, core, catalogue: &mut catalogue, made: Vec::new(), applied: before.applied };
+    let mut writer = Writer {
+        txn: &txn,
+        core,
+        catalogue: &mut catalogue,
+        made: Vec::new(),
+        applied: before.applied,
+        sums: Changes::default(),
+    };
     // Drops buckets first, so that new records of their windows go into other buckets.
     writer.buckets_gone(memtable)?;
     writer.replace(memtable, &before)?;
     writer.records(memtable)?;
     writer.effects(memtable)?;
-    feed::write(&txn, before.feed_facts, &memtable.events, core.options.events_max)?;
+    feed::write(&txn, before.feed_facts, &memtable.events, core, &mut writer.sums)?;
     if !fault::mutated("apply-without-sequence") {
         writer.applied.sequence = memtable.end.sequence;
         writer.applied.next_offset = memtable.end.next_offset;
     }
     writer.applied.last_version = memtable.end.last_version;
     let (made, applied) = (std::mem::take(&mut writer.made), writer.applied);
-    write_applied(&txn, &applied)?;
+    std::mem::take(&mut writer.sums).write(&txn, &core.seals)?;
+    write_fact(&txn, &core.seals, layout::META_APPLIED, &applied.encode())?;
     fault::point("applied");
     txn.commit().map_err(running_error)?;
     fault::point("apply-durable");
     let stays = |bucket: &Arc<Bucket>| !memtable.buckets_gone.contains(&bucket.id);
     let buckets = before.buckets.iter().map(|tables| tables.bucket.clone()).filter(stays).chain(made);
-    core.publish(Snapshot::open(&core.database, buckets)?, Published::Applied);
-    Ok(())
-}
-
-fn write_applied(txn: &WriteTransaction, applied: &Applied) -> Result<(), StoreError> {
-    let mut meta = txn.open_table(layout::META).map_err(running_error)?;
-    meta.insert(layout::META_APPLIED, &applied.encode()[..]).map_err(running_error)?;
+    core.publish(Snapshot::open(&core.database, core.seals, buckets)?, Published::Applied);
     Ok(())
 }
 
@@ -159,16 +167,21 @@ struct Writer<'a> {
     /// Buckets made in this transaction.
     made: Vec<Arc<Bucket>>,
     applied: Applied,
+    sums: Changes,
 }
 
 impl Writer<'_> {
     /// Drops the tables of buckets that have expired.
     fn buckets_gone(&mut self, memtable: &Memtable) -> Result<(), StoreError> {
         for id in &memtable.buckets_gone {
-            let (index, rows) = (layout::index_name(*id), layout::rows_name(*id));
-            self.txn.delete_table(layout::IndexTable::new(&index)).map_err(running_error)?;
+            let (index_name, rows) = (layout::index_name(*id), layout::rows_name(*id));
+            self.txn.delete_table(layout::IndexTable::new(&index_name)).map_err(running_error)?;
             self.txn.delete_table(layout::RowsTable::new(&rows)).map_err(running_error)?;
-            self.txn.open_table(layout::BUCKETS).map_err(running_error)?.remove(id).map_err(running_error)?;
+            let mut buckets = self.txn.open_table(layout::BUCKETS).map_err(running_error)?;
+            if let Some(old) = buckets.remove(id).map_err(running_error)? {
+                self.sums.note("buckets", old.value().2);
+            }
+            self.sums.drop_table(index_name);
             self.catalogue.close(*id);
         }
         Ok(())
@@ -176,7 +189,7 @@ impl Writer<'_> {
 
     /// Removes older versions of records: a record has one row only. Few records have an older
     /// version.
-    fn replace(&self, memtable: &Memtable, before: &Snapshot) -> Result<(), StoreError> {
+    fn replace(&mut self, memtable: &Memtable, before: &Snapshot) -> Result<(), StoreError> {
         let replaced: Vec<u128> =
             memtable.records.iter().filter(|(_, slot)| slot.replaces).map(|(hash, _)| *hash).collect();
         if replaced.is_empty() {
@@ -184,7 +197,8 @@ impl Writer<'_> {
         }
         let mut kept = self.txn.open_table(layout::KEPT).map_err(running_error)?;
         for hash in &replaced {
-            kept.remove(hash).map_err(running_error)?;
+            let old = kept.remove(hash).map_err(running_error)?;
+            self.sums.note_old("kept", old.as_ref().map(|old| old.value()));
         }
         let stays = |tables: &&BucketTables| !memtable.buckets_gone.contains(&tables.bucket.id);
         for tables in before.buckets.iter().filter(stays) {
@@ -193,7 +207,9 @@ impl Writer<'_> {
                 let name = layout::index_name(tables.bucket.id);
                 let mut index = self.txn.open_table(layout::IndexTable::new(&name)).map_err(running_error)?;
                 for hash in here {
-                    index.remove(hash).map_err(running_error)?;
+                    if let Some(location) = index.remove(hash).map_err(running_error)? {
+                        self.sums.note(&name, layout::entry_seal(&self.core.seals, *hash, location.value()));
+                    }
                 }
             }
         }
@@ -214,8 +230,12 @@ impl Writer<'_> {
                 Some(end_ms) => self.window(end_ms, &records)?,
                 None => {
                     let mut kept = self.txn.open_table(layout::KEPT).map_err(running_error)?;
+                    let mut sealed = Vec::new();
                     for (hash, row) in records {
-                        kept.insert(hash, &row[..]).map_err(running_error)?;
+                        let sealed = self.core.seals.seal(Sealed::Kept, &[&hash.to_le_bytes()], row, &mut sealed);
+                        let old = kept.insert(hash, sealed).map_err(running_error)?;
+                        self.sums.note_old("kept", old.as_ref().map(|old| old.value()));
+                        self.sums.note("kept", seal_of(sealed));
                     }
                 }
             }
@@ -245,23 +265,32 @@ impl Writer<'_> {
     }
 
     fn fill(&mut self, bucket: &Bucket, records: &[(u128, &Bytes)]) -> Result<(), StoreError> {
-        let (index, rows) = (layout::index_name(bucket.id), layout::rows_name(bucket.id));
-        let mut index = self.txn.open_table(layout::IndexTable::new(&index)).map_err(running_error)?;
+        let (name, rows) = (layout::index_name(bucket.id), layout::rows_name(bucket.id));
+        let mut index = self.txn.open_table(layout::IndexTable::new(&name)).map_err(running_error)?;
         let mut rows = self.txn.open_table(layout::RowsTable::new(&rows)).map_err(running_error)?;
         let mut block = Vec::with_capacity(2 * BLOCK_BYTES);
         for (hash, row) in records {
-            if !block.is_empty() && block.len() + row.len() > BLOCK_BYTES {
+            if !block.is_empty() && block.len() + row.len() + SEAL_BYTES > BLOCK_BYTES {
                 self.close_block(&mut block, &mut rows)?;
             }
             let location = layout::location(self.applied.next_block, block.len());
-            index.insert(hash, location).map_err(running_error)?;
+            let seals = self.core.seals;
+            if let Some(old) = index.insert(hash, location).map_err(running_error)? {
+                self.sums.note(&name, layout::entry_seal(&seals, *hash, old.value()));
+            }
+            self.sums.note(&name, layout::entry_seal(&seals, *hash, location));
             bucket.note(*hash);
             block.extend_from_slice(row);
+            block.extend(seals.of(Sealed::Rows, &[&hash.to_le_bytes()], row).to_le_bytes());
         }
         self.close_block(&mut block, &mut rows)?;
         let mut buckets = self.txn.open_table(layout::BUCKETS).map_err(running_error)?;
         let count = bucket.rows.load(std::sync::atomic::Ordering::Relaxed);
-        buckets.insert(bucket.id, (bucket.end_ms, count)).map_err(running_error)?;
+        let seal = layout::bucket_seal(&self.core.seals, bucket.id, bucket.end_ms, count);
+        self.sums.note("buckets", seal);
+        if let Some(old) = buckets.insert(bucket.id, (bucket.end_ms, count, seal)).map_err(running_error)? {
+            self.sums.note("buckets", old.value().2);
+        }
         Ok(())
     }
 
@@ -274,43 +303,59 @@ impl Writer<'_> {
 
     /// Writes the state, one table per scope. Keys are sorted, so the keys of one scope are
     /// adjacent.
-    fn state(&self, memtable: &Memtable) -> Result<(), StoreError> {
+    fn state(&mut self, memtable: &Memtable) -> Result<(), StoreError> {
         let mut entries = memtable.state.iter().peekable();
+        let mut sealed = Vec::new();
         while let Some((first, _)) = entries.peek() {
             let (scope, length) = layout::parse_scope(first)
                 .ok_or_else(|| StoreError::Damaged("the scope of a state key cannot be decoded".into()))?;
             let (prefix, name) = (first.slice(..length), layout::state_name(&scope));
             let mut table = self.txn.open_table(layout::StateTable::new(&name)).map_err(running_error)?;
             while let Some((key, value)) = entries.next_if(|(key, _)| key.starts_with(&prefix)) {
-                match value {
-                    Some(value) => drop(table.insert(&key[length..], &value[..]).map_err(running_error)?),
-                    None => drop(table.remove(&key[length..]).map_err(running_error)?),
-                }
+                let key = &key[length..];
+                let old = match value {
+                    Some(value) => {
+                        let sealed = self.core.seals.seal(Sealed::State, &[&prefix, key], value, &mut sealed);
+                        self.sums.note(&name, seal_of(sealed));
+                        table.insert(key, sealed).map_err(running_error)?
+                    }
+                    None => table.remove(key).map_err(running_error)?,
+                };
+                self.sums.note_old(&name, old.as_ref().map(|old| old.value()));
             }
         }
         Ok(())
     }
 
-    fn effects(&self, memtable: &Memtable) -> Result<(), StoreError> {
+    fn effects(&mut self, memtable: &Memtable) -> Result<(), StoreError> {
         self.state(memtable)?;
+        let (seals, mut sealed) = (self.core.seals, Vec::new());
         if !(memtable.outbox.is_empty() && memtable.sent.is_empty()) {
             let mut outbox = self.txn.open_table(layout::OUTBOX).map_err(running_error)?;
             for sent in &memtable.sent {
-                outbox.remove((sent.version, sent.index)).map_err(running_error)?;
+                let old = outbox.remove((sent.version, sent.index)).map_err(running_error)?;
+                self.sums.note_old("outbox", old.as_ref().map(|old| old.value()));
             }
             for (position, message) in &memtable.outbox {
-                outbox.insert((position.version, position.index), &message[..]).map_err(running_error)?;
+                let key = (position.version, position.index);
+                let sealed = seals.seal(Sealed::Outbox, &[&layout::pair_key(key)], message, &mut sealed);
+                self.sums.note("outbox", seal_of(sealed));
+                let old = outbox.insert(key, sealed).map_err(running_error)?;
+                self.sums.note_old("outbox", old.as_ref().map(|old| old.value()));
             }
         }
         if !memtable.held_under.is_empty() {
             let mut held_messages = self.txn.open_table(layout::DEAD_LETTERS).map_err(running_error)?;
             for (key, held_message) in &memtable.held_under {
-                match held_message {
+                let old = match held_message {
                     Some(held_message) => {
-                        drop(held_messages.insert(&key[..], &held_message[..]).map_err(running_error)?)
+                        let sealed = seals.seal(Sealed::Held, &[key], held_message, &mut sealed);
+                        self.sums.note("dead_letters", seal_of(sealed));
+                        held_messages.insert(&key[..], sealed).map_err(running_error)?
                     }
-                    None => drop(held_messages.remove(&key[..]).map_err(running_error)?),
-                }
+                    None => held_messages.remove(&key[..]).map_err(running_error)?,
+                };
+                self.sums.note_old("dead_letters", old.as_ref().map(|old| old.value()));
             }
         }
         Ok(())
@@ -370,25 +415,30 @@ pub(crate) fn cleanup(core: &Core, older_than_ms: u64, limit: usize) -> Result<u
         record.is_some_and(|record| record.state.is_terminal() && record.changed_ms < older_than_ms)
     };
     let txn = begin(core)?;
+    let mut sums = Changes::default();
     let mut removed = 0;
     {
         let mut kept = txn.open_table(layout::KEPT).map_err(running_error)?;
         for hash in crate::redb::read::kept_where(&before, limit, &old)? {
-            kept.remove(hash).map_err(running_error)?;
+            let old = kept.remove(hash).map_err(running_error)?;
+            sums.note_old("kept", old.as_ref().map(|old| old.value()));
             removed += 1;
         }
     }
     for tables in &before.buckets {
-        let found = crate::redb::read::bucket_where(tables, limit - removed, &old)?;
+        let found = crate::redb::read::bucket_where(&before, tables, limit - removed, &old)?;
         let name = layout::index_name(tables.bucket.id);
         let mut index = txn.open_table(layout::IndexTable::new(&name)).map_err(running_error)?;
         for hash in found {
-            index.remove(hash).map_err(running_error)?;
+            if let Some(location) = index.remove(hash).map_err(running_error)? {
+                sums.note(&name, layout::entry_seal(&core.seals, hash, location.value()));
+            }
             removed += 1;
         }
     }
+    sums.write(&txn, &core.seals)?;
     txn.commit().map_err(running_error)?;
     let buckets = before.buckets.iter().map(|tables| tables.bucket.clone());
-    core.publish(Snapshot::open(&core.database, buckets)?, Published::Other);
+    core.publish(Snapshot::open(&core.database, core.seals, buckets)?, Published::Other);
     Ok(removed)
 }

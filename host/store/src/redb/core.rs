@@ -1,11 +1,14 @@
 //! State shared by the parts of an open store: the database, the view that readers see, and the
 //! applier's progress.
 
-use hapax_core::StoreError;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use hapax_core::{StoreError, fault};
 use parking_lot::{Condvar, Mutex, RwLock};
 use redb::Database;
 
 use crate::StoreOptions;
+use crate::format::seal::Seals;
 use crate::redb::buckets::Catalogue;
 use crate::redb::view::{Snapshot, View};
 
@@ -14,12 +17,19 @@ use crate::redb::view::{Snapshot, View};
 pub(crate) struct Core {
     pub(crate) database: Closing,
     pub(crate) options: StoreOptions,
+    pub(crate) seals: Seals,
+    /// True once the store is closed, for reads, which take no lock.
+    pub(crate) closed: AtomicBool,
     pub(crate) view: RwLock<View>,
     /// Held by the thread that writes the tables.
     pub(crate) catalogue: Mutex<Catalogue>,
     pub(crate) progress: Mutex<Progress>,
-    /// Something in [`Progress`] or in the view's memtables has changed.
+    /// Something that a commit or a reader waits for has changed: the snapshot, or a failure.
     pub(crate) changed: Condvar,
+    /// There may be something for the applier to do.
+    pub(crate) work: Condvar,
+    /// The store closes.
+    pub(crate) stopping: Condvar,
 }
 
 /// A database that is closed without a panic: redb takes some damage for a mistake of its own also
@@ -84,15 +94,37 @@ impl Core {
 
     /// Wakes every thread that waits for a change.
     pub(crate) fn wake(&self) {
-        let _progress = self.progress.lock();
+        let progress = self.progress.lock();
         self.changed.notify_all();
+        self.work.notify_all();
+        if progress.closing || progress.failed.is_some() {
+            self.stopping.notify_all();
+        }
     }
 
     /// Closes the store.
     pub(crate) fn fail(&self, error: StoreError) {
         tracing::error!("store: {error}");
         self.progress.lock().failed.get_or_insert(error);
+        self.closed.store(true, Ordering::Release);
         self.wake();
+    }
+
+    /// Closes the store if a read has found damage: what else it would answer is not known.
+    pub(crate) fn checked<T>(&self, read: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+        if self.closed.load(Ordering::Acquire) {
+            self.failure()?;
+        }
+        // redb panics on some damage, as if it were a bug of its own.
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).unwrap_or_else(|_| {
+            Err(StoreError::Damaged("the pages of the database contradict each other; run `hapax doctor`".into()))
+        });
+        if let Err(error @ StoreError::Damaged(_)) = &result
+            && !fault::mutated("damage-closes-nothing")
+        {
+            self.fail(error.clone());
+        }
+        result
     }
 
     /// The failure that closed the store, if one did.
@@ -114,7 +146,12 @@ impl Core {
             if let Some(answer) = ready(&mut self.view.write()) {
                 return Ok(answer);
             }
-            self.changed.notify_all();
+            // `ready` may have frozen a memtable. Only the applier hears of it: waiters that woke
+            // each other would go on for as long as they wait.
+            self.work.notify_all();
+            if hapax_core::fault::mutated("waiters-wake-each-other") {
+                self.changed.notify_all();
+            }
             self.changed.wait(&mut progress);
         }
     }

@@ -7,8 +7,11 @@ use redb::{Database, ReadableDatabase as _};
 
 use crate::StoreOptions;
 use crate::format::layout::{self, Applied};
+use crate::format::seal::Seals;
 use crate::journal::{self, JournalError, Survey};
+use crate::redb::folder;
 use crate::redb::open::{self, JOURNAL, OpenError};
+use crate::redb::view::fact;
 
 /// Report of a check of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,17 +64,23 @@ pub fn cut_journal(path: &Path) -> Result<Option<Cut>, OpenError> {
     let Survey { frames, damage: Some(_), .. } = survey(path, &store_id, &applied)? else { return Ok(None) };
     let journal = path.join(JOURNAL);
     let new = path.join("journal.new");
-    std::fs::write(&new, journal::rebuilt(&store_id, &frames)).map_err(io)?;
+    std::fs::write(&new, journal::rebuilt(&store_id, applied.sequence, &frames)).map_err(io)?;
     std::fs::File::open(&new).and_then(|file| file.sync_all()).map_err(io)?;
     let damaged = journal.exists().then(|| {
         let name = |number: u32| path.join(format!("journal.damaged-{number}"));
         (1..).map(name).find(|path| !path.exists()).expect("numbers do not end")
     });
     if let Some(damaged) = &damaged {
-        std::fs::rename(&journal, damaged).map_err(io)?;
+        // A second name, not another one: were this killed before the next line, the frames that
+        // are kept would else be in no file under the journal's name, and the next cut lose them.
+        match hapax_core::fault::mutated("cut-renames-the-journal") {
+            true => std::fs::rename(&journal, damaged).map_err(io)?,
+            false => std::fs::hard_link(&journal, damaged).map_err(io)?,
+        }
     }
+    hapax_core::fault::point("journal-kept");
     std::fs::rename(&new, &journal).map_err(io)?;
-    std::fs::File::open(path).and_then(|folder| folder.sync_all()).map_err(io)?;
+    folder::sync(path).map_err(io)?;
     Ok(Some(Cut { kept_frames: frames.len() as u64, damaged }))
 }
 
@@ -88,11 +97,11 @@ pub fn compact(path: &Path) -> Result<(u64, u64), OpenError> {
 
 fn facts(path: &Path, database: &Database) -> Result<(String, Applied), OpenError> {
     let id = open::identify(path, database, false)?;
-    let read = || -> Result<Option<Applied>, redb::Error> {
-        let meta = database.begin_read()?.open_table(layout::META)?;
-        Ok(meta.get(layout::META_APPLIED)?.and_then(|value| Applied::decode(value.value())))
-    };
-    let applied = read().map_err(|error| open::storage_error(path, &error))?;
+    let seals = Seals::new(&id);
+    let meta = || -> Result<_, redb::Error> { Ok(database.begin_read()?.open_table(layout::META)?) };
+    let meta = meta().map_err(|error| open::storage_error(path, &error))?;
+    let applied = fact(&meta, &seals, layout::META_APPLIED, Applied::decode);
+    let applied = applied.map_err(|error| open::damaged(path, error.to_string()))?;
     let applied = applied.ok_or_else(|| open::damaged(path, "it does not say how far it was applied".into()))?;
     Ok((id, applied))
 }
@@ -102,13 +111,13 @@ fn facts(path: &Path, database: &Database) -> Result<(String, Applied), OpenErro
 fn survey(path: &Path, store_id: &str, applied: &Applied) -> Result<Survey, OpenError> {
     let file = match open::open_journal(path)? {
         Some(file) => file,
-        None => return Ok(Survey { frames: Vec::new(), end: 0, damage: Some("it is missing".into()) }),
+        None => return Ok(Survey { frames: Vec::new(), end: 0, damage: Some("it is missing".into()), promises: None }),
     };
     match journal::survey(&*file, store_id, applied) {
         // Frames have their own checksums, keyed for this store: what is whole behind a damaged
         // header is kept.
         Err(JournalError::Damaged(damage)) => {
-            let frames = journal::survey_frames(&*file, store_id, applied);
+            let frames = journal::survey_frames(&*file, store_id, applied, None);
             let frames = frames.map_err(|error| open::io_error(path, &error))?;
             Ok(Survey { damage: Some(damage), ..frames })
         }

@@ -9,9 +9,11 @@ use hapax_core::{Cursor, FeedEntry, FeedEvent, FeedPage, RecordKey, StoreError, 
 use redb::{Table, WriteTransaction};
 
 use crate::format::layout::{self, BLOCK_BYTES, FeedFacts};
+use crate::format::seal::{Sealed, seal_of};
 use crate::redb::core::Core;
 use crate::redb::open::running_error;
 use crate::redb::read;
+use crate::redb::sums::{Changes, write_fact};
 use crate::redb::view::{Snapshot, View};
 
 /// An event with its position.
@@ -77,7 +79,8 @@ pub(crate) fn write(
     txn: &WriteTransaction,
     mut facts: FeedFacts,
     events: &Blocks,
-    events_max: u64,
+    core: &Core,
+    sums: &mut Changes,
 ) -> Result<(), StoreError> {
     if fault::mutated("feed-not-applied") {
         return Ok(());
@@ -86,27 +89,33 @@ pub(crate) fn write(
         return Ok(());
     }
     let mut table = txn.open_table(layout::FEED).map_err(running_error)?;
+    let mut sealed = Vec::new();
     for (first, block) in &events.blocks {
-        table.insert((first.sequence, first.index), block.as_slice()).map_err(running_error)?;
+        let key = (first.sequence, first.index);
+        let sealed = core.seals.seal(Sealed::Feed, &[&layout::pair_key(key)], block, &mut sealed);
+        sums.note("feed", seal_of(sealed));
+        let old = table.insert(key, sealed).map_err(running_error)?;
+        sums.note_old("feed", old.as_ref().map(|old| old.value()));
     }
     facts.events += events.count;
-    trim(&mut table, &mut facts, events_max)?;
-    let mut meta = txn.open_table(layout::META).map_err(running_error)?;
-    meta.insert(layout::META_FEED, &facts.encode()[..]).map_err(running_error)?;
-    Ok(())
+    trim(&mut table, &mut facts, core, sums)?;
+    write_fact(txn, &core.seals, layout::META_FEED, &facts.encode())
 }
 
 /// Drops the oldest blocks until no more than `events_max` events are left.
 fn trim(
     table: &mut Table<'_, (u64, u32), &'static [u8]>,
     facts: &mut FeedFacts,
-    events_max: u64,
+    core: &Core,
+    sums: &mut Changes,
 ) -> Result<(), StoreError> {
-    while facts.events > events_max {
+    while facts.events > core.options.events_max {
         let Some((key, block)) = table.pop_first().map_err(running_error)? else {
             return Err(StoreError::Damaged("the feed has fewer events than it says".into()));
         };
-        let gone = layout::parse_block(key.value().0, block.value()).ok_or_else(damaged)?;
+        let opened = core.seals.open(Sealed::Feed, &[&layout::pair_key(key.value())], block.value())?;
+        let gone = layout::parse_block(key.value().0, opened).ok_or_else(damaged)?;
+        sums.note("feed", seal_of(block.value()));
         facts.events = facts.events.saturating_sub(gone.len() as u64);
         if let Some((last, _)) = gone.last().filter(|_| !fault::mutated("feed-end-forgotten")) {
             facts.dropped = *last;
@@ -179,7 +188,8 @@ fn below(snapshot: &Snapshot, wanted: &Wanted) -> Result<Vec<Placed>, StoreError
             break;
         }
         let (key, block) = row.map_err(running_error)?;
-        let block = layout::parse_block(key.value().0, block.value()).ok_or_else(damaged)?;
+        let block = snapshot.seals.open(Sealed::Feed, &[&layout::pair_key(key.value())], block.value())?;
+        let block = layout::parse_block(key.value().0, block).ok_or_else(damaged)?;
         found.extend(block.into_iter().filter(|placed| wanted.wants(placed)));
     }
     Ok(found)

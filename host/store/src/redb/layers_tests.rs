@@ -3,7 +3,6 @@
 //! same.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use hapax_core::{
     Commit, Cursor, Effects, Expected, Feed as _, FeedEntry, FeedEventKind, Fingerprint, Group, HeldChange, HeldKey,
@@ -26,7 +25,7 @@ impl Random {
 }
 
 fn now<T>(answer: BoxFuture<'_, Result<T, StoreError>>) -> T {
-    answer.now_or_never().expect("stores answer at once").unwrap()
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(answer).unwrap()
 }
 
 fn store(memtable_bytes: usize) -> RedbStore {
@@ -253,4 +252,53 @@ fn what_comes_while_the_tables_are_waited_for_is_not_waited_for() {
     store.flush().unwrap();
     assert!(core.view.write().push_down(last) && core.view.read().active.is_empty());
     store.flush().unwrap();
+}
+
+/// Commits and readers that wait for the applier wait without work of their own.
+#[test]
+fn two_that_wait_for_the_tables_do_not_wake_each_other() {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::{Duration, Instant};
+    let store = store(1 << 20);
+    let core = store.core();
+    let (asked, over) = (AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let ready = |_: &mut crate::redb::view::View| {
+                    asked.fetch_add(1, Ordering::SeqCst);
+                    (over.load(Ordering::SeqCst) > 0).then_some(())
+                };
+                core.wait_for(ready).unwrap();
+            });
+        }
+        // Each asks twice before it sleeps. Two that wake each other ask many thousand times a
+        // second: as many as are refused here come within the time, however slow the machine.
+        let end = Instant::now() + Duration::from_millis(300);
+        while asked.load(Ordering::SeqCst) < 4 || (Instant::now() < end && asked.load(Ordering::SeqCst) < 100) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let asked = asked.load(Ordering::SeqCst);
+        over.store(1, Ordering::SeqCst);
+        core.wake();
+        assert!(asked < 20, "they asked {asked} times");
+    });
+}
+
+/// Whoever lists waits on another thread: the caller's goes on meanwhile.
+#[test]
+fn a_listing_runs_on_a_thread_of_its_own() {
+    use futures_util::FutureExt as _;
+    let store = store(1 << 20);
+    // The listing cannot begin before this is let go.
+    let core = store.core();
+    let held = core.view.write();
+    let mut listing = store.records(None, None, 10);
+    assert!((&mut listing).now_or_never().is_none(), "it ran on the caller's thread");
+    drop(held);
+    now(listing);
+}
+
+crate::mutations! {
+    mutation_waiters_that_wake_each_other_are_found: two_that_wait_for_the_tables_do_not_wake_each_other is red with "waiters-wake-each-other";
 }

@@ -6,14 +6,22 @@ pub(crate) mod buckets;
 pub(crate) mod commit;
 pub(crate) mod core;
 pub(crate) mod crash_file;
+#[cfg(test)]
+mod damage_tests;
 pub mod doctor;
 pub(crate) mod feed;
+pub(crate) mod folder;
+#[cfg(test)]
+mod folder_tests;
 #[cfg(test)]
 mod layers_tests;
+pub(crate) mod listings;
 pub(crate) mod memtable;
 pub(crate) mod open;
 pub(crate) mod read;
+pub(crate) mod scrub;
 pub(crate) mod status;
+pub(crate) mod sums;
 pub(crate) mod view;
 
 use std::path::Path;
@@ -30,6 +38,7 @@ use parking_lot::Mutex;
 use crate::journal::Journal;
 use crate::redb::applier::Applying;
 use crate::redb::core::Core;
+use crate::redb::listings::Listings;
 use crate::redb::open::{Create, OpenError};
 
 /// The store on redb. Reads block for microseconds; `commit` blocks for a sync and belongs on the
@@ -37,7 +46,8 @@ use crate::redb::open::{Create, OpenError};
 ///
 /// Dropping the store applies the journalled entries to the tables.
 pub struct RedbStore {
-    /// Declared first, so that it is dropped first: the applier ends before the database closes.
+    /// Dropped before the applier ends, and that before the database closes.
+    listings: Listings,
     _applying: Applying,
     core: Arc<Core>,
     journal: Mutex<Journal>,
@@ -117,7 +127,13 @@ impl RedbStore {
     }
 
     pub(crate) fn over(core: Arc<Core>, journal: Journal, running: Arc<dyn CrashTracker>) -> std::io::Result<Self> {
-        Ok(Self { _applying: Applying::start(core.clone())?, core, journal: Mutex::new(journal), running })
+        Ok(Self {
+            listings: Listings::start()?,
+            _applying: Applying::start(core.clone())?,
+            core,
+            journal: Mutex::new(journal),
+            running,
+        })
     }
 
     /// Returns the state that the store's parts share, for tests that delay one of them.
@@ -128,11 +144,18 @@ impl RedbStore {
 
     /// Returns up to `limit` state entries whose keys begin with `prefix`, in key order.
     pub fn state_of(&self, scope: &Scope, prefix: &str, limit: usize) -> Result<Vec<StateRow>, StoreError> {
-        let entries = read::scan(&self.core, &crate::format::layout::scope_prefix(scope), prefix, None, limit)?;
+        let scope = crate::format::layout::scope_prefix(scope);
+        let entries = self.core.checked(|| read::scan(&self.core, &scope, prefix, None, limit))?;
         // The host's own keys come last.
         let shown = |key: &str| key.starts_with(prefix) && !key.starts_with(hapax_core::RESERVED);
         let rows = entries.into_iter().take_while(|(key, ..)| shown(key));
         Ok(rows.map(|(key, _, value)| StateRow { key, value }).collect())
+    }
+
+    /// Checks every row of every table now; the store does the same by itself, slowly. Closes the
+    /// store at the first damage.
+    pub fn scrub(&self) -> Result<(), StoreError> {
+        self.core.checked(|| scrub::pass(&self.core, &|| true))
     }
 
     /// Brings everything that is journalled into the tables.
@@ -143,11 +166,11 @@ impl RedbStore {
 
 impl IdempotencyStorage for RedbStore {
     fn record<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Option<Record>, StoreError>> {
-        Box::pin(ready(read::record(&self.core, key)))
+        Box::pin(ready(self.core.checked(|| read::record(&self.core, key))))
     }
 
     fn commit<'a>(&'a self, group: &'a Group) -> BoxFuture<'a, Result<Vec<Verdict>, StoreError>> {
-        Box::pin(async move { commit::commit(&self.core, &mut self.journal.lock(), group) })
+        Box::pin(async move { self.core.checked(|| commit::commit(&self.core, &mut self.journal.lock(), group)) })
     }
 
     fn view(&self, scope: &Scope) -> Arc<dyn StateView> {
@@ -159,11 +182,15 @@ impl IdempotencyStorage for RedbStore {
     }
 
     fn cleanup(&self, older_than_ms: u64, limit: usize) -> BoxFuture<'_, Result<usize, StoreError>> {
-        Box::pin(async move { applier::cleanup(&self.core, older_than_ms, limit) })
+        Box::pin(async move { self.core.checked(|| applier::cleanup(&self.core, older_than_ms, limit)) })
     }
 
     fn sweep(&self, now_ms: u64) -> BoxFuture<'_, Result<u64, StoreError>> {
-        Box::pin(async move { applier::sweep(&self.core, &self.journal, now_ms) })
+        Box::pin(async move { self.core.checked(|| applier::sweep(&self.core, &self.journal, now_ms)) })
+    }
+
+    fn failure(&self) -> Option<StoreError> {
+        self.core.failure().err()
     }
 
     fn crash_tracker(&self) -> Arc<dyn CrashTracker> {
@@ -173,7 +200,7 @@ impl IdempotencyStorage for RedbStore {
 
 impl Outbox for RedbStore {
     fn outbox_len(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
-        Box::pin(ready(read::outbox_len(&self.core)))
+        Box::pin(ready(self.core.checked(|| read::outbox_len(&self.core))))
     }
 
     fn pending_within(
@@ -182,13 +209,13 @@ impl Outbox for RedbStore {
         limit: usize,
         bytes_max: usize,
     ) -> BoxFuture<'_, Result<Vec<OutboxRow>, StoreError>> {
-        Box::pin(ready(read::pending(&self.core, after, limit, bytes_max)))
+        Box::pin(ready(self.core.checked(|| read::pending(&self.core, after, limit, bytes_max))))
     }
 }
 
 impl Inspect for RedbStore {
     fn facts(&self) -> BoxFuture<'_, Result<StoreFacts, StoreError>> {
-        Box::pin(ready(status::facts(&self.core)))
+        Box::pin(ready(self.core.checked(|| status::facts(&self.core))))
     }
 
     fn records<'a>(
@@ -197,11 +224,12 @@ impl Inspect for RedbStore {
         after: Option<&'a RecordKey>,
         limit: usize,
     ) -> BoxFuture<'a, Result<Vec<(RecordKey, Record)>, StoreError>> {
-        Box::pin(ready(read::records(&self.core, processor, after, limit)))
+        let (core, processor, after) = (self.core.clone(), processor.map(str::to_owned), after.cloned());
+        self.listings.run(move || core.checked(|| read::records(&core, processor.as_deref(), after.as_ref(), limit)))
     }
 
     fn held_under<'a>(&'a self, key: &'a RecordKey) -> BoxFuture<'a, Result<Vec<HeldMessage>, StoreError>> {
-        Box::pin(ready(read::held_under(&self.core, key)))
+        Box::pin(ready(self.core.checked(|| read::held_under(&self.core, key))))
     }
 
     fn held_messages<'a>(
@@ -210,7 +238,7 @@ impl Inspect for RedbStore {
         after: Option<&'a HeldKey>,
         limit: usize,
     ) -> BoxFuture<'a, Result<Vec<(HeldKey, HeldMessage)>, StoreError>> {
-        Box::pin(ready(read::held_messages(&self.core, processor, after, limit)))
+        Box::pin(ready(self.core.checked(|| read::held_messages(&self.core, processor, after, limit))))
     }
 }
 
@@ -221,6 +249,10 @@ impl Feed for RedbStore {
         after: Option<Cursor>,
         limit: usize,
     ) -> BoxFuture<'_, Result<FeedPage, StoreError>> {
-        Box::pin(ready(feed::events(&self.core, of, after, limit)))
+        if of.is_none() {
+            return Box::pin(ready(self.core.checked(|| feed::events(&self.core, of, after, limit))));
+        }
+        let core = self.core.clone();
+        self.listings.run(move || core.checked(|| feed::events(&core, of, after, limit)))
     }
 }

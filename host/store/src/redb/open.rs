@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use hapax_core::{CrashTracker, NoCrashTracker, StoreError};
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -16,11 +17,14 @@ use redb::backends::FileBackend;
 use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageBackend};
 
 use crate::format::layout::{self, Applied, FeedFacts, META};
+use crate::format::seal::{Sealed, Seals};
 use crate::journal::{self, Journal, JournalError, Recovered};
 use crate::redb::buckets::{Bucket, Catalogue};
 use crate::redb::core::{Closing, Core, Progress};
 use crate::redb::crash_file::RunningFile;
+use crate::redb::folder;
 use crate::redb::memtable::Memtable;
+use crate::redb::sums;
 use crate::redb::view::{Snapshot, View};
 use crate::{RedbStore, StoreOptions};
 
@@ -133,17 +137,23 @@ fn open_folder(path: &Path, create: Create, options: StoreOptions) -> Result<Red
     if let Some(expected) = identity.as_ref().filter(|expected| **expected != found) {
         return Err(damaged(path, format!("{DATABASE} belongs to store {found}, the folder to store {expected}")));
     }
-    if identity.is_none() && !path.join(JOURNAL).exists() {
+    let named = journal_is_named(&database).map_err(|error| storage_error(path, &error))?;
+    if !named && !path.join(JOURNAL).exists() {
         // A creation was cut short between the database's name and the journal's: nothing was
         // acknowledged.
         let new = path.join(format!("{JOURNAL}.{}.new", std::process::id()));
         make_journal(path, &new, &found)?;
         name_journal(path, &new)?;
+        folder::sync(path).map_err(io)?;
     }
     // After the database, whose lock says that nobody else is here.
     let running = Arc::new(RunningFile::open(&path.join(RUNNING)).map_err(io)?);
     let missing = || damaged(path, format!("the {JOURNAL} is missing, and with it what was acknowledged last"));
     let journal = open_journal(path)?.ok_or_else(missing)?;
+    if !named {
+        // From now on a missing journal is a lost one, also where the identity is lost with it.
+        note_journal(&database).map_err(|error| storage_error(path, &error))?;
+    }
     let store = join(path, database, journal, &found, options, running)?;
     if identity.is_none() {
         write_identity(path, &found).map_err(io)?;
@@ -190,8 +200,9 @@ fn join(
     running: Arc<dyn CrashTracker>,
 ) -> Result<RedbStore, OpenError> {
     let told = |error: StoreError| damaged(path, error.to_string());
-    let buckets = found_buckets(&database).map_err(|error| storage_error(path, &error))?;
-    let snapshot = Snapshot::open(&database, buckets.iter().cloned()).map_err(told)?;
+    let seals = Seals::new(id);
+    let buckets = found_buckets(&database, &seals).map_err(told)?;
+    let snapshot = Snapshot::open(&database, seals, buckets.iter().cloned()).map_err(told)?;
     let recovered = Journal::recover(journal, id, options.journal_bytes, &snapshot.applied);
     let Recovered { journal, frames } = recovered.map_err(|error| journal_error(path, error))?;
     let next_id = buckets.last().map_or(0, |bucket| bucket.id + 1);
@@ -215,24 +226,37 @@ fn join(
     let core = Core {
         database: Closing::new(database),
         options,
+        seals,
+        closed: AtomicBool::new(false),
         view: RwLock::new(view),
         catalogue: Mutex::new(catalogue),
         progress: Mutex::new(Progress::default()),
         changed: Condvar::new(),
+        work: Condvar::new(),
+        stopping: Condvar::new(),
     };
     RedbStore::over(Arc::new(core), journal, running).map_err(|error| io_error(path, &error))
 }
 
 /// Returns the buckets of the database, oldest first.
-fn found_buckets(database: &Database) -> Result<Vec<Arc<Bucket>>, redb::Error> {
-    let txn = database.begin_read()?;
-    let table = txn.open_table(layout::BUCKETS)?;
-    let buckets = table.iter()?.map(|row| {
-        let (id, facts) = row?;
-        let (end_ms, rows) = facts.value();
-        Ok(Arc::new(Bucket::found(id.value(), end_ms, rows)))
-    });
-    buckets.collect()
+fn found_buckets(database: &Database, seals: &Seals) -> Result<Vec<Arc<Bucket>>, StoreError> {
+    let txn = database.begin_read().map_err(running_error)?;
+    let table = txn.open_table(layout::BUCKETS).map_err(running_error)?;
+    let (mut buckets, mut sum) = (Vec::new(), 0);
+    for row in table.iter().map_err(running_error)? {
+        let (id, facts) = row.map_err(running_error)?;
+        let (end_ms, rows, seal) = facts.value();
+        if layout::bucket_seal(seals, id.value(), end_ms, rows) != seal {
+            return Err(StoreError::Damaged("the facts of a bucket are not what was written".into()));
+        }
+        sum ^= seal;
+        buckets.push(Arc::new(Bucket::found(id.value(), end_ms, rows)));
+    }
+    let sums = txn.open_table(layout::SUMS).map_err(running_error)?;
+    if sums::read(&sums, seals, "buckets")? != sum {
+        return Err(StoreError::Damaged("the list of buckets is not what was written".into()));
+    }
+    Ok(buckets)
 }
 
 /// The buckets that take more records: of each window the newest, if it is small. Their filters are
@@ -314,8 +338,13 @@ fn initialise(database: &Database) -> Result<String, redb::Error> {
         let mut meta = txn.open_table(META)?;
         meta.insert(layout::META_FORMAT, &layout::FORMAT.to_le_bytes()[..])?;
         meta.insert(layout::META_STORE_ID, id.as_bytes())?;
-        meta.insert(layout::META_APPLIED, &Applied::default().encode()[..])?;
-        meta.insert(layout::META_FEED, &FeedFacts::default().encode()[..])?;
+        let (seals, mut sealed) = (Seals::new(&id), Vec::new());
+        let facts: [(&str, &[u8]); 2] =
+            [(layout::META_APPLIED, &Applied::default().encode()), (layout::META_FEED, &FeedFacts::default().encode())];
+        for (name, fact) in facts {
+            meta.insert(name, seals.seal(Sealed::Meta, &[name.as_bytes()], fact, &mut sealed))?;
+        }
+        txn.open_table(layout::SUMS)?;
         txn.open_table(layout::KEPT)?;
         txn.open_table(layout::BUCKETS)?;
         txn.open_table(layout::OUTBOX)?;
@@ -332,11 +361,26 @@ fn new_id() -> String {
     format!("{:016x}{:016x}", RandomState::new().hash_one(1), RandomState::new().hash_one(2))
 }
 
+/// Returns true if the store's journal was once found under its name.
+fn journal_is_named(database: &Database) -> Result<bool, redb::Error> {
+    if hapax_core::fault::mutated("journal-made-anew") {
+        return Ok(false);
+    }
+    Ok(database.begin_read()?.open_table(META)?.get(layout::META_JOURNAL)?.is_some())
+}
+
+fn note_journal(database: &Database) -> Result<(), redb::Error> {
+    let mut txn = database.begin_write()?;
+    txn.set_quick_repair(true);
+    txn.open_table(META)?.insert(layout::META_JOURNAL, &[][..])?;
+    Ok(txn.commit()?)
+}
+
 fn create_folder(path: &Path) -> Result<(), OpenError> {
     if path.is_file() {
         return Err(OpenError::NotAStore { path: path.into(), reason: "it is a file" });
     }
-    std::fs::create_dir_all(path).map_err(|error| io_error(path, &error))?;
+    folder::create(path).map_err(|error| io_error(path, &error))?;
     let strangers =
         std::fs::read_dir(path).map_err(|error| io_error(path, &error))?.filter_map(Result::ok).any(|entry| {
             let name = entry.file_name();
@@ -375,7 +419,7 @@ fn create_files(path: &Path, file: &Path, options: &StoreOptions) -> Result<(), 
         Ok(()) => name_journal(path, &new_journal)?,
     }
     std::fs::remove_file(&new).map_err(io)?;
-    std::fs::File::open(path).and_then(|folder| folder.sync_all()).map_err(io)
+    folder::sync(path).map_err(io)
 }
 
 fn make_journal(path: &Path, new: &Path, id: &str) -> Result<(), OpenError> {
@@ -417,7 +461,7 @@ fn write_identity(path: &Path, id: &str) -> std::io::Result<()> {
     )?;
     file.sync_all()?;
     std::fs::rename(&new, path.join(IDENTITY))?;
-    std::fs::File::open(path)?.sync_all()
+    folder::sync(path)
 }
 
 pub(crate) fn damaged(path: &Path, reason: String) -> OpenError {

@@ -14,7 +14,9 @@ use hapax_core::{
 use redb::{ReadableTable as _, ReadableTableMetadata as _};
 
 use crate::format::layout;
+use crate::format::seal::Sealed;
 use crate::redb::core::Core;
+use crate::redb::listings::Pace;
 use crate::redb::open::running_error;
 use crate::redb::view::{BucketTables, Snapshot, View};
 
@@ -53,12 +55,12 @@ fn stored_row<T>(
     if !snapshot.kept_is_empty
         && let Some(row) = snapshot.kept.get(hash).map_err(running_error)?
     {
-        return read(row.value()).map(Some);
+        return read(snapshot.seals.open(Sealed::Kept, &[&hash.to_le_bytes()], row.value())?).map(Some);
     }
     // Newest bucket first: most duplicates arrive soon after the first delivery.
     for tables in snapshot.buckets.iter().rev().filter(|tables| tables.bucket.may_hold(hash)) {
         if let Some(location) = tables.index.get(hash).map_err(running_error)? {
-            return with_row(tables, location.value(), read).map(Some);
+            return with_row(snapshot, tables, (hash, location.value()), read).map(Some);
         }
     }
     Ok(None)
@@ -80,14 +82,18 @@ pub(crate) fn key_of(core: &Core, hash: u128) -> Result<Option<RecordKey>, Store
     }
 }
 
-fn with_row<T>(
+/// Returns the result of `read` for the row to which an entry of the bucket's index points.
+pub(crate) fn with_row<T>(
+    snapshot: &Snapshot,
     tables: &BucketTables,
-    location: u64,
+    (hash, location): (u128, u64),
     read: impl FnOnce(&[u8]) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
     let (block, offset) = layout::split_location(location);
     let block = tables.rows.get(block).map_err(running_error)?.ok_or_else(|| damaged("the place of a record"))?;
-    read(layout::row_at(block.value(), offset).ok_or_else(|| damaged("a block of records"))?)
+    let (row, seal) = layout::sealed_row_at(block.value(), offset).ok_or_else(|| damaged("a block of records"))?;
+    snapshot.seals.check(Sealed::Rows, &[&hash.to_le_bytes()], row, seal)?;
+    read(row)
 }
 
 /// Returns the record of a row, which must be the row of `key`: two keys with the same hash are
@@ -114,7 +120,10 @@ pub(crate) fn kept_where(
 ) -> Result<Vec<u128>, StoreError> {
     let rows = snapshot.kept.iter().map_err(running_error)?;
     let hashes = rows.filter_map(|row| match row {
-        Ok((hash, row)) => wanted(row.value()).then(|| Ok(hash.value())),
+        Ok((hash, row)) => {
+            let row = snapshot.seals.open(Sealed::Kept, &[&hash.value().to_le_bytes()], row.value());
+            row.map(|row| wanted(row).then(|| hash.value())).transpose()
+        }
         Err(error) => Some(Err(running_error(error))),
     });
     hashes.take(limit).collect()
@@ -122,6 +131,7 @@ pub(crate) fn kept_where(
 
 /// Returns the hashes of a bucket's records whose row passes the filter.
 pub(crate) fn bucket_where(
+    snapshot: &Snapshot,
     tables: &BucketTables,
     limit: usize,
     wanted: &dyn Fn(&[u8]) -> bool,
@@ -132,7 +142,7 @@ pub(crate) fn bucket_where(
             break;
         }
         let (hash, location) = row.map_err(running_error)?;
-        if with_row(tables, location.value(), |row| Ok(wanted(row)))? {
+        if with_row(snapshot, tables, (hash.value(), location.value()), |row| Ok(wanted(row)))? {
             found.push(hash.value());
         }
     }
@@ -151,9 +161,11 @@ pub(crate) fn records(
     let snapshot = core.view.read().snapshot.clone();
     let after = after.map(layout::record_key);
     let prefix = processor.map(|processor| layout::scope_prefix(&Scope::of(processor)));
+    let mut pace = Pace::new(core);
     // The least encoded keys so far, the greatest of them on top.
     let mut least: BinaryHeap<(Vec<u8>, Vec<u8>)> = BinaryHeap::new();
     let mut offer = |row: &[u8]| -> Result<(), StoreError> {
+        pace.row();
         let (key, _) = layout::split_row(row).ok_or_else(|| damaged("a record"))?;
         let wanted = after.as_deref().is_none_or(|after| key > after)
             && prefix.as_deref().is_none_or(|prefix| key.starts_with(prefix))
@@ -167,11 +179,13 @@ pub(crate) fn records(
         Ok(())
     };
     for row in snapshot.kept.iter().map_err(running_error)? {
-        offer(row.map_err(running_error)?.1.value())?;
+        let (hash, row) = row.map_err(running_error)?;
+        offer(snapshot.seals.open(Sealed::Kept, &[&hash.value().to_le_bytes()], row.value())?)?;
     }
     for tables in &snapshot.buckets {
         for row in tables.index.iter().map_err(running_error)? {
-            with_row(tables, row.map_err(running_error)?.1.value(), &mut offer)?;
+            let (hash, location) = row.map_err(running_error)?;
+            with_row(&snapshot, tables, (hash.value(), location.value()), &mut offer)?;
         }
     }
     least.into_sorted_vec().iter().map(|(_, row)| any_row(row)).collect()
@@ -208,8 +222,10 @@ pub(crate) fn pending(
             break;
         }
         if !sent.contains(&position) {
-            bytes = bytes.saturating_add(message.value().len());
-            rows.push((position, Bytes::copy_from_slice(message.value())));
+            let key = layout::pair_key((version, index));
+            let message = snapshot.seals.open(Sealed::Outbox, &[&key], message.value())?;
+            bytes = bytes.saturating_add(message.len());
+            rows.push((position, Bytes::copy_from_slice(message)));
         }
     }
     // Versions only grow: what the tables hold comes before what is not applied.
@@ -281,7 +297,8 @@ fn kept_messages(
     let hidden = held_messages.values().filter(|held_message| held_message.is_none()).count();
     for row in snapshot.held_under.range::<&[u8]>(range).map_err(running_error)?.take(limit.saturating_add(hidden)) {
         let (key, held_message) = row.map_err(running_error)?;
-        let held_message = || Some(Bytes::copy_from_slice(held_message.value()));
+        let held_message = snapshot.seals.open(Sealed::Held, &[key.value()], held_message.value())?;
+        let held_message = || Some(Bytes::copy_from_slice(held_message));
         held_messages.entry(Bytes::copy_from_slice(key.value())).or_insert_with(held_message);
     }
     let present = held_messages.into_iter().filter_map(|(key, held_message)| Some((key, held_message?)));
@@ -304,7 +321,10 @@ pub(crate) fn state(core: &Core, prefix: &[u8], key: &str) -> Result<(Version, O
         Some(entry) => entry,
         None => {
             match snapshot.state(prefix).map(|table| table.get(key.as_bytes())).transpose().map_err(running_error)? {
-                Some(Some(entry)) => Some(Bytes::copy_from_slice(entry.value())),
+                Some(Some(entry)) => {
+                    let entry = snapshot.seals.open(Sealed::State, &[prefix, key.as_bytes()], entry.value())?;
+                    Some(Bytes::copy_from_slice(entry))
+                }
                 None | Some(None) => None,
             }
         }
@@ -364,7 +384,8 @@ fn below(
         (Bound::Included(start.as_bytes()), end.map_or(Bound::Unbounded, |end| Bound::Excluded(end.as_bytes())));
     let rows = table.range::<&[u8]>(range).map_err(running_error)?.take(limit).map(|row| {
         let (key, entry) = row.map_err(running_error)?;
-        Ok((Bytes::copy_from_slice(key.value()), Some(Bytes::copy_from_slice(entry.value()))))
+        let entry = snapshot.seals.open(Sealed::State, &[prefix, key.value()], entry.value())?;
+        Ok((Bytes::copy_from_slice(key.value()), Some(Bytes::copy_from_slice(entry))))
     });
     rows.collect()
 }
@@ -383,7 +404,7 @@ impl ScopeView {
 
 impl StateView for ScopeView {
     fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<(Version, Option<Bytes>), StoreError>> {
-        Box::pin(ready(state(&self.core, &self.prefix, key)))
+        Box::pin(ready(self.core.checked(|| state(&self.core, &self.prefix, key))))
     }
 
     fn scan<'a>(
@@ -392,6 +413,6 @@ impl StateView for ScopeView {
         end: Option<&'a str>,
         limit: usize,
     ) -> BoxFuture<'a, Result<Vec<Entry>, StoreError>> {
-        Box::pin(ready(scan(&self.core, &self.prefix, start, end, limit)))
+        Box::pin(ready(self.core.checked(|| scan(&self.core, &self.prefix, start, end, limit))))
     }
 }

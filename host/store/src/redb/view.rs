@@ -10,6 +10,7 @@ use redb::{
 };
 
 use crate::format::layout::{self, Applied, FeedFacts};
+use crate::format::seal::{Sealed, Seals};
 use crate::redb::buckets::Bucket;
 use crate::redb::memtable::Memtable;
 use crate::redb::open::running_error;
@@ -38,6 +39,8 @@ pub(crate) struct Snapshot {
     /// Newest last.
     pub(crate) buckets: Vec<BucketTables>,
     pub(crate) applied: Applied,
+    pub(crate) sums: ReadOnlyTable<&'static str, &'static [u8]>,
+    pub(crate) seals: Seals,
 }
 
 /// Newest first: the active memtable, the frozen ones from the back, the snapshot.
@@ -55,15 +58,27 @@ impl Snapshot {
         self.state.get(prefix)
     }
 
+    /// Returns the tables of a bucket, if it was not dropped.
+    pub(crate) fn bucket(&self, id: u64) -> Option<&BucketTables> {
+        self.buckets.iter().find(|tables| tables.bucket.id == id)
+    }
+
+    /// Returns the encoded scopes that have state.
+    pub(crate) fn scopes(&self) -> impl Iterator<Item = &[u8]> {
+        self.state.keys().map(|scope| &scope[..])
+    }
+
     /// Opens the tables as they are now, with the buckets given.
-    pub(crate) fn open(database: &Database, buckets: impl Iterator<Item = Arc<Bucket>>) -> Result<Self, StoreError> {
+    pub(crate) fn open(
+        database: &Database,
+        seals: Seals,
+        buckets: impl Iterator<Item = Arc<Bucket>>,
+    ) -> Result<Self, StoreError> {
         let txn = database.begin_read().map_err(running_error)?;
         let kept = txn.open_table(layout::KEPT).map_err(running_error)?;
         let meta = txn.open_table(layout::META).map_err(running_error)?;
-        let applied = meta.get(layout::META_APPLIED).map_err(running_error)?;
-        let applied = applied.and_then(|value| Applied::decode(value.value()));
-        let feed_facts = meta.get(layout::META_FEED).map_err(running_error)?;
-        let feed_facts = feed_facts.and_then(|value| FeedFacts::decode(value.value()));
+        let applied = fact(&meta, &seals, layout::META_APPLIED, Applied::decode)?;
+        let feed_facts = fact(&meta, &seals, layout::META_FEED, FeedFacts::decode)?;
         let buckets = buckets.map(|bucket| {
             let index = layout::index_name(bucket.id);
             let rows = layout::rows_name(bucket.id);
@@ -83,9 +98,22 @@ impl Snapshot {
             feed_facts: feed_facts
                 .ok_or_else(|| StoreError::Damaged("it does not say what of the feed it has".into()))?,
             buckets: buckets.collect::<Result<_, StoreError>>()?,
+            sums: txn.open_table(layout::SUMS).map_err(running_error)?,
+            seals,
             applied: applied.ok_or_else(|| StoreError::Damaged("it does not say how far it was applied".into()))?,
         })
     }
+}
+
+/// Returns a sealed fact about the store.
+pub(crate) fn fact<T>(
+    meta: &ReadOnlyTable<&'static str, &'static [u8]>,
+    seals: &Seals,
+    name: &str,
+    decode: impl FnOnce(&[u8]) -> Option<T>,
+) -> Result<Option<T>, StoreError> {
+    let Some(value) = meta.get(name).map_err(running_error)? else { return Ok(None) };
+    Ok(decode(seals.open(Sealed::Meta, &[name.as_bytes()], value.value())?))
 }
 
 /// The tables of state, by encoded scope.
