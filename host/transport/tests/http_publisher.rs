@@ -161,6 +161,7 @@ async fn behind_a_refused_message_no_other_of_its_key_is_sent() {
     assert_eq!(receiver.ids(), ["0", "1", "2", "3", "5", "7", "8"]);
 }
 
+/// Proves G169.
 #[tokio::test]
 async fn an_answer_that_may_be_about_the_address_waits_for_another_one() {
     let (receiver, mut publisher) = Receiver::start().await;

@@ -327,6 +327,7 @@ fn assert_nothing_moves_the_cursor(output: &Output) {
 
 /// Each field of a message, and the text of its error, has characters that forge a line, clear the
 /// screen, turn the text round.
+/// Proves G139.
 #[test]
 fn control_characters_of_messages_never_reach_the_output_or_the_log_as_they_are() {
     const ODD: &str = r"x\n FORGED completed\r\u001b[2K\u001b]0;x\u0007\u0008\u007f\u0085\u009b31m\u202e\u2066\u2028y";
@@ -406,6 +407,7 @@ fn failing(folder: &Folder, settings: &str) -> Command {
 
 const QUICK: &str = "attempts_max = 2\nbackoff_base_ms = 1\nbackoff_max_ms = 2\n";
 
+/// Proves G138.
 #[test]
 fn a_run_takes_its_file_to_the_end_without_a_circuit_breaker_unless_it_is_asked_for() {
     let folder = Folder::new();
@@ -430,6 +432,7 @@ fn a_run_takes_its_file_to_the_end_without_a_circuit_breaker_unless_it_is_asked_
     assert_eq!(code, Some(10), "{output}");
 }
 
+/// Proves G138.
 #[test]
 fn a_run_that_waits_for_retries_says_so_and_ends_when_it_is_told_to() {
     let folder = Folder::new();

@@ -278,6 +278,7 @@ fn once_its_store_has_failed_the_host_is_not_ready() {
 }
 
 /// The committer panics with the first message that is to be written.
+/// Proves G140.
 #[test]
 fn a_panic_of_the_committer_counts_as_a_failed_store() {
     let (_, folder) = Server::with("", "").stop();

@@ -80,6 +80,7 @@ fn folders() -> [tempfile::TempDir; 2] {
     [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()]
 }
 
+/// Proves G164, G166.
 #[test]
 fn of_two_hosts_the_first_goes_on_when_the_second_refuses_and_shows_it() {
     let folders = folders();
@@ -109,6 +110,7 @@ fn of_two_hosts_the_first_goes_on_when_the_second_refuses_and_shows_it() {
     assert_eq!(first.stop(), Some(0));
 }
 
+/// Proves G166.
 #[test]
 fn what_the_second_host_has_settled_is_delivered_also_when_it_comes_again() {
     let folders = folders();
@@ -122,6 +124,7 @@ fn what_the_second_host_has_settled_is_delivered_also_when_it_comes_again() {
     assert_eq!((outbox(&first), second.asked(&["dlq", "list", "--json"]).lines().len()), ((0, 0), 1));
 }
 
+/// Proves G165.
 #[test]
 fn a_refusal_is_neither_lost_nor_doubled_wherever_the_host_dies() {
     for point in ["outbox-sent", "outbox-marked", "group-written", "group-durable", "outbox-refused-in-two"] {
@@ -150,6 +153,7 @@ fn outbox_of_living(host: &Server) -> Option<(u64, u64)> {
     Some((outbox["pending"].as_u64()?, outbox["refused"].as_u64()?))
 }
 
+/// Proves G167.
 #[test]
 fn an_operator_lists_shows_redrives_and_discards_over_both_ways() {
     let folders = folders();
@@ -202,6 +206,7 @@ fn an_operator_lists_shows_redrives_and_discards_over_both_ways() {
     assert_eq!(audit.matches("ada outbox-redrive").count(), 3, "{audit}");
 }
 
+/// Proves G169.
 #[test]
 fn a_wrong_address_is_told_and_nothing_is_lost() {
     let folders = folders();
@@ -229,6 +234,7 @@ fn ids(file: &Path) -> Vec<String> {
 
 /// JSON takes six bytes for each byte of these messages: they are large, and larger in the file
 /// than in the outbox.
+/// Proves G171.
 #[test]
 fn no_message_stands_twice_in_the_outbox_file_wherever_the_host_dies() {
     const MESSAGES: usize = 300;
@@ -254,6 +260,7 @@ fn no_message_stands_twice_in_the_outbox_file_wherever_the_host_dies() {
     assert_eq!((ids.len(), ids.iter().collect::<BTreeSet<_>>().len()), (MESSAGES, MESSAGES));
 }
 
+/// Proves G172.
 #[test]
 fn the_outbox_file_is_rotated_under_a_running_host() {
     let folder = tempfile::tempdir().unwrap();

@@ -129,6 +129,7 @@ impl Contents {
     }
 }
 
+/// Proves G162.
 #[tokio::test]
 async fn a_turned_bit_anywhere_in_the_database_gives_the_right_answer_or_none() {
     let files = Files::filled().await;
@@ -163,6 +164,7 @@ async fn a_turned_bit_anywhere_in_the_database_gives_the_right_answer_or_none() 
 }
 
 /// Nobody reads the damaged page: the scrub finds it.
+/// Proves G163.
 #[tokio::test]
 async fn damage_that_nobody_reads_is_found() {
     let files = Files::filled().await;

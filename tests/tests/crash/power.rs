@@ -142,6 +142,7 @@ async fn power_lost_twice_while_the_journal_goes_round_keeps_what_was_acknowledg
 /// The process dies between an append and its sync; the next one reads the frame from the page
 /// cache and answers duplicates by it. It must have made it durable first: if the power goes then,
 /// the answer still holds, and the store still opens.
+/// Proves G177.
 #[tokio::test]
 async fn what_a_restart_finds_unsynced_is_durable_before_anybody_hears_of_it() {
     let disk = LossyDisk::new();

@@ -374,6 +374,7 @@ fn a_missing_journal_is_refused_and_made_anew() {
 
 /// The identity is lost with the journal: what the database knows is enough to tell that there was
 /// one.
+/// Proves G176.
 #[test]
 fn a_journal_lost_with_the_identity_is_refused_and_never_made_anew() {
     let shop = Shop::new(ORDERS);
@@ -385,6 +386,7 @@ fn a_journal_lost_with_the_identity_is_refused_and_never_made_anew() {
 }
 
 /// Every length below that which the journal had: refused, and what is left of it is kept.
+/// Proves G174.
 #[test]
 fn a_journal_cut_short_is_refused_with_its_length_and_cut() {
     let shop = Shop::new(ORDERS);
@@ -401,6 +403,7 @@ fn a_journal_cut_short_is_refused_with_its_length_and_cut() {
 }
 
 /// The process dies between the two steps of a cut; the cut is asked for again.
+/// Proves G178.
 #[test]
 fn a_cut_that_is_killed_between_its_steps_loses_no_frame_when_it_is_repeated() {
     let shop = Shop::new(ORDERS);

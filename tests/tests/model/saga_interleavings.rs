@@ -172,6 +172,7 @@ async fn one_case(seed: u64) {
     life.check(seed).await;
 }
 
+/// Proves G144.
 #[tokio::test]
 async fn whatever_is_under_way_what_took_effect_stays_or_is_compensated() {
     let cases = std::env::var("HAPAX_CASES").map_or(40, |cases| cases.parse().unwrap());

@@ -76,6 +76,7 @@ fn respelled(number: &str, random: &mut Random) -> String {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2_000) })]
 
+    /// Proves G133.
     #[test]
     fn numbers_are_equal_only_if_their_exact_values_are(one in number(), other in number(), seed: u64) {
         let mut random = Random::of(seed);
@@ -227,6 +228,7 @@ fn change(json: &mut Json, random: &mut Random) {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1_000) })]
 
+    /// Proves G133.
     #[test]
     fn bodies_are_equal_only_if_their_values_are(one in json(), other in json(), seed: u64) {
         let mut random = Random::of(seed);
@@ -239,6 +241,7 @@ proptest! {
         }
     }
 
+    /// Proves G133.
     #[test]
     fn a_body_with_a_repeated_name_counts_byte_for_byte(one in json(), depth in 0..3usize, seed: u64) {
         let mut random = Random::of(seed);
@@ -272,6 +275,7 @@ fn a_body_that_has_no_one_value_counts_byte_for_byte() {
 }
 
 /// Bodies of the report that were answered as duplicates of each other.
+/// Proves G133.
 #[tokio::test]
 async fn bodies_that_differ_beyond_a_double_are_mismatches() {
     let house = House::with(Strategy::default()).await;
@@ -312,6 +316,7 @@ fn assert_all_differ<P: std::fmt::Debug>(keys: impl IntoIterator<Item = (RecordK
     }
 }
 
+/// Proves G136.
 #[test]
 fn derived_keys_of_different_parts_differ() {
     let scope = Scope::of("p");
@@ -378,6 +383,7 @@ impl House {
     }
 }
 
+/// Proves G134.
 #[tokio::test]
 async fn a_record_of_an_earlier_version_recognises_its_duplicates_and_nothing_else() {
     let house = House::with(Strategy::default()).await;
@@ -420,6 +426,7 @@ async fn a_record_of_an_earlier_version_of_an_entity_recognises_its_duplicate() 
     assert!(is_completed(&house.handle(at(2)).await));
 }
 
+/// Proves G135.
 #[tokio::test]
 async fn a_message_that_an_earlier_version_parked_runs_once_delivered_again_or_not() {
     for delivered_again in [false, true] {

@@ -51,6 +51,7 @@ fn overtaken(shared: Arc<Overtaken>) -> Arc<dyn MessageProcessor> {
 
 /// A member's saga changes while the message runs: the store refuses its commit after it has been
 /// sequenced, and it runs again, before its successor.
+/// Proves G146.
 #[tokio::test]
 async fn a_message_that_the_store_sends_back_keeps_its_turn() {
     let shared = Arc::new(Overtaken {
@@ -83,6 +84,7 @@ async fn a_message_that_the_store_sends_back_keeps_its_turn() {
 }
 
 /// Of two bodies under one key in one batch, the first runs, whatever the threads do.
+/// Proves G147.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_two_bodies_under_one_key_in_a_batch_the_first_runs() {
     let processor = Arc::new(NativeProcessor::new(|_, _| Box::pin(async { Ok(Output::default()) })));
@@ -107,6 +109,7 @@ async fn lines_that_share_a_record_are_one() {
 
 /// One message needs longer than the others leave its key alone: after some conflicts, it reserves
 /// the order.
+/// Proves G148.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_that_is_overtaken_again_and_again_comes_through() {
     let runs = Arc::new(AtomicUsize::new(0));

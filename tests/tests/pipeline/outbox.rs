@@ -171,6 +171,7 @@ async fn houses() -> [House; 2] {
 const PASS: AfterRefusal = AfterRefusal::Pass;
 const WAIT: AfterRefusal = AfterRefusal::Wait;
 
+/// Proves G164.
 #[tokio::test]
 async fn what_is_refused_leaves_the_outbox_as_a_dead_letter_and_the_others_go_on() {
     for house in houses().await {
@@ -191,6 +192,7 @@ async fn what_is_refused_leaves_the_outbox_as_a_dead_letter_and_the_others_go_on
     }
 }
 
+/// Proves G167.
 #[tokio::test]
 async fn what_is_redriven_is_sent_again_under_its_id() {
     for house in houses().await {
@@ -217,6 +219,7 @@ async fn what_is_redriven_is_sent_again_under_its_id() {
     }
 }
 
+/// Proves G168.
 #[tokio::test]
 async fn others_of_its_key_wait_behind_a_refused_message_and_nobody_else_does() {
     for house in houses().await {
@@ -239,6 +242,7 @@ async fn others_of_its_key_wait_behind_a_refused_message_and_nobody_else_does() 
     }
 }
 
+/// Proves G168.
 #[tokio::test]
 async fn several_of_one_key_go_in_their_order_whatever_the_order_of_the_redrives() {
     for house in houses().await {
@@ -273,6 +277,7 @@ async fn a_running_relay_goes_on_when_an_operator_has_decided() {
     }
 }
 
+/// Proves G168.
 #[tokio::test]
 async fn more_keys_are_refused_than_the_relay_remembers() {
     const KEYS: usize = 4_200;
@@ -300,6 +305,7 @@ async fn a_batch_is_bounded_in_bytes() {
     }
 }
 
+/// Proves G170.
 #[tokio::test]
 async fn a_destination_that_says_when_is_left_alone_until_then() {
     let house = House::on(Arc::new(MemoryStore::default())).await;

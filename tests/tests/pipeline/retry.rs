@@ -198,6 +198,7 @@ fn mutation_a_source_that_is_drained_ahead_is_found() {
 }
 
 /// All that may be taken is taken and waits for its retry, which is far away: the source has no room.
+/// Proves G137.
 #[tokio::test]
 async fn told_to_stop_while_as_many_wait_as_may_be_taken_it_ends_at_once() {
     const TAKEN_MAX: usize = 20;
@@ -212,6 +213,7 @@ async fn told_to_stop_while_as_many_wait_as_may_be_taken_it_ends_at_once() {
 }
 
 /// Some run, and others wait for a slot or for their turn behind them: these do not run any more.
+/// Proves G137.
 #[tokio::test]
 async fn told_to_stop_it_waits_for_what_runs_and_for_nothing_else() {
     const WAITING: usize = 50;
@@ -361,6 +363,7 @@ async fn one_that_may_run_does(key: Option<fn(usize) -> String>) {
     keeping.abort();
 }
 
+/// Proves G156.
 #[tokio::test]
 async fn redriven_messages_that_wait_leave_room_for_one_that_may_run() {
     one_that_may_run_does(None).await;

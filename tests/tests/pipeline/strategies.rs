@@ -368,6 +368,7 @@ async fn the_same_content_runs_once_whatever_its_id() {
 
 /// An entity is quiet for longer than its record is retained: its next version runs, an earlier one
 /// is stale, and one too far ahead waits for the one that is missing.
+/// Proves G150.
 #[tokio::test]
 async fn a_strict_version_finds_its_predecessor_after_a_quiet_time() {
     let house = House::with(strict(GapPolicy::DeadLetter)).await;

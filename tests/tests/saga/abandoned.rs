@@ -56,6 +56,7 @@ fn failing_for_now() -> Message {
     plan("m-1", &[step("a"), call("/a"), Op::RetryUntil(9)])
 }
 
+/// Proves G151.
 #[tokio::test]
 async fn a_message_that_is_never_delivered_again_is_given_up_and_compensated() {
     let world = World::new();
@@ -75,6 +76,7 @@ async fn a_message_that_is_never_delivered_again_is_given_up_and_compensated() {
 }
 
 /// Dies while its first run waits for an answer: nobody delivers it again.
+/// Proves G152.
 #[tokio::test]
 async fn a_message_over_which_the_host_died_is_given_up_and_compensated() {
     let world = World::new();
@@ -181,6 +183,7 @@ async fn a_message_of_a_clock_that_was_ahead_is_given_up() {
 
 /// The component that is at work now takes no steps: what the earlier one registered is
 /// compensated all the same when the message fails for good.
+/// Proves G154.
 #[tokio::test]
 async fn steps_of_an_earlier_component_are_compensated() {
     let world = World::new();
@@ -215,6 +218,7 @@ async fn entity(world: &World) -> hapax_core::Record {
 }
 
 /// A stale message is never delivered again: what it did is compensated.
+/// Proves G153.
 #[tokio::test]
 async fn a_message_that_was_overtaken_and_never_comes_again_is_compensated() {
     let world = by_version();
@@ -232,6 +236,7 @@ async fn a_message_that_was_overtaken_and_never_comes_again_is_compensated() {
 
 /// The first version's saga is stuck, and a later version runs meanwhile: when the saga ends, the
 /// record is the later version's, and stays as it is.
+/// Proves G149.
 #[tokio::test]
 async fn a_saga_leaves_the_record_of_a_later_message_alone() {
     let world = by_version();
@@ -257,6 +262,7 @@ async fn a_saga_leaves_the_record_of_a_later_message_alone() {
 }
 
 /// An operator has forgotten a compensated message: it counts as new, and so does its saga.
+/// Proves G155.
 #[tokio::test]
 async fn an_evicted_message_is_not_refused_by_its_old_saga() {
     let world = World::new();
@@ -296,6 +302,7 @@ async fn a_saga_that_is_open_again_is_not_forgotten_with_the_old_one() {
 }
 
 /// A retention without end is longer than the index has digits for.
+/// Proves G160.
 #[tokio::test]
 async fn a_saga_with_an_endless_retention_stays() {
     let mut world = World::new();
@@ -310,6 +317,7 @@ async fn a_saga_with_an_endless_retention_stays() {
 }
 
 /// Times that were written by a clock that was a year ahead hold nobody up.
+/// Proves G157.
 #[tokio::test]
 async fn a_clock_that_was_a_year_ahead_holds_nothing_up() {
     const YEAR_MS: u64 = 31_536_000_000;
@@ -329,6 +337,7 @@ async fn a_clock_that_was_a_year_ahead_holds_nothing_up() {
 }
 
 /// Two sagas whose failed messages share a record: each action has its own line.
+/// Proves G159.
 #[tokio::test]
 async fn actions_on_two_sagas_of_one_record_are_both_in_the_trail() {
     let world = by_version();

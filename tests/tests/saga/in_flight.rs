@@ -48,6 +48,7 @@ async fn trip_is(world: &Owners, state: SagaState) {
 
 /// The hotel's booking is under way when the car is refused: it is cancelled after its booking has
 /// come to its end.
+/// Proves G141.
 #[tokio::test]
 async fn a_step_in_flight_is_compensated_after_its_run() {
     let world = Owners::new().await;
@@ -75,6 +76,7 @@ async fn a_step_in_flight_is_compensated_after_its_run() {
 }
 
 /// Another owner's run is under way: its claim is waited for.
+/// Proves G142.
 #[tokio::test]
 async fn a_step_under_a_live_claim_elsewhere_is_not_compensated() {
     let world = Owners::new().await;
@@ -101,6 +103,7 @@ async fn a_step_under_a_live_claim_elsewhere_is_not_compensated() {
 
 /// A run that has stood still for longer than its claim takes its step after the compensation: when
 /// it ends, the step is compensated once more, under another key.
+/// Proves G143.
 #[tokio::test]
 async fn a_run_that_ends_in_a_compensated_saga_reopens_its_steps() {
     let world = Owners::new().await;
@@ -129,6 +132,7 @@ async fn a_run_that_ends_in_a_compensated_saga_reopens_its_steps() {
 
 /// Many versions of an entity wait while the one before them is compensated: they run in their
 /// order, each of them.
+/// Proves G145.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn messages_behind_a_compensation_keep_their_turns() {
     let world = Owners::new().await;

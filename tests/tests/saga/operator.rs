@@ -139,6 +139,7 @@ fn what_is_retried_is_undone_to_the_end() {
 
 /// A compensation that kills the host counts its deaths as attempts: it is stuck in the end, and an
 /// operator decides.
+/// Proves G158.
 #[test]
 fn a_compensation_that_kills_the_host_is_stuck_in_the_end() {
     let shop = Shop::new();

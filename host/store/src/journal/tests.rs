@@ -278,6 +278,7 @@ fn a_frame_larger_than_the_ring_makes_the_file_longer_and_the_ring_goes_on() {
 
 /// A message may hold bytes that look like a frame's header at every place where one may begin,
 /// each with a length that reaches to the file's end.
+/// Proves G173.
 #[test]
 fn look_alikes_of_frames_in_a_message_cost_a_recovery_nothing() {
     let mut model = Model::new(START + (4 << 20));
@@ -308,6 +309,7 @@ fn look_alikes_of_frames_in_a_message_cost_a_recovery_nothing() {
 }
 
 /// A file is never shorter than its header says, wherever it was cut: not a torn end.
+/// Proves G174.
 #[test]
 fn a_journal_cut_short_anywhere_is_refused_and_nothing_changed() {
     let mut model = Model::new(START + 2_048);
@@ -325,6 +327,7 @@ fn a_journal_cut_short_anywhere_is_refused_and_nothing_changed() {
 }
 
 /// The tables have frames that the file never had.
+/// Proves G175.
 #[test]
 fn an_older_copy_of_a_journal_is_refused() {
     let mut model = Model::new(START + 2_048);

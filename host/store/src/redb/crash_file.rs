@@ -175,6 +175,7 @@ mod tests {
         assert_eq!(notes.begin(&key(PLACES)), Some(places[7]));
     }
 
+    /// Proves G161.
     #[test]
     fn suspects_that_never_come_again_make_room_the_oldest_first() {
         let folder = tempfile::tempdir().unwrap();

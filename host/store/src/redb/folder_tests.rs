@@ -16,6 +16,7 @@ fn synced(path: &Path) -> Vec<PathBuf> {
     synced
 }
 
+/// Proves G179.
 #[test]
 fn each_folder_that_has_a_new_name_is_synced_from_the_top_down() {
     let root = tempfile::tempdir().unwrap();

@@ -257,6 +257,7 @@ fn what_comes_while_the_tables_are_waited_for_is_not_waited_for() {
 }
 
 /// Two that wait for the tables sleep until the applier has done something.
+/// Proves G180.
 #[test]
 fn two_that_wait_do_not_wake_each_other() {
     let store = store(1 << 20);
