@@ -227,7 +227,7 @@ impl<B: StorageBackend> StorageBackend for Pages<B> {
         let inner = &*self.inner;
         let sums = inner.sums()?.read();
         let (first, last) = Inner::<B>::covering(offset, out.len());
-        if offset % PAGE == 0 && out.len() as u64 % PAGE == 0 {
+        if offset.is_multiple_of(PAGE) && (out.len() as u64).is_multiple_of(PAGE) {
             return inner.read_pages(&sums, first, out);
         }
         let mut pages = vec![0; ((last - first) * PAGE) as usize];
@@ -268,7 +268,7 @@ impl<B: StorageBackend> StorageBackend for Pages<B> {
         if last > sums.of_page.len() as u64 {
             return Err(ErrorKind::UnexpectedEof.into());
         }
-        if offset % PAGE == 0 && data.len() as u64 % PAGE == 0 {
+        if offset.is_multiple_of(PAGE) && (data.len() as u64).is_multiple_of(PAGE) {
             return inner.write_pages(&mut sums, first, data);
         }
         if last == 1 {
